@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dither import measures as measures
     from dither import schedule as schedule
+    from dither.after import anti_pgd as anti_pgd
+    from dither.after import langevin as langevin
     from dither.compare import compare as compare
     from dither.errors import DitherError as DitherError
     from dither.estimate import Estimate as Estimate
@@ -42,6 +44,7 @@ _HOME = {
     **dict.fromkeys(("Injection", "inject"), "dither.inject"),
     **dict.fromkeys(("Explicit", "balance", "explicit"), "dither.explicit"),
     **dict.fromkeys(("expected", "remainder"), "dither.expected"),
+    **dict.fromkeys(("anti_pgd", "langevin"), "dither.after"),
     "Estimate": "dither.estimate",
     "DitherError": "dither.errors",
     "compare": "dither.compare",

@@ -1,11 +1,11 @@
 """Optimisers as frozen specs; .build(parameters, nodes) makes torch's.
 
 Weight decay is for the network: the trained vectors of noise nodes get `node_decay`, 0 unless
-asked.
+asked. Langevin and AntiPGD are another optimiser with noise after its steps.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dither.after import After, anti_pgd, langevin
 from dither.errors import DitherError
+from dither.noise import Sigma, Weight
 
 # factor on lr at `step` of `steps`
 SCHEDULES: dict[str, Callable[[int, int], float]] = {
@@ -108,3 +110,35 @@ class _InsideRoot(Optimizer):
 
 
 Spec = SGD | Adam | RMSprop
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """Another optimiser with noise after each step, θ ← step(θ) + σ ε   (`dither.langevin`)."""
+
+    of: Spec
+    sigma: Sigma
+
+    def __post_init__(self) -> None:
+        Weight(self.sigma)  # checks σ
+
+    @property
+    def lr(self) -> float:
+        return self.of.lr
+
+    def build(self, model: Iterable[Tensor], nodes: Iterable[Tensor] = ()) -> Optimizer:
+        return self.of.build(model, nodes)
+
+    def after(self, optimiser: Optimizer, seed: int | Sequence[int]) -> After:
+        """Hang the noise on what `build` gave; a list of seeds for a stack."""
+        return langevin(optimiser, self.sigma, seed=seed)
+
+
+@dataclass(frozen=True)
+class AntiPGD(Langevin):
+    """The same with increments, θ_{t+1} = step(θ_t) + σ_{t+1} ε_{t+1} − σ_t ε_t
+    (`dither.anti_pgd`); what is looked at carries the last draw unless σ has ended at 0.
+    """
+
+    def after(self, optimiser: Optimizer, seed: int | Sequence[int]) -> After:
+        return anti_pgd(optimiser, self.sigma, seed=seed)

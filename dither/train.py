@@ -27,7 +27,7 @@ from dither.data import Tensors, generator
 from dither.errors import DitherError
 from dither.explicit import explicit
 from dither.noise import Weight
-from dither.optimiser import SCHEDULES, SGD, Adam, RMSprop
+from dither.optimiser import SCHEDULES, SGD, Adam, AntiPGD, Langevin, RMSprop
 from dither.watch import (
     Accuracy,
     Amplitudes,
@@ -50,6 +50,8 @@ __all__ = [
     "Accuracy",
     "Adam",
     "Amplitudes",
+    "AntiPGD",
+    "Langevin",
     "Loss",
     "NodeNorms",
     "Objective",
@@ -99,6 +101,8 @@ class Training:
             self.noise.pause()
         nodes = list(self.noise.parameters()) if self.noise is not None else []
         self.optimiser = run.optimiser.build(self.model.parameters(), nodes)
+        if isinstance(run.optimiser, Langevin):
+            run.optimiser.after(self.optimiser, mine)
         self.loss = _Loss(losses.get(run.loss), seeds)
         self.orders = [generator(seed, "order") for seed in seeds]
         self.n = self.data.y_train.shape[int(stacked and run.data.per_seed)]
