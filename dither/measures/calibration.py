@@ -1,0 +1,106 @@
+"""Is a model as often right as it says? Reliability diagrams and the expected calibration error.
+
+    ECE = Σ_m (n_m/n) |accuracy_m − confidence_m|
+
+over M equal bins (m/M, (m + 1)/M] of the confidence max_c p_c; n_m examples fall into bin m. Guo et
+al. 2017, eq. 3; Camuto et al. 2020, Fig. F.7. With finitely many examples it is above 0 for a
+perfect model too: `Reliability.chance` says by how much.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dither.errors import DitherError
+
+__all__ = ["Reliability", "error", "reliability"]
+
+
+class Reliability(NamedTuple):
+    """Per bin [M]: how many examples, their mean confidence, their accuracy (nan in an empty bin),
+    and the variance Σ conf(1 − conf) of the number of right ones if the model were calibrated.
+    """
+
+    count: Tensor
+    confidence: Tensor
+    accuracy: Tensor
+    variance: Tensor
+
+    @property
+    def gap(self) -> Tensor:
+        """Accuracy − confidence, [M]; 0 in an empty bin."""
+        return (self.accuracy - self.confidence).nan_to_num(0.0)
+
+    @property
+    def share(self) -> Tensor:
+        """n_m/n, [M]."""
+        return self.count / self.count.sum()
+
+    @property
+    def error(self) -> Tensor:
+        """The expected calibration error Σ_m (n_m/n) |accuracy_m − confidence_m|."""
+        return (self.share * self.gap.abs()).sum()
+
+    @property
+    def worst(self) -> Tensor:
+        """The maximum calibration error max_m |accuracy_m − confidence_m|.   Guo et al., eq. 5"""
+        return self.gap.abs().max()
+
+    @property
+    def overconfidence(self) -> Tensor:
+        """Mean confidence − accuracy: the side on which the error lies (below 0: too modest)."""
+        return -(self.share * self.gap).sum()
+
+    @property
+    def chance(self) -> Tensor:
+        """The error to expect of a perfectly calibrated model with these confidences, by chance:
+        Σ_m √(2 v_m/π)/n, as the mean of |N(0, v)| is √(2v/π).
+        """
+        return (2 / math.pi * self.variance).sqrt().sum() / self.count.sum()
+
+
+def reliability(p: Tensor, y: Tensor, *, bins: int = 15) -> Reliability:
+    """The reliability diagram of probabilities p [n, C] with classes y [n], in float64.
+
+    DeGroot & Fienberg 1983; Guo et al. 2017, Fig. 1. Raises DitherError where p is not one
+    distribution a row (logits, say), y does not fit, or bins < 1.
+    """
+    if p.dim() != 2 or y.shape != p.shape[:1] or not len(y) or y.is_floating_point():
+        raise DitherError(
+            "calibration needs probabilities [n, C] and class numbers [n]: got "
+            f"{list(p.shape)} and {list(y.shape)} of {y.dtype}"
+        )
+    if bins < 1:
+        raise DitherError(f"calibration: bins = {bins}; give 1 or more")
+    p = p.detach().double()
+    if not bool(((p >= 0).all() & ((p.sum(1) - 1).abs() < 1e-3).all()).item()):
+        raise DitherError(
+            "calibration needs probabilities that are ≥ 0 and sum to 1 over the classes: pass "
+            "z.softmax(-1) for logits z"
+        )
+    confidence, answer = p.max(1)
+    confidence = confidence.clamp(max=1.0)
+    at = (confidence * bins).ceil().long().clamp(1, bins) - 1  # (m/M, (m + 1)/M]
+
+    def total(values: Tensor) -> Tensor:
+        return torch.zeros(bins, dtype=p.dtype, device=p.device).index_add_(0, at, values.to(p))
+
+    count = total(torch.ones_like(confidence))
+    return Reliability(
+        count=count,
+        confidence=total(confidence) / count,
+        accuracy=total(answer == y) / count,
+        variance=total(confidence * (1 - confidence)),
+    )
+
+
+def error(p: Tensor, y: Tensor, *, bins: int = 15) -> float:
+    """The expected calibration error of probabilities p [n, C] with classes y [n].
+
+    >>> p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])
+    >>> round(error(p, torch.tensor([0, 1, 1])), 4)      # ⅔ |½ − 0.9| + ⅓ |1 − 0.6|
+    0.4
+    """
+    return float(reliability(p, y, bins=bins).error)

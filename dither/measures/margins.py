@@ -1,0 +1,138 @@
+"""How far an answer is from another one: in the outputs, and in the inputs.
+
+    output margin  m = f_y − max_{j≠y} f_j
+    input margin   γ = min_{j≠y} (f_y − f_j) / ‖∇_x(f_y − f_j)‖₂
+
+γ is the distance from x to the nearest decision boundary to first order in x, and exact where f is
+affine; negative where the answer is wrong (then −γ is the distance, to first order, that is needed
+to reach the right one; with several wrong rivals a lower bound of it). It is larger the smaller the
+Jacobian that the explicit regulariser penalises: on the input, for softmax cross-entropy,
+
+    R = ½σ² E Σ_{i<j} p_i p_j ‖∇_x(f_i − f_j)‖²
+
+(docs/math.md, section 12; Camuto et al. 2020, App. D, through Sokolić et al. 2017). `boundary`
+tells how far first order is from the truth: it follows the linearisation until the answer turns
+(DeepFool, Moosavi-Dezfooli et al. 2016).
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dither.errors import DitherError
+from dither.forward import output
+from dither.measures import robustness
+
+__all__ = ["Margins", "boundary", "inputs", "outputs"]
+
+CHUNK = 500  # examples differentiated at once
+HALVINGS = 24  # of the way to the boundary: 6e-8 of its length
+
+
+class Margins(NamedTuple):
+    """value [B], in the units of x; rival [B], the class on the other side of that boundary."""
+
+    value: Tensor
+    rival: Tensor
+
+
+def outputs(z: Tensor, y: Tensor) -> Tensor:
+    """The output margin z_y − max_{j≠y} z_j, [B], of z [B, C] and y [B]; below 0 it is wrong.
+
+    Bartlett et al. 2017. Raises DitherError for other shapes, one class, or y outside 0 … C − 1.
+    """
+    _check(z, y)
+    return -robustness.margin(z, y)
+
+
+def inputs(model: nn.Module, x: Tensor, y: Tensor) -> Margins:
+    """First-order input margins γ of x [B, …] with classes y [B], in ℓ₂ and the units of x.
+
+    Where m ≠ 0 and no gradient is left, γ is ±∞. The model is taken in eval mode with every noise
+    of dither off, and left as it was. Costs C + 1 backward passes for C outputs. Raises DitherError
+    where x is not of floats, the outputs are not [B, C], or do not depend on x.
+    """
+    with robustness.silent(model):
+        parts = [_linearised(model, a, b)[:2] for a, b in _parts(x, y)]
+    value, rival = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Margins(value, rival)
+
+
+def boundary(model: nn.Module, x: Tensor, y: Tensor, *, steps: int = 50) -> Tensor:
+    """How far x [B, …] is from a point that is not answered y, [B], ℓ₂: above the true distance.
+
+    Steps to the nearest boundary of the linearisation (with 2 % on top) until the answer turns,
+    then halvings on the way back to x. 0 where the answer is wrong already, ∞ where it did not turn
+    within `steps`. Costs up to `steps` times what `inputs` does; raises as it does.
+    """
+    with robustness.silent(model):
+        return torch.cat([_walk(model, a, b, steps) for a, b in _parts(x, y)])
+
+
+def _parts(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    if not x.is_floating_point():
+        raise DitherError(f"margins: x must be of floats to be differentiated by, got {x.dtype}")
+    if len(x) != len(y) or not len(x):
+        raise DitherError(f"margins need a class for each example: got {len(x)} and {len(y)}")
+    return zip(x.split(CHUNK), y.split(CHUNK), strict=True)
+
+
+def _check(z: Tensor, y: Tensor) -> None:
+    if z.dim() != 2 or z.shape[1] < 2 or y.shape != z.shape[:1]:
+        raise DitherError(
+            "margins need outputs [B, C] of two classes or more and y [B]: got "
+            f"{list(z.shape)} and {list(y.shape)}"
+        )
+    if y.is_floating_point() or int(y.min()) < 0 or int(y.max()) >= z.shape[1]:
+        raise DitherError(f"margins: y must hold class numbers 0 … {z.shape[1] - 1}")
+
+
+def _linearised(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """γ [B], its rival [B], and the step to that boundary, m ∇m/‖∇m‖² [B, …], of m = f_y − f_j."""
+    x = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        z = output(model, x)
+        _check(z, y)
+        if not z.requires_grad:
+            raise DitherError("margins: the outputs do not depend on x, or not differentiably")
+        own = z.gather(1, y[:, None])[:, 0]
+        gamma = torch.full_like(own, torch.inf, requires_grad=False)
+        rival, step = y.clone(), torch.zeros_like(x, requires_grad=False)
+        for j in range(z.shape[1]):
+            m = own - z[:, j]
+            (slope,) = torch.autograd.grad(m.sum(), x, retain_graph=True)
+            norm = slope.flatten(1).norm(dim=1)
+            m = m.detach()
+            far = torch.where(m == 0, torch.zeros_like(m), m / norm)
+            nearer = (y != j) & ((far < gamma) | (rival == y))
+            gamma, rival = torch.where(nearer, far, gamma), torch.where(nearer, j, rival)
+            size = torch.where(norm > 0, m / norm.square(), 0.0)
+            shape = (-1, *[1] * (x.dim() - 1))
+            step = torch.where(nearer.view(shape), size.view(shape) * slope, step)
+    return gamma, rival, step
+
+
+def _walk(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
+    def stands(at: Tensor) -> Tensor:
+        with torch.no_grad():
+            return output(model, at).argmax(1) == y
+
+    shape = (-1, *[1] * (x.dim() - 1))
+    at, right = x.clone(), stands(x)
+    walking = right.clone()
+    for _ in range(steps):
+        if not walking.any():
+            break
+        _, _, step = _linearised(model, at[walking], y[walking])
+        at[walking] = at[walking] - 1.02 * step
+        walking = walking & stands(at)
+    near, far = torch.zeros_like(y, dtype=x.dtype), torch.ones_like(y, dtype=x.dtype)
+    for _ in range(HALVINGS):  # the answer stands at `near` of the way and not at `far`
+        middle = (near + far) / 2
+        still = stands(x + middle.view(shape) * (at - x))
+        near, far = torch.where(still, middle, near), torch.where(still, far, middle)
+    length = far * (at - x).flatten(1).norm(dim=1)
+    length = torch.where(walking, torch.inf, length)
+    return torch.where(right, length, torch.zeros_like(length))
