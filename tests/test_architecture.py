@@ -31,6 +31,7 @@ ROOMS = {
         "inject injection shadow recompute ranks seeds site hooks compiled forward after",
         "noise",
     ),
+    "files": ("files", ""),
     "noise": ("noise laws draw fill schedule", ""),
     "loss": ("loss columns", ""),
     "ghost": ("ghost uses rules layout", "noise"),

@@ -7,7 +7,7 @@ import pytest
 from lab import paper, plain
 from typer.testing import CliRunner
 
-from dither import idx
+from dither import files
 from dither.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +29,7 @@ def dither(tmp_path, monkeypatch):
         monkeypatch,
         fig1=plain(**more),
         fig2=false,
-        fig3=plain(needs=("svhn",), smoke={"steps": 7}, quick={"steps": 7}),
+        fig3=plain(needs=("imagenet",), smoke={"steps": 7}, quick={"steps": 7}),
     )
 
     def dither(line):
@@ -57,7 +57,9 @@ def test_list(dither):
         "toy2024/fig1       1      6 s    3 min        ?",
         "    Figure 1: a decay",
     ]
-    assert out.splitlines()[5] == "toy2024/fig3       1        ?        ?        ?  svhn (missing)"
+    assert (
+        out.splitlines()[5] == "toy2024/fig3       1        ?        ?        ?  imagenet (missing)"
+    )
 
 
 def test_list_fits_80_columns(dither, tmp_path, monkeypatch):
@@ -93,7 +95,7 @@ def test_show_before_anything_is_run(dither):
     assert "claims, not judged yet: – T2: faster is lower" in words
     dither("reproduce toy2024 --scale smoke --jobs 1")
     words = " ".join(dither("show toy2024/fig3")[1].split())
-    assert "claims, not run: data absent: data 'svhn' is not here" in words
+    assert "claims, not run: data absent: data 'imagenet' is not here" in words
     assert "✗ T2 fails: faster is lower" in " ".join(dither("show toy2024/fig2")[1].split())
 
 
@@ -131,7 +133,7 @@ def test_whether_claims_hold_is_a_result_unless_strict(dither):
 def test_absent_data_is_told_and_fails_only_if_nothing_else_was_asked(dither):
     code, out, _ = dither("reproduce toy2024 --scale smoke --jobs 1")
     assert code == 0
-    assert "toy2024/fig3: not run: data absent: data 'svhn' is not here" in out
+    assert "toy2024/fig3: not run: data absent: data 'imagenet' is not here" in out
     assert sentence(dither("reproduce toy2024/fig3")).startswith(
         "nothing could be run: data absent"
     )
@@ -196,13 +198,13 @@ def test_report(dither, tmp_path):
 
 
 def test_data(dither, tmp_path, monkeypatch):
-    monkeypatch.setattr(idx, "folders", lambda name: [tmp_path / "here", tmp_path / "there"])
+    monkeypatch.setattr(files, "folders", lambda name: [tmp_path / "here", tmp_path / "there"])
     code, out, _ = dither("data")
     assert code == 0
     file = "train-images-idx3-ubyte.gz"
     assert re.search(rf"fashion-mnist: missing: put {file}, .* into {tmp_path}/here or ", out)
     (tmp_path / "there").mkdir()
-    for file in idx.SHA256["fashion-mnist"]:
+    for file in files.SUMS["fashion-mnist"]:
         (tmp_path / "there" / file).touch()
     assert f"fashion-mnist: found {tmp_path / 'there'}\n" in dither("data")[1]
     assert dither("data fetch fashion-mnist")[1] == f"fashion-mnist: {tmp_path / 'there'}\n"

@@ -57,7 +57,7 @@ def results(tmp_path_factory):
         open_ = good.replace("return bool((fast < slow).all())", "return None").replace("T1", "T3")
         paper(
             folder / "papers", patch, fig1=good, fig2=fail, fig3=open_, fig4=good,
-            fig5=plain(needs=("svhn",)),
+            fig5=plain(needs=("imagenet",)),
         )  # fmt: skip
         names = [f"toy2024/fig{i}" for i in (1, 2, 3, 5)]
         runner.reproduce(names, scale="smoke", out=folder / "results")
@@ -132,7 +132,7 @@ def test_the_page_says_where_it_comes_from(results, page):
 
 def test_the_page_names_what_was_not_run(page):
     words = " ".join(" ".join(page.words).split())
-    assert "Not run: data absent: data 'svhn' is not here" in words
+    assert "Not run: data absent: data 'imagenet' is not here" in words
     assert "Without results here Toy et al. 2024, On Nothing Figure 1: a decay" in words
     assert "dither reproduce toy2024/fig4" in words
 

@@ -291,22 +291,22 @@ def test_wrong_rows_are_a_sentence(toy):
 
 
 def test_absent_data(toy, tmp_path):
-    results = toy(fig1=plain(needs=("svhn",)), fig2=plain())()
-    why = "not run: data absent: data 'svhn' is not here"
+    results = toy(fig1=plain(needs=("imagenet",)), fig2=plain())()
+    why = "not run: data absent: data 'imagenet' is not here"
     (claim,) = read(tmp_path, "claims.json")
     assert claim["holds"] is None
     assert claim["numbers"]["why"].startswith(why)
-    assert "data absent: data &#39;svhn&#39; is not here" in results.page.read_text(
+    assert "data absent: data &#39;imagenet&#39; is not here" in results.page.read_text(
         encoding="utf-8"
     )
     assert results.figures["toy2024/fig2"].claims[0]["holds"] is True
 
 
 def test_runs_that_are_there_need_no_data(toy, tmp_path, monkeypatch):
-    monkeypatch.setitem(needs.PACKAGED, "svhn", ("json", "a package everybody has"))
-    reproduce = toy(fig1=plain(needs=("svhn",)))
+    monkeypatch.setitem(needs.PACKAGED, "imagenet", ("json", "a package everybody has"))
+    reproduce = toy(fig1=plain(needs=("imagenet",)))
     reproduce()
-    monkeypatch.delitem(needs.PACKAGED, "svhn")
+    monkeypatch.delitem(needs.PACKAGED, "imagenet")
     assert reproduce().claims[0]["holds"] is True
 
 

@@ -1,0 +1,161 @@
+"""Where the files of a data set are, and how a missing one comes here: nothing unchecked does.
+
+A set is a table file → checksum (md5 or sha256, told by its length), as its makers or the usual
+readers publish it. Of gzipped idx files it is that of the decoded bytes, because gzip writes times
+and names and compressed copies differ from place to place; one table then verifies every source.
+"""
+
+import gzip
+import hashlib
+import os
+import zlib
+from pathlib import Path
+from typing import Any, cast
+
+from dither.errors import DitherError
+
+SUMS = {
+    "fashion-mnist": {  # training images and labels, test images and labels
+        "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",  # noqa: E501
+        "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",  # noqa: E501
+        "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",  # noqa: E501
+        "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",  # noqa: E501
+    },
+    "mnist": {
+        "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",  # noqa: E501
+        "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",  # noqa: E501
+        "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",  # noqa: E501
+        "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",  # noqa: E501
+    },
+    "cifar-10": {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
+    "svhn": {
+        "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
+        "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
+    },
+    "usps": {
+        "usps.bz2": "ec16c51db3855ca6c91edd34d0e9b197",
+        "usps.t.bz2": "8ea070ee2aca1ac39742fdd1ef5ed118",
+    },
+}
+UNPACKED = {"cifar-10-python.tar.gz": "cifar-10-batches-py"}  # a folder that serves as well
+PACKAGED = {"fashion-mnist": Path("/usr/share/datasets/fashion-mnist")}  # by Debian
+HINTS = {
+    "fashion-mnist": "; on Debian and Ubuntu the package dataset-fashion-mnist brings them",
+    "cifar-10": "; the folder cifar-10-batches-py, unpacked from it, serves as well",
+}
+MIRRORS = {
+    "fashion-mnist": (
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
+        "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+    ),
+    "mnist": (
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        "http://yann.lecun.com/exdb/mnist/",
+    ),
+    "cifar-10": (
+        "https://www.cs.toronto.edu/~kriz/",
+        "https://dataset.bj.bcebos.com/cifar/",
+    ),
+    "svhn": (
+        "http://ufldl.stanford.edu/housenumbers/",
+        "https://ufldl.stanford.edu/housenumbers/",
+    ),
+    "usps": (
+        "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/",
+        "http://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/",
+    ),
+}
+TIMEOUT = 30  # seconds without an answer before the next mirror is tried
+
+
+def compressed(file: str) -> str:
+    """What a file is called where it is fetched: idx files are gzipped there."""
+    return f"{file}.gz" if file.endswith("-ubyte") else file
+
+
+def verified(payload: bytes, checksum: str, where: Path) -> bytes:
+    """The payload, if it has this checksum."""
+    kind = "md5" if len(checksum) == 32 else "sha256"
+    if (got := hashlib.new(kind, payload, usedforsecurity=False).hexdigest()) != checksum:
+        raise DitherError(
+            f"{where} is not the file it should be: the {kind} of its content is {got[:12]}…, "
+            f"expected {checksum[:12]}…; replace it or delete it"
+        )
+    return payload
+
+
+def read(path: Path, file: str, checksum: str) -> bytes:
+    """The verified content of a copy of `file` (of an idx file, gzipped or not: the decoded)."""
+    raw = path.read_bytes()
+    try:
+        idx = compressed(file) != file and raw[:2] == b"\x1f\x8b"
+        payload = gzip.decompress(raw) if idx else raw
+    except (EOFError, OSError, zlib.error) as error:
+        raise DitherError(f"{path} is damaged ({error}): replace it or delete it") from error
+    return verified(payload, checksum, path)
+
+
+def cache_folder() -> Path:
+    """Where fetched files are kept: the platform's cache folder for dither."""
+    import pooch
+
+    return Path(pooch.os_cache("dither"))
+
+
+def folders(name: str) -> list[Path]:
+    """Where a set is looked for, in order: $DITHER_DATA, the distribution's folder, the cache.
+
+    $DITHER_DATA may hold the files themselves, or a folder for each set. MNIST's, which are called
+    like Fashion-MNIST's, need theirs.
+    """
+    own = os.environ.get("DITHER_DATA")
+    mine = [Path(own) / name, *([Path(own)] if name != "mnist" else [])] if own else []
+    return [*mine, *([PACKAGED[name]] if name in PACKAGED else []), cache_folder() / name]
+
+
+def find(name: str, file: str) -> Path | None:
+    """The first copy of a file, compressed or not, or of the folder that stands for it."""
+    spellings = dict.fromkeys((compressed(file), file, UNPACKED.get(file, file)))
+    candidates = (folder / spelling for folder in folders(name) for spelling in spellings)
+    return next(
+        (p for p in candidates if p.is_file() or (p.name in UNPACKED.values() and p.is_dir())),
+        None,
+    )
+
+
+def missing(name: str) -> list[str]:
+    """The files of a set that are on this machine nowhere."""
+    return [compressed(file) for file in SUMS[name] if find(name, file) is None]
+
+
+def fetch(name: str, file: str) -> Path:
+    """The file in the cache, from the first mirror that has it whole; no other gets there."""
+    import pooch
+    from pooch.downloaders import HTTPDownloader
+
+    def checked(url: str, target: str, pup: Any) -> None:
+        HTTPDownloader(timeout=TIMEOUT)(url, target, pup)
+        read(Path(target), file, SUMS[name][file])
+
+    remote, failures = compressed(file), []
+    for mirror in MIRRORS[name]:
+        source = pooch.create(cache_folder() / name, mirror, registry={remote: None})
+        try:
+            return Path(source.fetch(remote, downloader=cast(Any, checked)))
+        except (OSError, DitherError) as error:  # requests' errors are OSErrors
+            failures.append(f"{mirror}: {error}")
+    files = ", ".join(map(compressed, SUMS[name]))
+    raise DitherError(
+        f"{name}: {remote} is in none of {', '.join(map(str, folders(name)))} "
+        f"and can't be fetched ({'; '.join(failures)}): put {files} into one of these "
+        f"folders or set DITHER_DATA to theirs{HINTS.get(name, '')}"
+    )
+
+
+def contents(name: str) -> dict[str, tuple[Path, str]]:
+    """{file: (its copy on this machine, its checksum)}, after fetching what is missing."""
+    return {
+        file: (find(name, file) or fetch(name, file), sum_) for file, sum_ in SUMS[name].items()
+    }
