@@ -17,7 +17,7 @@ from dither.hooks import After, Before, Enter, Leave, Recall
 from dither.injection import Injection, forget_compiled, label
 from dither.noise import Node
 from dither.ranks import averaged
-from dither.shadow import put, take
+from dither.shadow import Statistics, put, take
 from dither.site import CONV, Site, find, unwrapped
 
 __all__ = ["Injection", "inject", "put", "take"]
@@ -25,6 +25,7 @@ __all__ = ["Injection", "inject", "put", "take"]
 DRAWS = ("each", "all", "cycle", "random")
 GROUPS = ("tensor", "layer")
 WHENS = ("training", "always")
+STATISTICS = ("update", "keep")
 
 
 def inject(
@@ -35,6 +36,7 @@ def inject(
     draw: str = "each",
     by: str = "tensor",
     when: str = "training",
+    statistics: str = "update",
     example: Any = None,
     batch_dim: int = 0,
 ) -> Injection:
@@ -52,6 +54,10 @@ def inject(
               lot: these three have one R = σ²/2M Σ.
     by        what counts as one of the M: "tensor", or "layer" (all parameters of a module).
     when      "training": on in train(), off in eval(), like dropout; "always": on in both.
+    statistics  what a noisy forward does to BatchNorm's running mean and variance: "update" them,
+              as any forward in train mode; or "keep" them (the batch's own normalise as before):
+              a forward without noise updates them: noise.pause(); model(x); noise.resume().
+              In compiled code they are kept until `pause`, also where a schedule of σ is at 0.
     example   a batch for the model, where a Node's shape can't be read off its module (a
               convolution's input).
     batch_dim the dimension of the sites' tensors that counts the samples (Node draws one ε per
@@ -61,7 +67,7 @@ def inject(
     patterns that match nothing, sharded weights, and shapes that can't be known.
     """
     options = (("draw", draw, DRAWS), ("by", by, GROUPS), ("when", when, WHENS))
-    for name, got, allowed in options:
+    for name, got, allowed in (*options, ("statistics", statistics, STATISTICS)):
         if got not in allowed:
             raise DitherError(f"inject: {name} is one of {', '.join(allowed)}: got {got!r}")
     _check(model, what)
@@ -72,6 +78,8 @@ def inject(
             f"inject: draw={draw!r} and by={by!r} say how weight noise is drawn; there is none here"
         )
     noise = Injection(root, sites, seed, draw, by, when, batch_dim)
+    if statistics == "keep":
+        noise.statistics = Statistics(root)
     noise.__dict__["wrapper"] = model if isinstance(model, DistributedDataParallel) else root
     _check_stack(noise)
     shapes = _shapes(noise, example) if example is not None else {}
@@ -131,7 +139,8 @@ def _check_lazy(noise: Injection) -> None:
 def _attach(noise: Injection) -> None:
     """Hang the hooks: entering comes before all else, leaving after the sites' own."""
     weights = any(s.side == "parameter" for s in noise.sites.values())
-    watched = list(noise.model.modules()) if weights else [noise.model]
+    whole = weights or noise.statistics is not None
+    watched = list(noise.model.modules()) if whole else [noise.model]
     handles = noise._handles
     for module in watched:
         handles.append(

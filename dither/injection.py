@@ -20,9 +20,9 @@ from dither.errors import DitherError
 from dither.hooks import Enter
 from dither.noise import Here, Node, at
 from dither.ranks import agreed, rank, ranks
-from dither.recompute import Ledger, in_backward, sample_of
+from dither.recompute import Ledger, in_backward, recursive, sample_of
 from dither.seeds import ordinals, seeds
-from dither.shadow import clear, current, put, take
+from dither.shadow import Statistics, clear, current, put, take
 from dither.site import Site, Sites
 
 
@@ -67,6 +67,7 @@ class Injection(nn.Module):
         self.shadowed = [site for site in self.ordered if site.side == "parameter"]
         self.modules_of_sites = list({id(s.module): s.module for s in self.ordered}.values())
         self.handle = register(self)
+        self.statistics: Statistics | None = None  # of BatchNorms, kept from noisy forwards
         self.reader: Any = None  # explicit and expected read the sites through this instead
         self.layouts: dict[Any, Any] = {}  # where parameters have their samples, learnt by explicit
         self._inside: list[int] = []  # the modules whose forward is running, outermost first
@@ -162,11 +163,12 @@ class Injection(nn.Module):
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """A forward starts; the outermost begins a step."""
-        if module is self.model and id(module) in self._inside and not _recursive(module):
+        if module is self.model and id(module) in self._inside and not recursive(module):
             for noise in on_model(module):  # Ctrl-C ran no hooks: clear away what it left
                 noise._inside.clear()
                 for site in noise.shadowed:
                     clear(site)
+                noise.unshadow()
         if not self._inside:
             self.begin(module, args, kwargs)
         self._inside.append(id(module))
@@ -186,13 +188,20 @@ class Injection(nn.Module):
     def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """A new step, unless it is recomputed for a backward, or nothing is noisy."""
         if in_backward():
-            if self.shadowed:
+            if self.shadowed or self.statistics:
                 stamp = self._ledger.recall(id(module), sample_of(args, kwargs))
                 self.shadow(module, stamp[0] if stamp else self.step)
         elif self.on(module) or any(map(self.on, self.modules_of_sites)):
             self._calls = {}
             self.advance(self)
             self.shadow(module, self.step)
+
+    def acts(self, step: int) -> bool:
+        """Whether anything is displaced in a step."""
+        return any(
+            self.on(s.module) and self.scale(s, step) * self.noise_at(s, step).sigma
+            for s in self.ordered
+        )
 
     def advance(self, clock: Injection | Site) -> None:
         """A new step; inside `hold` only once, then the next forward of the same step."""
@@ -312,8 +321,8 @@ class Injection(nn.Module):
 
     def shadow(self, module: nn.Module, step: int) -> None:
         """Let the displaced parameters below `module` read W + δ."""
-        if not self.shadowed:
-            return
+        if self.statistics and self.acts(step):
+            self.statistics.put()
         below = None if module is self.model else {id(m) for m in module.modules()}
         for site in self.shadowed:
             if not self.on(site.module):
@@ -327,6 +336,8 @@ class Injection(nn.Module):
     def shadow_traced(self) -> None:
         """The same while torch.compile traces: the draw happens when the compiled code runs."""
         self._calls = {}
+        if self.statistics and any(map(self.on, self.modules_of_sites)):
+            self.statistics.put()
         for site in self.shadowed:
             if self.on(site.module):
                 w = current(site)
@@ -336,6 +347,8 @@ class Injection(nn.Module):
         """Let every parameter read W again."""
         for site in self.shadowed:
             take(site)
+        if self.statistics:
+            self.statistics.take()
 
 
 def _moment() -> dict[str, Any]:
@@ -377,13 +390,3 @@ def _groups(sites: Mapping[str, Site], by: str) -> list[set[str]]:
         if site.side == "parameter":
             groups.setdefault(name if by == "tensor" else id(site.module), set()).add(name)
     return list(groups.values())
-
-
-def _recursive(module: nn.Module) -> bool:
-    """Whether a module is called inside its own forward."""
-    frame, calls = sys._getframe(1), 0
-    while frame is not None:
-        if frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is module:
-            calls += 1
-        frame = frame.f_back
-    return calls > 1

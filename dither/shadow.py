@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from dither.site import Site
 
+RUNNING = ("running_mean", "running_var", "num_batches_tracked")
+
 
 def current(site: Site) -> Tensor:
     """What the parameter reads now: W, or the shadow another injection has put there."""
@@ -55,6 +57,33 @@ def clear(site: Site) -> None:
         owner.__dict__.pop(name, None)
         _flat(owner)
     site.put, site.under = None, []
+
+
+class Statistics:
+    """The running statistics of the BatchNorms of a model, kept from a noisy forward.
+
+    Between `put` and `take` the modules read, and write to, copies; `state_dict()` and the saved
+    graph of an earlier forward see the registered buffers, which nothing touches.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        norms = (m for m in model.modules() if getattr(m, "track_running_stats", False))
+        self.buffers = [(m, name) for m in norms for name in RUNNING if name in m._buffers]
+
+    def put(self) -> None:
+        """Let the modules in train mode use copies."""
+        for owner, name in self.buffers:
+            buffer = owner._buffers[name]
+            if owner.training and buffer is not None and name not in owner.__dict__:
+                copied = buffer.clone()
+                if not torch.compiler.is_compiling():
+                    _copyable(copied, buffer)
+                owner.__dict__[name] = copied
+
+    def take(self) -> None:
+        """Let them use their own again."""
+        for owner, name in self.buffers:
+            owner.__dict__.pop(name, None)
 
 
 def _flat(owner: nn.Module) -> None:
