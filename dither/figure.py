@@ -53,6 +53,7 @@ class Run:
     objective: "noise" trains with the noise on; "explicit" on loss + exact R, noise off; "sampled"
     on loss + one-sample R. batch None is the full batch; exactly one of epochs and steps; stop is a
     training accuracy (noise off, once an epoch). The order in `watch` is part of the identity.
+    statistics: "update" or "keep", what noisy forwards do to BatchNorm's (`inject`).
     """
 
     data: Any
@@ -69,6 +70,7 @@ class Run:
     stop: float | None = None
     schedule: str = "constant"
     watch: tuple[Any, ...] = ()
+    statistics: str = field(default="update", metadata=identity.LATER)
 
     def __post_init__(self) -> None:
         if isinstance(self.noise, Mapping):

@@ -3,9 +3,10 @@
     key = sha256(JSON of class names and fields, sorted)[:16]
 
 Two experiments are the same exactly if they say the same: the order of fields and how a number is
-spelt (1 or 1.0) don't count, nor do fields declared with `field(compare=False)`. Classes of dither
-go by their name, all others by module and name. No torch here: an experiment can be listed and
-hashed without it.
+spelt (1 or 1.0) don't count, nor do fields declared with `field(compare=False)`. A field that came
+later, `field(default=…, metadata=LATER)`, is said only where it differs from its default: what was
+said before means the same. Classes of dither go by their name, all others by module and name. No
+torch here: an experiment can be listed and hashed without it.
 """
 
 import enum
@@ -17,6 +18,8 @@ import numbers
 from dataclasses import fields, is_dataclass
 
 from dither.errors import DitherError
+
+LATER = {"later": True}
 
 
 def key(thing: object) -> str:
@@ -48,7 +51,7 @@ def canonical(thing: object, where: str = "") -> object:
         said = {
             f.name: canonical(getattr(thing, f.name), f"{where}.{f.name}")
             for f in fields(thing)
-            if f.compare
+            if f.compare and not (f.metadata.get("later") and getattr(thing, f.name) == f.default)
         }
         return {"is": spelt(type(thing)), **said}
     if isinstance(thing, type) or inspect.isfunction(thing):

@@ -63,6 +63,7 @@ CHANGES = {
     "stop": 0.98,
     "schedule": "cosine",
     "watch": (Net(),),
+    "statistics": "keep",
 }
 
 
@@ -85,6 +86,17 @@ def test_a_nested_field_is_part_of_the_identity():
 
 def test_what_does_not_compare_is_not():
     assert run(noise=Until(0.1, 5, note="a")).key == run(noise=Until(0.1, 5, note="b")).key
+
+
+def test_a_later_field_is_said_where_it_differs():
+    @dataclass(frozen=True)
+    class Net:
+        width: int = 4
+        norm: str = field(default="none", metadata=identity.LATER)
+
+    said = {"is": identity.spelt(Net), "width": 4}
+    assert identity.canonical(Net()) == identity.canonical(Net(norm="none")) == said
+    assert identity.canonical(Net(norm="batch")) == said | {"norm": "batch"}
 
 
 def test_an_identity_outlives_the_process():
