@@ -67,6 +67,7 @@ MIRRORS = {
         "http://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/",
     ),
 }
+SAID = 300  # letters of a mirror's error
 TIMEOUT = 30  # seconds without an answer before the next mirror is tried
 
 
@@ -145,7 +146,8 @@ def fetch(name: str, file: str) -> Path:
         try:
             return Path(source.fetch(remote, downloader=cast(Any, checked)))
         except (OSError, DitherError) as error:  # requests' errors are OSErrors
-            failures.append(f"{mirror}: {error}")
+            said = str(error)  # theirs may tell a whole chain of causes
+            failures.append(f"{mirror}: {said if len(said) <= SAID else type(error).__name__}")
     files = ", ".join(map(compressed, SUMS[name]))
     raise DitherError(
         f"{name}: {remote} is in none of {', '.join(map(str, folders(name)))} "

@@ -162,7 +162,7 @@ def california(*, fetch: bool = False) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import fetch_california_housing
 
     try:
-        return fetch_california_housing(download_if_missing=fetch, return_X_y=True, n_retries=0)  # pyright: ignore
+        return fetch_california_housing(download_if_missing=fetch, return_X_y=True, n_retries=1)  # pyright: ignore
     except OSError as error:
         raise DitherError(
             f"california: {california_file()} is missing ({error}): fetch it on a machine with a "

@@ -9,6 +9,7 @@ import struct
 import tarfile
 import threading
 import urllib.error
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -18,9 +19,13 @@ import sklearn.datasets
 import torch
 from scipy.io import savemat
 
-from dither import files, idx, needs, readers
+from dither import files, idx, needs, readers, runner
 from dither.data import Data, boxed
 from dither.errors import DitherError
+from dither.figure import Run, Silent
+from dither.papers.levi2022 import table1
+from dither.table import Table
+from dither.train import train
 
 RNG = np.random.default_rng(0)
 N = 3  # images in each toy file
@@ -416,3 +421,31 @@ def test_no_wrong_file_gets_into_the_cache(world, serve, name):
     with pytest.raises(DitherError, match=r"can't be fetched .* is not the file it should be"):
         raw(name)
     assert not [path for path in (world / "cache").rglob("*") if path.is_file()]
+
+
+# -------------------------------------------------------------------------- figures that use them
+
+
+def test_table_1_goes_from_mnist_to_usps_where_both_are(world):
+    assert not any("usps" in repr(run) for run in table1.figure.at("smoke").values())
+    for name in table1.THEIRS:
+        write(world / "cache" / name, name)
+    table1.usps.cache_clear()
+    run = table1.figure.at("smoke")["FC none"]
+    assert isinstance(run, Run)
+    run = replace(run, data=replace(run.data, train=3, test=3))
+    rows = train(run, [0], Silent())[0]
+    assert table1.usps()[0].shape == (2 * N, 1, 28, 28)
+    seen = Table.of({"FC none": {0: rows}})
+    assert table1.target(seen) == "accuracy/usps"
+    assert table1.shifted(seen, "FC none")[0] * 2 * N == pytest.approx(round(rows[-1][2] * 2 * N))
+    table1.usps.cache_clear()
+
+
+def test_figure_9_says_which_file_goes_where(world):
+    results = runner.reproduce("levi2022/fig9", scale="smoke", out=world / "results")
+    study = results.figures["levi2022/fig9"]
+    assert study.problem.startswith("data absent: cifar-10")
+    assert "put cifar-10-python.tar.gz into" in study.problem
+    assert {claim["holds"] for claim in study.claims} == {None}
+    assert "cifar-10-python.tar.gz" in results.page.read_text(encoding="utf-8")

