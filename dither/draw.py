@@ -9,11 +9,12 @@ goes on as if it had never stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from hashlib import blake2b
 
 import torch
 from torch import Tensor
+
+from dither import fill
 
 
 def key(*words: object) -> int:
@@ -43,27 +44,27 @@ class Source:
 
     def normal(self, like: Tensor) -> Tensor:
         """N(0, 1) in the shape, type and device of `like`."""
-        draw = self._fill(like, lambda out, g: out.normal_(generator=g))
+        draw = self._fill(like, fill.normal)
         return draw.neg_() if self.reflect else draw
 
     def uniform(self, like: Tensor) -> Tensor:
         """U(0, 1) in the shape, type and device of `like`."""
-        draw = self._fill(like, lambda out, g: out.uniform_(generator=g))
+        draw = self._fill(like, fill.uniform)
         return draw.neg_().add_(1) if self.reflect else draw
 
     def sign(self, like: Tensor) -> Tensor:
         """±1 with equal chances: a random bit each, a quarter of a random number's cost."""
-        draw = self._fill(like, _signs)
+        draw = self._fill(like, fill.signs)
         return draw.neg_() if self.reflect else draw
 
-    def _fill(self, like: Tensor, fill: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
+    def _fill(self, like: Tensor, write: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
         out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
         generators = self._on(like.device)
         if len(generators) == 1:
-            fill(out, generators[0])
+            write(out, generators[0])
         else:
             for replica, generator in zip(out, generators, strict=True):
-                fill(replica, generator)
+                write(replica, generator)
         if like.is_contiguous():
             return out
         return torch.empty_like(like, requires_grad=False).copy_(out)  # drawn alike in any layout
@@ -72,22 +73,6 @@ class Source:
         if not self._generators:  # one generator serves all primitives of a draw, in order
             self._generators = [torch.Generator(device).manual_seed(k) for k in self.keys]
         return self._generators
-
-
-def _signs(out: Tensor, generator: torch.Generator) -> Tensor:
-    """Fill with ±1: a random byte chooses a row of a table of eight."""
-    n, device = out.numel(), out.device
-    words = torch.empty(-(-n // 32), dtype=torch.int32, device=device)
-    rows = words.random_(-(2**31), 2**31, generator=generator).view(torch.uint8).int()
-    signs = _table(out.dtype, device).index_select(0, rows).view(-1)[:n]
-    return out.copy_(signs.view(out.shape))
-
-
-@cache
-def _table(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The eight bits of each byte as ±1 [256, 8]."""
-    bits = torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device) & 1
-    return bits.to(dtype).mul_(2).sub_(1)
 
 
 class Basis:

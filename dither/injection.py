@@ -18,7 +18,7 @@ from dither.compiled import Traced, register
 from dither.draw import Source, key
 from dither.errors import DitherError
 from dither.hooks import Enter
-from dither.noise import Here, Node, at
+from dither.noise import Here, Node, at, plus
 from dither.ranks import agreed, rank, ranks
 from dither.recompute import Ledger, in_backward, recursive, sample_of
 from dither.seeds import ordinals, seeds
@@ -282,7 +282,7 @@ class Injection(nn.Module):
         noise = self.noise_at(site, step)
         if noise.sigma == 0:
             return None
-        return h + noise.displace(self.here(site, h), self.source(site, step, micro, call))
+        return plus(noise, self.here(site, h), self.source(site, step, micro, call))
 
     def _stamp(self, site: Site, h: Tensor) -> tuple[int, int, int]:
         """(step, micro, call) of this call of a site; that of the first time where a checkpoint
@@ -329,9 +329,10 @@ class Injection(nn.Module):
                 continue
             if below is not None and not any(id(owner) in below for owner, _ in site.owners):
                 continue
-            delta = self.displacement(site, step)
-            if delta is not None:
-                put(site, current(site) + delta)
+            scale, noise = self.scale(site, step), self.noise_at(site, step)
+            if scale and noise.sigma:
+                here = self.here(site, current(site))
+                put(site, plus(noise, here, self.source(site, step, 0, 0), scale))
 
     def shadow_traced(self) -> None:
         """The same while torch.compile traces: the draw happens when the compiled code runs."""

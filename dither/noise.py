@@ -5,7 +5,8 @@
                         (★)
 
 One law ties the two: the mean of δ is 0 and the mean of ⟨g, δ⟩² is Var. A new noise is one such
-class.
+class. It may give `displaced(site, rng)` too, h + δ with no more memory than the draw's, which is
+written over; memory is most of what noise on a wide network costs.
 """
 
 from __future__ import annotations
@@ -89,6 +90,15 @@ def at(noise: Any, step: int) -> Any:
     return replace(noise, sigma=float(noise.sigma(step))) if callable(noise.sigma) else noise  # pyright: ignore
 
 
+def plus(noise: Any, site: Here, rng: Any, scale: float = 1) -> Tensor:
+    """The tensor displaced: h + scale·δ."""
+    if hasattr(noise, "displaced"):
+        noise = noise if scale == 1 else replace(noise, sigma=scale * noise.sigma)
+        return noise.displaced(site, rng)
+    delta = noise.displace(site, rng)
+    return site.h + (delta if scale == 1 else scale * delta)
+
+
 # ------------------------------------------------------------------------------------------ noises
 
 
@@ -122,6 +132,9 @@ class Additive:
     def displace(self, site: Here, rng) -> Tensor:
         return self.sigma * rng(self.law, site.h)
 
+    def displaced(self, site: Here, rng) -> Tensor:
+        return rng(self.law, site.h).mul_(self.sigma).add_(site.h)
+
     def variance(self, g, site: Here) -> Tensor:  # [K, B]
         return self.sigma**2 * self.law.variance * norm2(g)
 
@@ -140,6 +153,9 @@ class Multiplicative:
 
     def displace(self, site: Here, rng) -> Tensor:
         return self.sigma * site.h * rng(self.law, site.h)
+
+    def displaced(self, site: Here, rng) -> Tensor:
+        return rng(self.law, site.h).mul_(self.sigma).add_(1) * site.h
 
     def variance(self, g, site: Here) -> Tensor:  # [K, B]
         return self.sigma**2 * self.law.variance * norm2(g * site.h)
@@ -204,6 +220,9 @@ class Weight:
 
     def displace(self, site: Here, rng) -> Tensor:
         return self.sigma * rng(self.law, site.h)
+
+    def displaced(self, site: Here, rng) -> Tensor:
+        return rng(self.law, site.h).mul_(self.sigma).add_(site.h)
 
     def variance(self, g, site: Here) -> Tensor:  # [K, B]
         return self.sigma**2 * self.law.variance * norm2(g)

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import dither
+from dither import fill
 from dither.draw import Basis, Signs, Source, key
-from dither.noise import TwoGaussian
+from dither.noise import Here, TwoGaussian, plus
 
 LAWS = {
     "gaussian": dither.gaussian,
@@ -150,3 +151,79 @@ def test_signs_have_the_variance_of_the_law():
     e = Signs()(dither.uniform, torch.empty(1000, dtype=torch.float64))
     torch.testing.assert_close(e.square(), torch.full_like(e, 1 / 3))
     assert e.mean().abs() < ALARM * math.sqrt(1 / 3000)
+
+
+# ------------------------------------------------------------- long tensors, filled in pieces
+
+LENGTHS = [fill.LONG, fill.LONG + 1, fill.PIECE + 7, 3 * fill.PIECE + 12345]
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("write", [fill.normal, fill.uniform])
+def test_a_long_fill_reaches_every_element_and_repeats(write, n):
+    def once(seed):
+        return write(torch.full((n,), torch.nan), torch.Generator().manual_seed(seed))
+
+    assert once(0).isfinite().all()
+    assert torch.equal(once(0), once(0))
+    assert (once(0) != once(1)).float().mean() > 0.99
+    assert once(0).unique().numel() > 0.9 * min(n, 2**19)
+
+
+def test_a_long_normal_has_the_tails_of_one():
+    """Exceedances of 0, 1 … 5 standard deviations on either side among 40 million draws, in
+    binomial standard errors; 12 numbers, alarm 12 in a million.
+    """
+    n, pieces = 40_000_000, 10
+    generator, counts = torch.Generator().manual_seed(11), torch.zeros(2, 6)
+    for _ in range(pieces):
+        e = fill.normal(torch.empty(n // pieces), generator)
+        counts += torch.tensor([[(s * e > k).sum() for k in range(6)] for s in (1, -1)])
+    for row in counts:
+        for k, count in enumerate(row.tolist()):
+            p = math.erfc(k / math.sqrt(2)) / 2
+            assert abs(count - n * p) < ALARM * math.sqrt(n * p * (1 - p)), k
+
+
+def test_a_long_normal_follows_its_law_everywhere():
+    """Kolmogorov's distance of 4 million draws; 2.75/√n is passed once in a million."""
+    e = fill.normal(torch.empty(4_000_000), torch.Generator().manual_seed(3)).double().sort().values
+    cdf = torch.special.ndtr(e)
+    k = torch.arange(1, len(e) + 1) / len(e)
+    assert max((cdf - k).abs().max(), (cdf - k + 1 / len(e)).abs().max()) < 2.75 / len(e) ** 0.5
+
+
+def test_the_two_of_a_pair_are_independent():
+    """They share a radius: their products of any order must not. E x²y² = 1, E x y = E x³y = 0."""
+    e = fill.normal(torch.empty(30, fill.PIECE), torch.Generator().manual_seed(4)).double()
+    x, y = e[:, : fill.PIECE // 2].flatten(), e[:, fill.PIECE // 2 :].flatten()
+    for product, truth in ((x * y, 0), (x**2 * y**2, 1), (x**3 * y, 0), (x**4 * y**4, 9)):
+        sem = product.std() / math.sqrt(len(x))
+        assert (product.mean() - truth).abs() < ALARM * sem
+
+
+def test_long_draws_of_neighbours_sites_and_steps_are_independent():
+    """Lags 1 … 64 of one draw, and 66 correlations of 12 draws; alarm 130 in a million."""
+    n = fill.LONG
+    e = torch.stack(
+        [Source([key(0, s, t)]).normal(torch.empty(n)) for s in "abc" for t in range(4)]
+    ).double()
+    correlation = torch.corrcoef(e) - torch.eye(12, dtype=torch.float64)
+    assert correlation.abs().max() < ALARM / math.sqrt(n)
+    for lag in range(1, 65):
+        assert (e[0, lag:] * e[0, :-lag]).mean().abs() < ALARM / math.sqrt(n - lag)
+
+
+@pytest.mark.parametrize("noise", [dither.Additive, dither.Multiplicative, dither.Weight], ids=str)
+def test_displaced_is_the_tensor_and_its_displacement(noise):
+    h = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    here, g = Here(h), torch.randn(5, 7, dtype=torch.float64)
+    sums = [
+        noise(0.3).displaced(here, Source([1])),
+        h + noise(0.3).displace(here, Source([1])),
+        plus(noise(0.6), here, Source([1]), 0.5),
+    ]
+    slopes = [torch.autograd.grad(s, h, g)[0] for s in sums]
+    for got, slope in zip(sums, slopes, strict=True):
+        torch.testing.assert_close(got, sums[1])
+        torch.testing.assert_close(slope, slopes[1])
