@@ -1,0 +1,286 @@
+"""MLP1–4 of Orvieto et al. 2022, App. F.1, with no, full and layer-wise noise: what Figs. 4 and
+7–10 share.
+
+ReLU networks in PyTorch's initialisation, full-batch GD with momentum .9 on 1024 Fashion-MNIST
+images in [0, 1], tested on others.
+
+At reduced width w′ a layer behind the first gets σ√(w/w′), and the learning rate is η w/w′: the
+variance of the noise over that of the weights, R at the start, and what a step does to the function
+are then those of the paper's net. What is not: unit directions u and v meet |u·Ev| ~ σ of the noise
+E, √(w/w′) times as much, so that a narrow net averages less of a layer's noise away.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dither.data import Data
+from dither.figure import Claim, Figure, Run
+from dither.models import MLP
+from dither.noise import Weight
+from dither.papers import style
+from dither.papers.orvieto2022.schemes import (
+    ACCURACY,
+    FULL,
+    GD,
+    LAYER,
+    LOSS,
+    SCHEMES,
+    TEST,
+    TRACE,
+    Verdict,
+    at_loss,
+    common_loss,
+    gains,
+    looks,
+    panel,
+    report,
+    schemes,
+    told,
+    unlearnt,
+    verdict,
+)
+from dither.table import Array, Table
+from dither.train import SGD
+
+Name = Literal["MLP1", "MLP2", "MLP3", "MLP4"]
+Rate = Literal["cosine", "constant"]
+
+
+@dataclass(frozen=True)
+class Net:
+    """784 → width^depth → 10, and how it was trained."""
+
+    depth: int
+    width: int
+    sigma: float
+    lr: float
+
+    @property
+    def ratio(self) -> float:
+        """Var of full noise over Var of a hidden layer's weights, U(±1/√width): 3 width σ²/M."""
+        return 3 * self.width * self.sigma**2 / (2 * (self.depth + 1))
+
+
+NETS: dict[str, Net] = {
+    "MLP1": Net(3, 500, 0.05, 0.005),
+    "MLP2": Net(3, 5000, 0.1, 0.005),
+    "MLP3": Net(5, 1000, 0.1, 0.005),
+    "MLP4": Net(5, 5000, 0.05, 0.001),
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What we can afford; None: the paper's. looks: how often; limit: images for the trace."""
+
+    width: int | None
+    steps: int
+    looks: int
+    images: int = 1024
+    test: int | None = None
+    limit: int | None = None
+    rates: tuple[Rate, ...] = ("cosine", "constant")
+
+
+def plain(net: Net, scale: Scale, rate: Rate) -> Run:
+    """GD on the images of the run's seed."""
+    width = scale.width or net.width
+    return Run(
+        data=Data(
+            "fashion-mnist", train=scale.images, test=scale.test, subset_seed=None,
+            standardise=False,
+        ),
+        model=MLP((784, *[width] * net.depth, 10), init="torch"),
+        optimiser=SGD(net.lr * net.width / width, momentum=0.9),
+        steps=scale.steps,
+        schedule=rate,
+        watch=looks(max(1, scale.steps // scale.looks), limit=scale.limit),
+    )  # fmt: skip
+
+
+def noise(net: Net, scale: Scale, sigma: float | None = None) -> Any:
+    """σ on every tensor; behind the first layer of a narrower net √(w/w′) as much."""
+    sigma = net.sigma if sigma is None else sigma
+    if scale.width in (None, net.width):
+        return Weight(sigma)
+    more = (net.width / scale.width) ** 0.5
+    return {"fc0.*": Weight(sigma), "fc[1-9]*": Weight(sigma * more)}
+
+
+def named(name: str, rate: str) -> dict[str, str]:
+    """{scheme: the label of its run}."""
+    return {scheme: f"{name} {scheme}, {rate}" for scheme in SCHEMES}
+
+
+def runs(**scales: Scale) -> dict[str, Run]:
+    """MLP1=Scale(…), …: the schemes on each, at each rate."""
+    found: dict[str, Run] = {}
+    for name, scale in scales.items():
+        net = NETS[name]
+        for rate in scale.rates:
+            each = schemes(plain(net, scale, rate), noise(net, scale))
+            found |= {named(name, rate)[scheme]: run for scheme, run in each.items()}
+    return found
+
+
+# ------------------------------------------------------------------------------------------ claims
+
+Check = Callable[[Table], Verdict]
+
+
+def judged(name: str, check: Callable[[Table, dict[str, str]], Any], *learnt: str) -> Check:
+    """A claim's check at cosine annealing, the text's; where GD and the named have learnt."""
+
+    def said(t: Table) -> Verdict:
+        labels = named(name, "cosine")
+        if why := unlearnt(t, [labels[scheme] for scheme in dict.fromkeys((GD, *learnt))]):
+            return None, {"why": why, **report(t, labels)}
+        holds, numbers = check(t, labels)
+        return told(holds, {**numbers, **report(t, labels), **constant(t, name)})
+
+    return said
+
+
+def constant(t: Table, name: str) -> dict[str, Any]:
+    """The same at a constant rate, as released, where it was run."""
+    labels = named(name, "constant")
+    if labels[GD] not in t.labels:
+        return {}
+    ends = {
+        f"constant rate: {q}, {scheme}": t.last(label, q)
+        for scheme, label in labels.items()
+        for q in (ACCURACY, TRACE)
+    }
+    return ends | {"constant rate: share of records where layer-wise is lowest": order(t, labels)}
+
+
+def narrow(t: Table, of: dict[str, str]) -> Verdict:
+    """Both lower the trace and raise accuracy, layer-wise more."""
+    ours = {
+        "accuracy: full − GD": gains(t, ACCURACY, of[FULL], of[GD]),
+        "accuracy: layer-wise − GD": gains(t, ACCURACY, of[LAYER], of[GD]),
+        "accuracy: layer-wise − full": gains(t, ACCURACY, of[LAYER], of[FULL]),
+        "trace: GD − full": gains(t, TRACE, of[GD], of[FULL]),
+        "trace: GD − layer-wise": gains(t, TRACE, of[GD], of[LAYER]),
+    }
+    return verdict(ours.values()), ours
+
+
+def wide(t: Table, of: dict[str, str]) -> Verdict:
+    """Layer-wise raises accuracy, full lowers it; the rest tells undertraining from a worse fit."""
+    ours = {
+        "accuracy: layer-wise − GD": gains(t, ACCURACY, of[LAYER], of[GD]),
+        "accuracy: GD − full": gains(t, ACCURACY, of[GD], of[FULL]),
+    }
+    level = common_loss(t, (of[GD], of[FULL]))
+    undertrained = t.last(of[FULL], LOSS) / t.last(of[GD], LOSS)
+    worse = at_loss(t, of[FULL], TEST, level) - at_loss(t, of[GD], TEST, level)
+    why = {
+        "undertraining: training loss, full / GD": undertrained,
+        "generalisation: test loss at equal training loss, full − GD": worse,
+    }
+    return verdict(ours.values()), {**ours, **why}
+
+
+def lowest(t: Table, of: dict[str, str]) -> Verdict:
+    """At the end layer-wise has the lowest trace."""
+    ours = {f"trace: {s} − layer-wise": gains(t, TRACE, of[s], of[LAYER]) for s in (GD, FULL)}
+    return verdict(ours.values()), {**ours, "share of records where it is lowest": order(t, of)}
+
+
+def order(t: Table, of: dict[str, str]) -> Array:
+    """The share of looks after the first at which layer-wise has the lowest trace, [S]."""
+    trace = {scheme: t.series(label, TRACE)[1][:, 1:] for scheme, label in of.items()}
+    return (trace[LAYER] < np.fmin(trace[GD], trace[FULL])).mean(1)
+
+
+def lowest_at_loss(t: Table, of: dict[str, str]) -> Verdict:
+    """The same when each has first reached the lowest training loss they share."""
+    level = common_loss(t, of.values())
+    trace = {s: at_loss(t, label, TRACE, level) for s, label in of.items()}
+    ours = {f"trace at equal loss: {s} − layer-wise": trace[s] - trace[LAYER] for s in (GD, FULL)}
+    return verdict(ours.values()), ours
+
+
+NARROW = "narrow: both noises lower the trace and raise test accuracy, layer-wise more"
+WIDE = "wide: layer-wise noise raises test accuracy over GD's, full noise lowers it"
+
+
+def claims(name: str) -> list[Claim]:
+    first = (
+        Claim(f"O13 ({name})", f"{name}, {NARROW}", judged(name, narrow))
+        if name in ("MLP1", "MLP3")
+        else Claim(f"O14 ({name})", f"{name}, {WIDE}", judged(name, wide))
+    )
+    return [
+        first,
+        Claim(
+            f"O15 end ({name})",
+            f"{name}: layer-wise noise ends at the lowest trace",
+            judged(name, lowest),
+        ),
+        Claim(
+            f"O15 equal loss ({name})",
+            f"{name}: at equal training loss layer-wise noise has the lowest trace",
+            judged(name, lowest_at_loss, *SCHEMES),
+        ),
+    ]
+
+
+# ---------------------------------------------------------------------------------------- pictures
+
+
+def plot(t: Table, name: str):
+    """Training loss, test loss, test accuracy, trace; dashed at a constant rate."""
+    picture, axes = style.grid(2, 2, height=3.2)
+    for ax, quantity in zip(axes.flat, (LOSS, TEST, ACCURACY, TRACE), strict=True):
+        panel(ax, t, named(name, "cosine"), quantity)
+        if (rest := named(name, "constant"))[GD] in t.labels:
+            panel(ax, t, rest, quantity, ls="--", lw=1)
+    handles = axes[0, 0].get_lines()[: len(SCHEMES)]
+    style.legend(picture, handles=handles, loc="outside upper center", ncols=3)
+    return picture
+
+
+SMOKE = Scale(16, 8, 4, images=64, test=64, limit=16, rates=("cosine",))
+QUICK: dict[str, Scale] = {
+    "MLP1": Scale(128, 500, 10, test=2000, limit=512),
+    "MLP2": Scale(128, 300, 10, test=2000, limit=512, rates=("cosine",)),
+    "MLP3": Scale(128, 600, 12, test=2000, limit=512, rates=("cosine",)),
+    "MLP4": Scale(128, 600, 12, test=2000, limit=512, rates=("cosine",)),
+}
+PAPER = Scale(None, 2000, 40)
+COST = {  # minutes
+    "MLP1": {"smoke": 0.05, "quick": 2, "paper": 100},
+    "MLP2": {"smoke": 0.05, "quick": 1, "paper": 3000},
+    "MLP3": {"smoke": 0.05, "quick": 2, "paper": 420},
+    "MLP4": {"smoke": 0.05, "quick": 2, "paper": 5000},
+}
+DEPARTURES = [
+    "momentum .9 and the cyclic order of tensors are the released code's, its weight decay is not",
+    "cosine annealing is the text's and judged; the released code's runs are at a constant rate "
+    "(dashed)",
+    "how long they trained is not given: 2000 steps at paper scale",
+    "the trace is the trace (theirs is multiplied by its probes), and exact: the nets are ReLU",
+    "quick: hidden width 128, with σ and the rate scaled by its rule; at most 600 steps, 2000 test "
+    "images, traces on 512 of the 1024 images; a constant rate for MLP1 only",
+    "smoke: 16 units, 64 images, 8 steps",
+]
+
+
+def figure(*names: Name, draw: Callable[[Table], Any] | None = None, more: Sequence[str] = ()):
+    """A figure of one net, or of several; `more`: its own departures."""
+    cost = {s: sum(COST[name][s] for name in names) for s in ("smoke", "quick", "paper")}
+    return Figure(
+        runs,
+        draw or (lambda t: plot(t, names[0])),
+        smoke=dict.fromkeys(names, SMOKE),
+        quick={name: QUICK[name] for name in names},
+        paper=dict.fromkeys(names, PAPER),
+        claims=[claim for name in names for claim in claims(name)],
+        departures=[*more, *DEPARTURES],
+        seeds={"smoke": 2, "quick": 3, "paper": 3},
+        needs=("fashion-mnist",),
+        cost=cost,
+    )

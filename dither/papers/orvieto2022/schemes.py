@@ -1,0 +1,183 @@
+"""What Orvieto et al. 2022 compare in their networks (§5, App. F), as runs, and how it is read.
+
+    GD, SGD             no noise
+    + noise             every parameter tensor gets σ/√M, M of them
+    + noise (layer)     one tensor per step gets σ, in turn: the same R = σ²/2M Σ_W ‖∂z/∂W‖²
+
+M counts parameter tensors, biases and BatchNorm's too, and the order is cyclic: so does their code.
+Their recorded trace is multiplied by the number of probes; here it is the trace. A ReLU network is
+linear in each tensor but for kinks: the Hessian's trace is the Gauss–Newton part's, exactly.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dither.figure import Run
+from dither.measures.curvature import trace
+from dither.papers import style
+from dither.table import Array, Table
+from dither.train import Accuracy, Loss, State
+
+GD, FULL, LAYER = "GD", "GD + noise", "GD + noise (layer)"
+DRAWS = {GD: None, FULL: "all", LAYER: "cycle"}
+SCHEMES = tuple(DRAWS)
+COLOURS = {GD: style.BLACK, FULL: style.RED, LAYER: style.BLUE}
+LEARNT = 1.0  # a training loss of less than half of ln 10: above it nothing is compared
+TRACE, LOSS, TEST, ACCURACY = "trace", "loss/train", "loss/test", "accuracy/test"
+Verdict = tuple[bool | None, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Traces of the training loss' Hessian and of its Gauss–Newton part, noise off, per step.
+
+    "trace", "Gauss–Newton", and "… sem": the standard error of the probes, 0 where exact.
+    limit: the first training images; probes: where the trace is not exact.
+    """
+
+    every: int | None = 0
+    limit: int | None = None
+    probes: int = 16
+
+    def __call__(self, state: State) -> dict[str, float]:
+        data = state.examples("train", self.limit)
+        found = {TRACE: trace(state.model, state.run.loss, data, probes=self.probes)}
+        exact = found[TRACE].exact
+        gauss_newton = trace(state.model, state.run.loss, data, of="gauss_newton")
+        found["Gauss–Newton"] = found[TRACE] if exact else gauss_newton
+        return {q: t.value for q, t in found.items()} | {
+            f"{q} sem": t.sem for q, t in found.items()
+        }
+
+
+def looks(every: int | None, test: int | None = None, limit: int | None = None) -> tuple[Any, ...]:
+    """Training loss, test loss, test accuracy and trace, together so that they can be compared."""
+    return (
+        Loss("train", every), Loss("test", every, test), Accuracy("test", every, test),
+        Curvature(every, limit),
+    )  # fmt: skip
+
+
+def schemes(plain: Run, noise: Any) -> dict[str, Run]:
+    """{scheme: run}: a run without noise, with all tensors' at once, with one tensor's a step."""
+    return {
+        scheme: replace(plain, noise=noise, draw=draw) if draw else plain
+        for scheme, draw in DRAWS.items()
+    }
+
+
+# ------------------------------------------------------------------------------- reading a table
+
+
+def diverged(t: Table, label: str) -> Array:
+    """1 for the seeds whose loss was no longer finite, [S]."""
+    if "diverged" not in t.quantities(label):
+        return np.zeros(len(t.seeds))
+    return np.isfinite(t.last(label, "diverged")).astype(float)
+
+
+def gains(t: Table, quantity: str, ours: str, other: str) -> Array:
+    """Ours − the other's at the end, seed by seed: the same images, the same start."""
+    return t.last(ours, quantity) - t.last(other, quantity)
+
+
+def best(t: Table, label: str, quantity: str = ACCURACY) -> Array:
+    """The best record of each seed, [S]."""
+    return np.nanmax(t.series(label, quantity)[1], 1)
+
+
+def common_loss(t: Table, labels: Iterable[str]) -> Array:
+    """The lowest training loss that all of them reached, [S]."""
+    return np.max([np.nanmin(t.series(label, LOSS)[1], 1) for label in labels], 0)
+
+
+def at_loss(t: Table, label: str, quantity: str, level: Array) -> Array:
+    """A quantity when the training loss first falls to `level`, [S]; between looks, linear in the
+    logarithm of the loss.
+    """
+    (_, loss), (_, values) = t.series(label, LOSS), t.series(label, quantity)
+    found = np.full(len(level), np.nan)
+    for s, target in enumerate(level):
+        below = np.flatnonzero(loss[s] <= target)
+        if len(below):
+            k = below[0]
+            before, after = np.log(loss[s, [max(k - 1, 0), k]])
+            share = (before - np.log(target)) / (before - after) if before > after else 1.0
+            found[s] = values[s, max(k - 1, 0)] * (1 - share) + values[s, k] * share
+    return found
+
+
+def verdict(differences: Iterable[Array]) -> bool | None:
+    """Whether every paired difference is above 0 by its standard error over seeds.
+
+    False where one is below 0 by as much; None where they can't be told apart.
+    """
+    means, sems = [], []
+    for d in differences:
+        means.append(np.mean(d))
+        sems.append(np.std(d, ddof=1) / np.sqrt(len(d)) if len(d) > 1 else np.inf)
+    if any(m < -s for m, s in zip(means, sems, strict=True)):
+        return False
+    return True if all(m > s for m, s in zip(means, sems, strict=True)) else None
+
+
+def told(holds: bool | None, numbers: Mapping[str, Any]) -> Verdict:
+    """A verdict with its reason where there is none."""
+    if holds is None:
+        return None, {"why": "a paired difference is within one standard error of 0", **numbers}
+    return holds, numbers
+
+
+def unlearnt(t: Table, labels: Iterable[str]) -> str:
+    """Why nothing can be said: the names of those that hardly fit their images; or ""."""
+    high = [label for label in labels if np.nanmin(t.series(label, LOSS)[1], 1).mean() > LEARNT]
+    what = "have not brought their training loss" if len(high) > 1 else "has not brought its loss"
+    return f"{' and '.join(high)} {what} below {LEARNT:g}" if high else ""
+
+
+def report(t: Table, labels: Mapping[str, str]) -> dict[str, Any]:
+    """What every claim about schemes shows; labels {scheme: label of its run}.
+
+    Ends, the baseline's best record, what was paid in training loss, and all at equal training
+    loss.
+    """
+    numbers: dict[str, Any] = {}
+    level = common_loss(t, labels.values())
+    for scheme, label in labels.items():
+        numbers |= {f"{q}, {scheme}": t.last(label, q) for q in (ACCURACY, TEST, LOSS, TRACE)}
+        numbers[f"largest sem of the trace, {scheme}"] = np.nanmax(
+            t.series(label, f"{TRACE} sem")[1]
+        )
+        numbers[f"best {ACCURACY}, {scheme}"] = best(t, label)
+        if diverged(t, label).any():
+            numbers[f"diverged, {scheme}"] = diverged(t, label)
+    numbers["equal training loss"] = level
+    for quantity in (ACCURACY, TEST, TRACE):
+        for scheme, label in labels.items():
+            numbers[f"{quantity} at equal training loss, {scheme}"] = at_loss(
+                t, label, quantity, level
+            )
+    return numbers
+
+
+# ----------------------------------------------------------------------------------------- drawing
+
+TITLES = {
+    LOSS: "training loss", TEST: "test loss", ACCURACY: "test accuracy", TRACE: "trace of Hessian"
+}  # fmt: skip
+LOGARITHMIC = (LOSS, TRACE)
+
+
+def panel(ax: Any, t: Table, labels: Mapping[str, str], quantity: str, **how: Any) -> None:
+    """Mean ± sd over seeds against steps, a line a scheme; those that diverged end there."""
+    for scheme, label in labels.items():
+        steps, values = t.series(label, quantity)
+        log = quantity in LOGARITHMIC
+        values = np.where(values > 0, values, np.nan) if log else values
+        style.band(ax, steps, values, COLOURS[scheme], log=log, label=scheme, **how)
+    ax.set(title=TITLES[quantity], xlabel="step")
+    if quantity in LOGARITHMIC:
+        ax.set_yscale("log")
