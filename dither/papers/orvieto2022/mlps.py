@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from dither.data import Data
 from dither.figure import Claim, Figure, Run
 from dither.models import MLP
