@@ -226,6 +226,25 @@ def test_claims_of_fig1_can_fail(claim, full, layerwise, holds):
     assert verdict(fig1.figure, claim, grown(full, layerwise))[0] is holds
 
 
+def test_o8_is_about_the_mean_over_seeds():
+    """One seed with a negative excess does not change a mean that grows; a negative mean does."""
+    rows = {}
+    for label in (f"{activation}, {init} init" for activation, init in fig1.NETS):
+        rows[label] = {0: [], 1: []}
+        for d1 in (100, 1000, 10_000):
+            for seed, excess in enumerate((-1e-3 * d1, 3e-3 * d1)):
+                values = {"exact full": excess, "sampled full": excess, "sem full": 1.0}
+                rows[label][seed] += [(d1, quantity, value) for quantity, value in values.items()]
+    holds, numbers = verdict(fig1.figure, "O8", Table.of(rows))
+    assert holds
+    assert all(abs(n.value - 1) < 1e-9 for name, n in numbers.items() if "slope" in name)
+    turned = {
+        label: {s: [(d, q, -v) for d, q, v in part] for s, part in seeds.items()}
+        for label, seeds in rows.items()
+    }
+    assert verdict(fig1.figure, "O8", Table.of(turned))[0] is False
+
+
 def ended(noise=1.0, gd_is_sparse=False, explicit=1.0, second=2.0, fourth=4.0) -> Table:
     """The Lasso figure with β at the Lasso solution times a factor (noise, explicit)."""
     results = {}

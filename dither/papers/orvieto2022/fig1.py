@@ -26,6 +26,7 @@ from torch import nn
 
 import dither
 from dither.data import Data
+from dither.estimate import Estimate
 from dither.figure import Claim, Figure, Progress, Task
 from dither.models import MLP, Init
 from dither.papers import style
@@ -107,21 +108,25 @@ def _worst_z(t: Table, scheme: str) -> float:
 def explodes(t: Table) -> tuple[bool, dict[str, Any]]:
     numbers: dict[str, Any] = {}
     for label in t.labels:
-        d1, excess = _excess(t, label, "full")
-        numbers[f"log–log slope, {label}"] = np.array([_slope(d1, e) for e in excess])
-    holds = all(abs(np.mean(slope) - 1) <= 0.1 for slope in numbers.values())
-    negative = {
-        f"seeds with a point ≤ 0 (left out of the slope), {label}": n
-        for label in t.labels
-        if (n := int((_excess(t, label, "full")[1] <= 0).any(1).sum()))
-    }
-    return holds, {**numbers, **negative, "largest |z| of Monte Carlo": _worst_z(t, "full")}
+        numbers[f"log–log slope of the mean, {label}"] = _slope(*_excess(t, label, "full"))
+    holds = all(abs(slope.value - 1) <= 0.1 for slope in numbers.values())
+    return holds, {**numbers, "largest |z| of Monte Carlo": _worst_z(t, "full")}
 
 
-def _slope(d1: np.ndarray, excess: np.ndarray) -> float:
-    """Of log excess against log d₁, where there is an excess: kinks can make it negative."""
-    up = excess > 0
-    return float(np.polyfit(np.log(d1[up]), np.log(excess[up]), 1)[0]) if up.sum() > 1 else 0.0
+def _slope(d1: np.ndarray, excess: np.ndarray) -> Estimate:
+    """Of the log of the mean excess [S, W] against log d₁, with the jackknife's error over seeds.
+    NaN where a mean is not positive: single seeds may be negative, by kinks.
+    """
+
+    def fit(rows: np.ndarray) -> float:
+        mean = rows.mean(0)
+        return float(np.polyfit(np.log(d1), np.log(mean), 1)[0]) if (mean > 0).all() else math.nan
+
+    n = len(excess)
+    without = np.array([fit(np.delete(excess, s, 0)) for s in range(n)]) if n > 1 else np.zeros(1)
+    return Estimate(
+        fit(excess), float(np.sqrt((n - 1) / n * np.square(without - without.mean()).sum()))
+    )
 
 
 def predicted(t: Table) -> tuple[bool, dict[str, Any]]:
@@ -182,7 +187,7 @@ figure = Figure(
     claims=[
         Claim(
             "O8",
-            "noise on all weights: R_σ − R_eff grows linearly in d₁ (slope 1 ± 0.1 from d₁ = 100)",
+            "noise on all weights: mean R_σ − R_eff grows linearly in d₁ (slope 1 ± 0.1, d₁ ≥ 100)",
             explodes,
         ),
         Claim("O8 term", "in linear nets R_σ − R_eff is σ⁴/2n d₁d₂‖X‖²_F", predicted),
@@ -194,6 +199,7 @@ figure = Figure(
         "the 100 repeats are taken as 50 antithetic pairs of draws for a seed's data and weights",
         "drawn relative to R = R_eff − L, to fit both initialisations; the paper's net is linear",
         "the caption's σ⁴d₂d₁‖X‖⁴ is a slip for §3.1's σ⁴/2n d₂d₁‖X‖²",
+        "O8 takes the mean over seeds; by seed, kinks made some excesses negative, without a logarithm",
         "O9 was split into linear and ReLU after the closed forms were seen, at the same bound",
         "smoke: 20 draws",
     ],
