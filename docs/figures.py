@@ -1,12 +1,19 @@
-"""The README's table of figures, from the figures: `make docs` writes it."""
+"""The README's table of figures, and its picture where the runs it is drawn from are in results/:
+`make docs` writes both.
+"""
 
 import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from dither import catalogue
+from dither import catalogue, judge
+from dither.errors import DitherError
 from dither.figure import duration
+from dither.store import Store
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README, PICTURE = ROOT / "README.md", ROOT / "docs" / "phases.svg"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 HEAD = "| figure | what it shows | claims | quick scale |\n|---|---|---:|---:|"
 
@@ -31,5 +38,24 @@ def renewed(readme: str) -> str:
     return found.sub(lambda _: f"\n{table()}\n\n", readme, count=1)
 
 
+def phases(results: Path) -> bytes:
+    """The half of levi2022/fig3 that trains on logits, at quick scale. Raises where a run is
+    missing.
+    """
+    figure, name = catalogue.find("levi2022/fig3"), "levi2022/fig3"
+    runs = figure.runs(**figure.quick)
+    study = judge.Study(name, "quick", tuple(range(figure.seeds["quick"])), "", figure, runs)
+    table = judge.tabulate(study, Store(results))
+    if len(table.seeds) < len(study.seeds):
+        raise DitherError(f"{results} lacks runs of {name}: `dither reproduce {name}`, then again")
+    return judge.draw(replace(figure, plot=partial(figure.plot, losses=("logits",))), table)[
+        "figure.svg"
+    ]
+
+
 if __name__ == "__main__":
     README.write_text(renewed(README.read_text(encoding="utf-8")), encoding="utf-8")
+    try:
+        PICTURE.write_bytes(phases(ROOT / "results"))
+    except DitherError as error:
+        print(f"{PICTURE.name} stays as it is: {error}")

@@ -13,7 +13,7 @@ thrown far enough stop pulling: the rise is small, W⁽¹⁾ hardly moves, what 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -169,9 +169,10 @@ def diverges(t: Table, name: str) -> Verdict:
     }
 
 
-def plot(t: Table):
-    picture, axes = style.grid(4, 4, width=10, height=2.3)
-    for half, name in enumerate(LOSSES):
+def plot(t: Table, losses: Sequence[str] = tuple(LOSSES)):
+    """Two rows of panels a loss."""
+    picture, axes = style.grid(2 * len(losses), 4, width=10, height=2.3)
+    for half, name in enumerate(losses):
         for column, phase in enumerate(PHASES):
             label = f"{phase}, {name}"
             top, bottom = axes[2 * half, column], axes[2 * half + 1, column]

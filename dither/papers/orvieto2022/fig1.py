@@ -199,7 +199,7 @@ figure = Figure(
         "the 100 repeats are taken as 50 antithetic pairs of draws for a seed's data and weights",
         "drawn relative to R = R_eff − L, to fit both initialisations; the paper's net is linear",
         "the caption's σ⁴d₂d₁‖X‖⁴ is a slip for §3.1's σ⁴/2n d₂d₁‖X‖²",
-        "O8 takes the mean over seeds; by seed, kinks made some excesses negative, without a logarithm",
+        "O8 takes the mean over seeds: a single seed's excess can be negative, by kinks",
         "O9 was split into linear and ReLU after the closed forms were seen, at the same bound",
         "smoke: 20 draws",
     ],
