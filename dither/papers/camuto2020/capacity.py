@@ -1,0 +1,102 @@
+"""Networks trained with noise have a smaller capacity.   Camuto et al. 2020, App. E, derived anew
+
+Norms of the weights W_l that bound how complex a function is: products of Frobenius norms and of
+spectral norms (a bound of the Lipschitz constant), the path norm √(Σ_paths Π w²), and spectral
+complexity Π‖W_l‖₂ √(Σ_l ‖W_l‖_F²/‖W_l‖₂²). With σ² on the input R ≤ ½σ² E[1 − Σ_i p_i²] Π‖W_l‖₂²,
+so a small capacity gives a small R; whether a small R gives a small capacity is what is measured.
+Above the measures, below over the median output margin of training images, which takes out the
+scale of the outputs: a net that is less sure of itself has smaller weights in any case. All in
+units of the net without noise of the same seed.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from dither.figure import Claim, Figure
+from dither.papers import style
+from dither.papers.camuto2020 import nets
+from dither.papers.camuto2020.nets import ALL, FEW, METHODS, SHORT, short
+from dither.table import Array, Table
+
+Verdict = tuple[bool | None, Mapping[str, object]]
+MEASURES = {"frobenius": "Π‖W‖_F", "spectral": "Π‖W‖₂", "path": "path", "complexity": "complexity"}
+FORMS = {"capacity": "measure", "normalised": "measure/margin"}
+
+
+def ratio(t: Table, quantity: str, method: str, among: str) -> Array:
+    """A measure in units of the baseline's of the same seed, [S]."""
+    return t.last(f"{method}, {among}", quantity) / t.last(f"none, {among}", quantity)
+
+
+def lower(form: str, method: str, among: str) -> Callable[[Table], Verdict]:
+    """C15: each of the four measures below the baseline's in every run."""
+
+    def check(t: Table) -> Verdict:
+        if short(t):
+            return None, {"why": SHORT}
+        ratios = {m: ratio(t, f"{form}/{m}", method, among) for m in MEASURES}
+        numbers = {f"{m}, {method}/none": values for m, values in ratios.items()}
+        if any(np.isnan(values).any() for values in ratios.values()):
+            return None, {"why": "a net's median output margin is not above 0", **numbers}
+        return all(bool((values < 1).all()) for values in ratios.values()), numbers
+
+    return check
+
+
+def plot(t: Table):
+    picture, axes = style.grid(2, 2, height=2.7)
+    for row, (form, name) in zip(axes, FORMS.items(), strict=True):
+        for ax, among in zip(row, (ALL, FEW), strict=True):
+            for i, (method, colour) in enumerate(METHODS.items()):
+                values = np.stack([ratio(t, f"{form}/{m}", method, among) for m in MEASURES], 1)
+                at = np.arange(len(MEASURES)) + 0.2 * (i - 1)
+                style.dots(ax, at, values, colour, ms=6, label=method)
+            ax.axhline(1, color=style.GREY, lw=1, ls=":", zorder=0)
+            ax.set_xticks(range(len(MEASURES)), list(MEASURES.values()))
+            ax.set_yscale("log")
+            ax.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
+            ax.yaxis.set_minor_formatter(lambda v, _: f"{v:.2g}")
+            ax.tick_params(which="minor", labelsize=9)
+        row[0].set_ylabel(f"{name},\nin units of none")
+    for ax, among in zip(axes[0], (ALL, FEW), strict=True):
+        ax.set_title(among)
+    style.legend(axes[0, 0], loc="best")
+    return picture
+
+
+figure = Figure(
+    nets.nets,
+    plot,
+    smoke=nets.SMOKE,
+    quick=nets.QUICK,
+    paper=nets.PAPER,
+    claims=[
+        Claim(
+            "C15",
+            "noise: every capacity measure lower, in every run",
+            lower("capacity", "GNI", ALL),
+        ),
+        Claim(
+            "C15 (R)", "R: every capacity measure lower, in every run", lower("capacity", "R", ALL)
+        ),
+        Claim(
+            "C15 (margin)",
+            "noise: the same of the measures over the median output margin",
+            lower("normalised", "GNI", ALL),
+        ),
+        Claim(f"C15 ({FEW})", "noise, images fitted: as C15", lower("capacity", "GNI", FEW)),
+        Claim(
+            f"C15 (margin, {FEW})",
+            "noise, images fitted: as C15 (margin)",
+            lower("normalised", "GNI", FEW),
+        ),
+    ],
+    departures=[
+        *nets.DEPARTURES,
+        "which measures App. E has is not known: these four are the usual ones",
+    ],
+    seeds=nets.SEEDS,
+    needs=("fashion-mnist",),
+    cost={"smoke": 0.2, "quick": 4, "paper": 200},
+)

@@ -1,0 +1,270 @@
+"""The classifiers of App. D, E, F.7 and of eq. 14: trained once, looked at in several ways.
+
+    none     cross-entropy
+    GNI      noise of variance 0.1 on the input and every hidden activation
+    R        no noise, cross-entropy + R (eq. 9)
+    eq. 14   no noise, cross-entropy + what the paper prints as R: the diagonal of H alone
+
+All from the same weights and in the same order of the data; ELU, no bias, Glorot's normal weights,
+SGD in batches of 512. Each is trained on all images for as long as the paper does (rate × steps =
+29.3), where nothing is fitted yet, and on few images until a net without noise fits them.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+import dither
+from dither import loss as losses
+from dither.columns import Columns, diagonal
+from dither.data import Data
+from dither.explicit import explicit
+from dither.figure import Run
+from dither.measures import calibration, capacity, margins
+from dither.models import CNN, MLP
+from dither.papers import style
+from dither.table import Array, Table
+from dither.train import SGD, Accuracy, Loss, Outputs, State
+
+VARIANCE = 0.1  # σ² of Fig. 3 and 4
+NOISE = dither.Additive(math.sqrt(VARIANCE))  # by default on the input of every layer: h₀ … h_{L−1}
+ALL, FEW = "all images", "few images"
+METHODS = {"none": style.BLACK, "GNI": style.BLUE, "R": style.ORANGE}
+EQ14 = "eq. 14"
+PERCENTS = (1, 5, *range(10, 100, 10), 95, 99)
+LEVELS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)  # std of input noise, pixels' std is 1
+BINS = 15
+ANSWERS = 50  # test images whose outputs are kept
+SHIFTS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
+ENOUGH = 300  # steps below which nothing is judged
+SHORT = f"the networks trained for fewer than {ENOUGH} steps"
+
+
+@dataclass(frozen=True)
+class Diagonal(losses.CrossEntropy):
+    """Cross-entropy whose H is eq. 14's: diag(p_i(1 − p_i)), off-diagonal entries left out.
+
+    Camuto et al. 2020, eq. 14: wrong as R (docs/math.md, section 16), here to be compared.
+    """
+
+    def columns(self, z: Tensor, y: Tensor) -> Columns:
+        p = z.softmax(-1)
+        return diagonal((p * (1 - p)).clamp(min=1e-30).sqrt())
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Of the first `limit` images of a split: percentiles of the input margin, "γ/test/50"; of the
+    output margin, "m/test/50"; and of the first `walked` of them medians of the distance at which
+    the answer turns, "distance/test", and of γ, "γ of these/test", over those answered rightly.
+    """
+
+    split: str = "test"
+    limit: int = 1000
+    walked: int = 200
+    every: int | None = None
+
+    def __call__(self, state: State) -> dict[str, float]:
+        x, y = state.examples(self.split, self.limit)  # type: ignore[arg-type]
+        gamma = margins.inputs(state.model, x, y).value
+        with torch.no_grad():
+            m = margins.outputs(state.model(x), y)
+        seen = {}
+        for name, values in (("γ", gamma), ("m", m)):
+            at = values.double().quantile(torch.tensor(PERCENTS, dtype=torch.float64) / 100)
+            keys = [f"{name}/{self.split}/{q}" for q in PERCENTS]
+            seen |= dict(zip(keys, at.tolist(), strict=True))
+        right = m[: self.walked] > 0
+        some = x[: self.walked][right], y[: self.walked][right]
+        far = margins.boundary(state.model, *some)
+        seen[f"distance/{self.split}"] = float(far.median()) if len(far) else math.nan
+        first = gamma[: self.walked][right]
+        seen[f"γ of these/{self.split}"] = float(first.median()) if len(far) else math.nan
+        return seen
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The capacity measures, "capacity/path", and over the median output margin of `limit`
+    training images, "normalised/path".
+    """
+
+    limit: int = 2000
+    every: int | None = None
+
+    def __call__(self, state: State) -> dict[str, float]:
+        x, y = state.examples("train", self.limit)
+        found = capacity.capacity(state.model, x, y, quantile=0.5)
+        normalised = found.normalised()
+        return {
+            **{f"capacity/{name}": getattr(found, name) for name in normalised},
+            **{f"normalised/{name}": value for name, value in normalised.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """On a split: "ece", "chance", "overconfidence", and the bins, "share/07", "gap/07"."""
+
+    split: str = "test"
+    every: int | None = None
+
+    def __call__(self, state: State) -> dict[str, float]:
+        z, y = (t[0] for t in state.outputs(self.split))  # type: ignore[arg-type]
+        found = calibration.reliability(z.softmax(-1), y, bins=BINS)
+        bins = {
+            f"{name}/{m:02d}": float(values[m])
+            for name, values in (("share", found.share), ("gap", found.gap))
+            for m in range(BINS)
+        }
+        single = {q: float(getattr(found, q)) for q in ("error", "chance", "overconfidence")}
+        return {"ece": single.pop("error"), **single, **bins}
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Loss and accuracy on `limit` test images + s ε, ε ~ N(0, 1), at each level s: "noisy
+    loss/0.3", "noisy accuracy/0.3"; one ε an image, the same at every level and for every net.
+    """
+
+    limit: int = 2000
+    every: int | None = None
+
+    def __call__(self, state: State) -> dict[str, float]:
+        x, y = state.examples("test", self.limit)
+        rng = torch.Generator().manual_seed(state.seed)
+        epsilon = torch.randn(x.shape, generator=rng)
+        seen = {}
+        for s in LEVELS:
+            with torch.no_grad():
+                z = state.model(x + s * epsilon.to(x))
+            seen[f"noisy loss/{s:g}"] = float(torch.nn.functional.cross_entropy(z, y))
+            seen[f"noisy accuracy/{s:g}"] = float((z.argmax(1) == y).float().mean())
+        return seen
+
+
+@dataclass(frozen=True)
+class Both:
+    """R by eq. 9 and by eq. 14 on `limit` test images, with `NOISE` on any net: "eq. 9", "eq. 14";
+    of the first 100 with s·a v^T added to all rows of the last weights, v random with the mean norm
+    of a row: "shifted eq. 9/0.5", "shifted eq. 14/0.5"; and the loss, which does not move.
+    """
+
+    limit: int = 1000
+    every: int | None = None
+
+    def __call__(self, state: State) -> dict[str, float]:
+        x, y = state.examples("test", self.limit)
+        forms = {"eq. 9": "cross_entropy", EQ14: Diagonal()}
+        seen = {}
+        last = [m for m in state.model.modules() if isinstance(m, torch.nn.Linear)][-1]
+        weight = last.weight.detach()
+        rng = torch.Generator().manual_seed(state.seed)
+        v = torch.randn(weight.shape[1], generator=rng).to(weight)
+        v *= weight.norm(dim=1).mean() / v.norm()
+        kept = weight.clone()
+        with torch.no_grad(), dither.inject(state.model, NOISE, seed=0) as noise:
+            for name, form in forms.items():
+                _, R, sites = explicit(noise, x, y, form)
+                seen |= {name: float(R), f"{name}/input": float(next(iter(sites.values())))}
+            for s in SHIFTS:
+                try:
+                    last.weight.copy_(kept + s * v)
+                    for name, form in forms.items():
+                        found = explicit(noise, x[:100], y[:100], form)
+                        seen[f"shifted {name}/{s:g}"] = float(found.R)
+                        seen[f"shifted loss/{s:g}"] = float(found.loss)
+                finally:
+                    last.weight.copy_(kept)
+        return seen
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a scale affords: the net, the two trainings, and whether R is exact."""
+
+    model: MLP | CNN
+    data: Data
+    rate: float
+    steps: int
+    few: int
+    few_rate: float
+    few_steps: int
+    objective: str = "sampled"
+
+
+MLP_64 = MLP((784, 64, 64, 64, 10), activation="elu", bias=False, init="glorot")
+SMALL = Scale(
+    replace(MLP_64, widths=(784, 16, 16, 16, 10)),
+    Data("fashion-mnist", train=512, test=100),
+    rate=0.02, steps=6, few=200, few_rate=0.02, few_steps=6,
+)  # fmt: skip
+MEDIUM = Scale(
+    MLP_64, Data("fashion-mnist"),
+    rate=0.02, steps=1465, few=1000, few_rate=0.05, few_steps=1500,
+)  # fmt: skip
+WHOLE = Scale(
+    replace(MLP_64, widths=(784, 256, 256, 256, 10)), Data("fashion-mnist"),
+    rate=1e-3, steps=29_297, few=1000, few_rate=0.01, few_steps=7500, objective="explicit",
+)  # fmt: skip
+SMOKE, QUICK, PAPER = ({"scale": scale} for scale in (SMALL, MEDIUM, WHOLE))
+SEEDS = {"smoke": 2, "quick": 3, "paper": 10}
+DEPARTURES = [
+    "the appendix is not to be had: its figures are derived and drawn anew",
+    "Fashion-MNIST, one MLP of three hidden layers; the paper names neither for these figures",
+    f"beside all images ({FEW}): 1000, until they are fitted, which the paper does not do",
+    "quick: width 64 instead of 256; rate × steps as the paper's, 29.3, at rate .02 instead of "
+    ".001, and R by random signs",
+]
+
+
+def watches() -> tuple:
+    return (
+        Loss("train", None, 10_000), Accuracy("train", None, 10_000), Loss("test", None),
+        Accuracy("test", None), Margins(), Capacity(), Calibration(), Sensitivity(), Both(),
+        Outputs("test", limit=ANSWERS),
+    )  # fmt: skip
+
+
+def nets(
+    scale: Scale,
+    methods: tuple[str, ...] = tuple(METHODS),
+    settings: tuple[str, ...] = (ALL, FEW),
+) -> dict[str, Run]:
+    """{"none, all images": …, "GNI, few images": …}: the runs of every figure that looks here."""
+    runs = {}
+    for name in settings:
+        few = name == FEW
+        base = Run(
+            data=replace(scale.data, train=scale.few) if few else scale.data,
+            model=scale.model,
+            optimiser=SGD(scale.few_rate if few else scale.rate),
+            batch=128 if few else 512,
+            steps=scale.few_steps if few else scale.steps,
+            watch=watches(),
+        )
+        for method in methods:
+            runs[f"{method}, {name}"] = trained(base, method, scale.objective)
+    return runs
+
+
+def trained(base: Run, method: str, objective: str) -> Run:
+    """`base` as one of the four methods."""
+    if method == "none":
+        return base
+    if method == "GNI":
+        return replace(base, noise=NOISE)
+    loss = Diagonal() if method == EQ14 else "cross_entropy"
+    return replace(base, noise=NOISE, objective=objective, loss=loss)
+
+
+def short(t: Table) -> bool:
+    """Whether nothing can be judged: a smoke test."""
+    return min(t.series(label, "ece")[0].max() for label in t.labels) < ENOUGH
+
+
+def paired(t: Table, quantity: str, method: str, among: str) -> Array:
+    """Method − none, seed by seed, [S]."""
+    return t.last(f"{method}, {among}", quantity) - t.last(f"none, {among}", quantity)
