@@ -34,6 +34,7 @@ class Injection(nn.Module):
     both are separate from the model's. As a context manager it removes itself at the end.
     """
 
+    beside_its_model = True  # no place for another injection's sites
     model: nn.Module
     wrapper: nn.Module  # as it was given: DistributedDataParallel, or the model itself
 

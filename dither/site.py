@@ -122,7 +122,9 @@ def find(model: nn.Module, what: Any) -> Sites:
     if not sites:
         raise DitherError(
             f"no site for {describe(what)} in {type(model).__name__}: it has no Linear or "
-            "convolution that is called; name modules by pattern, for example {'*:out': …}"
+            "convolution that is called; "
+            + ("; ".join(f"{name or 'the model'}: {why}" for name, why in skipped.items()))
+            + ("" if skipped else "name modules by pattern, for example {'*:out': …}")
         )
     for index, site in enumerate(sites):
         site.index = index
@@ -153,8 +155,10 @@ def _default(model: nn.Module, noise: Any) -> tuple[list[Site], dict[str, str]]:
     inside = {
         id(m.out_proj): n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)
     }
-    for name, module in model.named_modules():
+    for name, module in _modules(model).items():
         if not (isinstance(module, nn.Linear | CONV) or getattr(module, "stacked_linear", False)):
+            if why := _like_a_layer(name, module):
+                skipped[name] = why
             continue
         if id(module) in inside:
             skipped[name] = (
@@ -163,6 +167,32 @@ def _default(model: nn.Module, noise: Any) -> tuple[list[Site], dict[str, str]]:
             continue
         sites.append(_site(name, side_of(noise, module), noise, module))
     return sites, skipped
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Name → module, without injections that are kept as attributes of the model: they are beside
+    it.
+    """
+    found = dict(model.named_modules())
+    beside = tuple(f"{n}." for n, m in found.items() if n and hasattr(m, "beside_its_model"))
+    return {n: m for n, m in found.items() if not f"{n}.".startswith(beside)}
+
+
+def _like_a_layer(name: str, module: nn.Module) -> str:
+    """Why a module with a weight matrix of its own is no default site, or nothing."""
+    if isinstance(module, nn.MultiheadAttention):
+        kind = "its in-projection is no module"
+    elif (
+        any(module.children())
+        or isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        or type(module).__name__.endswith("Norm")
+        or not any(p.dim() > 1 for p in module.parameters(recurse=False))
+    ):
+        return ""
+    else:
+        kind = "it has weights, but is no Linear or convolution"
+    where = f"{name}:in" if name else "input"
+    return f"{kind} ({type(module).__name__}); the pattern {where!r} puts noise there"
 
 
 def noise_on_parameters(noise: Any) -> bool:
@@ -178,7 +208,7 @@ def _site(name: str, side: str, noise: Any, module: nn.Module) -> Site:
 def _matches(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
     if noise_on_parameters(noise):
         return _parameters(model, pattern, noise)
-    modules = dict(model.named_modules())
+    modules = _modules(model)
     if pattern in ("input", "output") and pattern not in modules:
         return [_site("", "in" if pattern == "input" else "out", noise, model)]
     glob, _, side = (
@@ -207,7 +237,7 @@ def _matches(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
 def _parameters(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     names: dict[int, list[str]] = {}
-    for prefix, module in model.named_modules():
+    for prefix, module in _modules(model).items():
         for attribute, parameter in module._parameters.items():
             if parameter is not None and parameter.is_floating_point():
                 owners.setdefault(id(parameter), []).append((module, attribute))
