@@ -196,6 +196,7 @@ figure = Figure(
     ],
     departures=[
         "in none of the papers: there is nothing to depart from",
+        "added after first results: N3's bound on the loss, 'in every seed' of N6 and N7",
         "quick: FC of 128³ on 3 000 images, at most 60 epochs, 2 seeds; the other nets 8 epochs",
         "a run that diverged counts as chance, 10 %",
     ],

@@ -266,6 +266,7 @@ figure = Figure(
         "the figure's σ² = 0 is no noise at all, and its node can't move: one of σ = 0.1 is added",
         "the length of the paper's runs is not given in words: 600 steps, ten epochs",
         "noise is drawn anew for every batch, so once an epoch for each example, as in the paper",
+        "changed after first results: L7 compares with the loss at step 0 (first: at step 5)",
         "quick: 20 000 images, |B| = 250 instead of 1000, 300 steps (decay: 600), losses and "
         "accuracies on 500 images",
         "smoke: 1000 images, 4 steps of |B| = 50",
