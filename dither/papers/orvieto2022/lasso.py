@@ -232,7 +232,7 @@ figure = Figure(
     ],
     departures=[
         "§2.3 has no experiment; ours: n = 40, d = 100, 5 planted ±1, σ = 0.1, rate 0.05 (cosine)",
-        "σ, rate and steps were chosen on a trial in which O1 was seen to hold; the bounds were not",
+        "σ, rate and steps were chosen on a trial that showed O1 to hold; the bounds were not",
         "GD starts from the same point, 0.5: from near 0 its implicit bias alone finds a sparse β",
         "the theorems' panel is at the start of training, by Monte Carlo in antithetic pairs",
         "smoke: 40 steps, far from converged",
