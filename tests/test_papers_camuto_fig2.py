@@ -1,0 +1,178 @@
+"""Camuto et al., Fig. 2: the second order against `explicit`, the claims against made-up tables."""
+
+import io
+import math
+
+import pytest
+import torch
+
+import dither
+from dither import needs
+from dither.data import Data
+from dither.errors import DitherError
+from dither.figure import Silent
+from dither.judge import judge
+from dither.models import MLP
+from dither.papers.camuto2020 import fig2, moments, remainders
+from dither.table import Table
+
+# ------------------------------------------------------------------------------ the second order
+
+
+@pytest.mark.parametrize("activation", ["elu", "sigmoid", "tanh", "relu"])
+@pytest.mark.parametrize(
+    ("noise", "variance"),
+    [
+        (dither.Additive(0.3), moments.additive(0.09)),
+        (dither.Multiplicative(0.3), moments.multiplicative(0.09)),
+        (dither.Multiplicative(1.0, dither.dropout(0.2)), moments.multiplicative(0.25)),
+    ],
+    ids=["additive", "multiplicative", "dropout"],
+)
+@pytest.mark.parametrize("loss", ["cross_entropy", "half_square"])
+def test_the_forward_pass_gives_explicits_two_parts(activation, noise, variance, loss):
+    classes = 4 if loss == "cross_entropy" else 2
+    net = MLP((5, 7, 6, classes), activation=activation, init="torch").build(1).double()
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, dtype=torch.float64)
+    y = (
+        torch.randint(classes, (3,))
+        if loss == "cross_entropy"
+        else torch.randn(3, classes).double()
+    )
+    for sites, on_input in (({"act*:out": noise}, False), ({"fc*:in": noise}, True)):
+        R, residual = moments.second_order(net, x, y, loss, variance, on_input=on_input)
+        with dither.inject(net, sites) as injected, torch.no_grad():
+            gauss_newton = dither.explicit(injected, x, y, loss).R.item()
+            full = dither.explicit(injected, x, y, loss, curvature="full").R.item()
+        assert pytest.approx(gauss_newton, rel=1e-10) == R
+        assert R + residual == pytest.approx(full, rel=1e-10)
+
+
+def test_at_small_sigma_it_is_what_the_noise_costs():
+    net = MLP((5, 30, 30, 3), activation="elu").build(0).double()
+    torch.manual_seed(0)
+    x, y = torch.randn(8, 5, dtype=torch.float64), torch.randint(3, (8,))
+    sigma = 0.02
+    with dither.inject(net, {"act*:out": dither.Additive(sigma)}) as noise:
+        cost = dither.expected(noise, x, y, draws=16_000, antithetic=True, seed=0)
+    R, residual = moments.second_order(net, x, y, "cross_entropy", moments.additive(sigma**2))
+    # 5 standard errors: false once in 2 million; R alone is further away
+    assert abs(cost.value - R - residual) < 5 * cost.sem
+    assert abs(cost.value - R) > 10 * cost.sem
+
+
+def test_what_is_not_elementwise_is_refused():
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Flatten(0))
+    with pytest.raises(DitherError, match=r"'1' \(Flatten\) is neither: use explicit"):
+        moments.second_order(net, torch.ones(2, 4), torch.zeros(2, 4), "half_square", lambda h: h)
+
+
+# ------------------------------------------------------------------------------------ the claims
+
+ALL = (*fig2.SMALL, *fig2.VARIANCES)
+
+
+def made_up(
+    *, c: float = -0.4, residual: float = -0.4, r: float = 2.0, training: float = -0.4
+) -> Table:
+    """Ratios to R, at every σ²; `training`: E[C]/R at the last look."""
+    results = {}
+    for problem in remainders.ALWAYS:
+        rows = []
+        for net in range(3):
+            for v in ALL:
+                parts = {
+                    "R": r * v,
+                    "C": c * abs(r) * v,
+                    "sem": 1e-3 * v,
+                    "residual": residual * r * v,
+                }
+                rows += [(net, f"{q}/{v:g}", value) for q, value in parts.items()]
+        results[f"{problem} start"] = dict.fromkeys(range(3), rows)
+        looks = []
+        for step, ratio in ((0, -0.2), (50, training)):
+            parts = {"R": 1.0, "C": ratio, "sem": 0.01, "residual": ratio}
+            looks += [(step, q, value) for q, value in parts.items()]
+        for v in fig2.VARIANCES:
+            results[f"{problem} σ²={v:g}"] = dict.fromkeys(range(3), looks)
+        for rate in fig2.RATES:
+            results[f"{problem} rate {rate:g}"] = dict.fromkeys(range(3), looks)
+    return Table.of(results)
+
+
+def verdict(figure, claim: str, t: Table):
+    return next(c for c in figure.claims if c.id == claim).check(t)
+
+
+@pytest.mark.parametrize(
+    ("claim", "changed", "holds"),
+    [
+        ("C1", {}, True),
+        ("C1", {"c": 1.1}, False),
+        ("C1 norm", {}, True),
+        ("C1 norm", {"c": -1.1}, False),
+        ("C2", {}, True),
+        ("C2", {"r": -2.0}, False),
+        ("C3", {}, True),
+        ("C3", {"training": -1.2}, False),
+        ("C3", {"training": 1.2}, False),
+        ("C3", {"training": math.nan}, False),
+        ("C3 rates", {"training": 0.9}, True),
+        ("C3 rates", {"training": 1.1}, False),
+        ("C1 ours", {}, True),
+        ("C1 ours", {"residual": -0.2}, False),
+        ("C1 ours", {"c": 0.0, "residual": 0.0}, False),
+    ],
+)
+def test_the_claims_can_hold_and_fail(claim, changed, holds):
+    found, numbers = verdict(fig2.figure, claim, made_up(**changed))
+    assert found is holds
+    assert numbers
+
+
+def test_numbers_of_the_claims_can_be_written():
+    for claim in fig2.figure.claims:
+        entry, trace = judge(claim, made_up(), "quick")
+        assert not trace, trace
+        assert entry["holds"] is True
+
+
+def test_the_picture_says_which_files_are_missing(monkeypatch):
+    monkeypatch.setattr(needs, "found", lambda name: None)
+    picture = fig2.plot(made_up())
+    said = picture.get_supxlabel()
+    assert "CIFAR-10, ELU: not run: data absent: put cifar-10-python.tar.gz into" in said
+    assert "California, sigmoid: not run: data absent: put cal_housing_py3.pkz into" in said
+    picture.savefig(io.BytesIO(), format="png")
+
+
+def test_what_is_here_is_run(monkeypatch):
+    monkeypatch.setattr(needs, "found", lambda name: name == "cifar-10" or None)
+    labels = list(fig2.figure.at("paper"))
+    assert "CIFAR-10, ELU start" in labels
+    assert not [label for label in labels if label.startswith("California")]
+    assert len(labels) == 3 * (1 + len(fig2.VARIANCES) + len(fig2.RATES))
+
+
+def test_the_smallest_scale_measures_what_it_says():
+    """One net at the start, by hand."""
+    small = {"problem": "Boston, sigmoid", "nets": 1, "draws": 8, "width": 16, "variances": (0.25,)}
+    rows = {q: v for _, q, v in remainders.start(3, Silent(), **small)}
+    data = Data("boston", train=32, test=1, subset_seed=None).load(3)
+    net = remainders.PROBLEMS["Boston, sigmoid"].model(16).build(3)
+    assert [m.in_features for m in net if isinstance(m, torch.nn.Linear)] == [13, *[16] * 6]
+    assert all(m.bias is None for m in net if isinstance(m, torch.nn.Linear))
+    with dither.inject(net, {"act*:out": dither.Additive(0.5)}) as noise, torch.no_grad():
+        assert len(noise.sites) == 6
+        R = dither.explicit(noise, data.x_train, data.y_train, "half_square").R.item()
+    assert rows["R/0.25"] == pytest.approx(R, rel=1e-5)
+    assert {q for q in rows} == {f"{q}/0.25" for q in remainders.QUANTITIES}
+
+
+def test_noises_of_one_variance():
+    assert remainders.noise(0.25, "additive").sigma == 0.5
+    for of in ("multiplicative", "dropout"):
+        law = remainders.noise(0.25, of)
+        assert law.sigma**2 * law.law.variance == pytest.approx(0.25)
+    assert remainders.noise(0.25, "dropout").law.p == pytest.approx(0.2)
