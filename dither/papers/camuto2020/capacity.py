@@ -20,7 +20,12 @@ from dither.papers.camuto2020.nets import ALL, FEW, METHODS, SHORT, short
 from dither.table import Array, Table
 
 Verdict = tuple[bool | None, Mapping[str, object]]
-MEASURES = {"frobenius": "Π‖W‖_F", "spectral": "Π‖W‖₂", "path": "path", "complexity": "complexity"}
+MEASURES = {
+    "frobenius": "Π‖W‖$_F$",
+    "spectral": "Π‖W‖₂",
+    "path": "path",
+    "complexity": "complexity",
+}
 FORMS = {"capacity": "measure", "normalised": "measure/margin"}
 
 
@@ -54,10 +59,6 @@ def plot(t: Table):
                 style.dots(ax, at, values, colour, ms=6, label=method)
             ax.axhline(1, color=style.GREY, lw=1, ls=":", zorder=0)
             ax.set_xticks(range(len(MEASURES)), list(MEASURES.values()))
-            ax.set_yscale("log")
-            ax.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
-            ax.yaxis.set_minor_formatter(lambda v, _: f"{v:.2g}")
-            ax.tick_params(which="minor", labelsize=9)
         row[0].set_ylabel(f"{name},\nin units of none")
     for ax, among in zip(axes[0], (ALL, FEW), strict=True):
         ax.set_title(among)

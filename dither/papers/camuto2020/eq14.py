@@ -124,7 +124,8 @@ def plot(t: Table):
             label, at = f"{method}, {among}", [j + 0.18 * (i - 1.5)]
             ratio = t.last(label, EQ14) / t.last(label, "eq. 9")
             style.dots(ratios, at, ratio[:, None], colour, ms=6, label=None if j else name)
-            style.dots(loss, at, t.last(label, "loss/test")[:, None], colour, ms=6)
+            change = t.last(label, "loss/test") / t.last(f"none, {among}", "loss/test")
+            style.dots(loss, at, change[:, None], colour, ms=6)
             if method != "GNI":
                 gap = distance(t, label, f"GNI, {among}")[:, None]
                 style.dots(far, at, gap, colour, ms=6)
@@ -133,12 +134,12 @@ def plot(t: Table):
         values = shifted(t, f"none, {ALL}", form)
         style.band(shift, SHIFTS, values, colour, ls=dash, label=form)
     ratios.axhline(1, color=style.GREY, lw=1, ls=":")
-    ratios.set(ylabel="eq. 14 / eq. 9", title="(a) trained by")
+    ratios.set(ylabel="eq. 14 / eq. 9", title="(a)")
     shift.set(
         xlabel="function added to all logits (in rows of W)", ylabel="over its value without",
         title="(b) net without noise", ylim=(0, 4),
     )  # fmt: skip
-    loss.set(ylabel="test loss", title="(c)")
+    loss.set(ylabel="test loss over none's", title="(c)")
     far.set(ylabel="answers: distance to GNI's", title="(d)", ylim=(0, None))
     for ax in (ratios, loss, far):
         ax.set_xticks(range(2), SETTINGS)

@@ -80,11 +80,11 @@ def plot(t: Table):
             )
     spread.axhline(0, color=style.GREY, lw=1)
     spread.set(xlabel="test images (%)", ylabel="input margin γ", title=ALL)
-    medians.set(xlim=(-0.5, 1.5), ylabel="median γ (mean ± sd of the runs)")
+    medians.set(xlim=(-0.5, 1.5), ylabel="median γ")
     medians.set_xticks([0, 1], list(DASHES))
     low, high = trust.get_xlim()[0], max(trust.get_xlim()[1], trust.get_ylim()[1])
     trust.plot([low, high], [low, high], color=style.GREY, lw=1, zorder=0)
-    trust.set(xlabel="median γ", ylabel="median distance to a wrong answer")
+    trust.set(xlabel="median γ", ylabel="median distance")
     style.legend(spread, loc="upper left")
     style.legend(trust, loc="upper left")
     return picture

@@ -169,21 +169,24 @@ def bound(t: Table) -> Verdict:
 def plot(t: Table):
     picture, axes = style.grid(1, 3, width=9.5, height=3.4)
     colours = dict(zip(SIDES, (style.BLACK, style.BLUE, style.RED), strict=True))
-    for ax, label in zip(axes[0], t.labels, strict=False):
+    for ax, label in zip(axes[0], (ONE, TWO), strict=False):
         for side, colour in colours.items():
             h, ratio = over(t, label, side)
             at = ratio[:, np.argmin(abs(h - BANDWIDTH))]
             marker = "x" if side == "left" else "o"
             ax.plot(range(len(at)), at, marker, mfc="none", ms=8, color=colour, label=side)
-        ax.set(xlabel="network", title=label, ylim=(0, None))
+        ax.set(xlabel="network", title=label)
         ax.set_xticks(range(len(t.seeds)))
+    high = max(ax.get_ylim()[1] for ax in axes[0, :2])
+    for ax in axes[0, :2]:
+        ax.set_ylim(0.95, high + 0.05)
     axes[0, 0].set_ylabel("over the left-hand side")
-    style.legend(axes[0, 0], loc="lower left")
+    style.legend(axes[0, 0], loc="upper left")
     for label, colour in zip(t.labels, (style.RED, style.PURPLE, style.ORANGE), strict=True):
-        style.band(axes[0, 2], *over(t, label, "with modulus"), colour, label=label)
+        style.band(axes[0, 2], *over(t, label, "with modulus"), colour, log=True, label=label)
     axes[0, 2].axhline(1, color=style.BLUE, lw=1.5)
     axes[0, 2].set(xlabel="bandwidth h of the density", ylabel="eq. 15 / left", xscale="log")
-    axes[0, 2].set_xticks(t.series(t.labels[0], "left")[0][::2])
+    axes[0, 2].set_xticks([0.03, 0.1, 0.3, 1])
     axes[0, 2].xaxis.set_major_formatter(lambda v, _: f"{v:g}")
     axes[0, 2].xaxis.set_minor_formatter(lambda v, _: "")
     style.legend(axes[0, 2], loc="upper right")
