@@ -1,0 +1,105 @@
+"""Where training goes: the Hessian's trace along the way, as it is and as the authors took it, and
+the distances between nets that started from the same weights.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dither.measures.curvature import trace
+from dither.table import Array, Table
+from dither.train import State
+
+BUCKETS = 256
+
+
+class Shift(nn.Module):
+    """h ↦ h + a fixed tensor: one draw of noise, kept."""
+
+    by: Tensor
+
+    def __init__(self, by: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("by", by)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.by
+
+
+def noisy(model: nn.Module, x: Tensor, sigma: float, seed: int) -> nn.Sequential:
+    """The chain with one draw of σ ε in front of every Linear, for the batch x alone; the
+    parameters are the model's own.
+    """
+    rng, layers = torch.Generator().manual_seed(seed), OrderedDict()
+    for name, layer in model.named_children():
+        if isinstance(layer, nn.Linear):
+            epsilon = torch.randn(len(x), layer.in_features, generator=rng)
+            layers[f"noise {name}"] = Shift(sigma * epsilon.to(x))
+        layers[name] = layer
+    return nn.Sequential(layers)
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Of the mean loss over the first `limit` training examples of an MLP:
+
+    "trace"           tr ∇²L, the noise off, and its Monte-Carlo error "trace sem"
+    "authors' trace"  Σ_l tr(∇²_{W_l} L̃)/n_l: the mean diagonal entry of each weight matrix, summed
+                      over the L matrices, of the loss under one draw of noise of std `sigma`
+                      (whatever the net was trained with), as the released code records it
+    """
+
+    sigma: float
+    every: int | None
+    limit: int = 512
+    probes: int = 32
+
+    def __call__(self, state: State) -> dict[str, float]:
+        x, y = state.examples("train", self.limit)
+        model, loss, seed = state.model, state.run.loss, state.seed
+        found = trace(model, loss, (x, y), probes=self.probes, seed=seed)
+        theirs = trace(
+            noisy(model, x, self.sigma, seed), loss, (x, y), probes=self.probes, seed=seed
+        )
+        sizes = {f"{n}.weight": m.weight.numel() for n, m in model.named_children()
+                 if isinstance(m, nn.Linear)}  # fmt: skip
+        mean = sum(part.value / sizes[name] for name, part in theirs.by_parameter.items())
+        return {"trace": found.value, "trace sem": found.sem, "authors' trace": mean}
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """All parameters θ in 256 numbers, "θ/17": each entry goes with a fixed random sign into a
+    fixed random bucket (Charikar et al. 2002), so that ‖sketch(θ) − sketch(θ')‖² has the mean
+    ‖θ − θ'‖² and a relative standard deviation of √(2/256) = 9 %, the distance of 4 %.
+    """
+
+    every: int | None
+
+    def __call__(self, state: State) -> dict[str, float]:
+        theta = torch.cat([p.detach().flatten() for p in state.model.parameters()])
+        return {f"θ/{i}": v for i, v in enumerate(sketch(theta).tolist())}
+
+
+def sketch(theta: Tensor) -> Tensor:
+    """[n] → [256]."""
+    rng = torch.Generator().manual_seed(len(theta))
+    bucket = torch.randint(BUCKETS, theta.shape, generator=rng)
+    sign = 2.0 * torch.randint(2, theta.shape, generator=rng) - 1
+    return torch.zeros(BUCKETS).index_add(0, bucket, (sign * theta.cpu()).float())
+
+
+def sketches(t: Table, label: str) -> tuple[Array, Array]:
+    """Steps [T] and sketches [S, T, 256]."""
+    parts = [t.series(label, f"θ/{i}") for i in range(BUCKETS)]
+    return parts[0][0], np.stack([values for _, values in parts], -1)
+
+
+def distance(t: Table, a: str, b: str) -> tuple[Array, Array]:
+    """Steps [T] and ‖θ_a − θ_b‖ [S, T], as far as both go."""
+    (steps, u), (others, v) = sketches(t, a), sketches(t, b)
+    n = min(len(steps), len(others))
+    return steps[:n], np.linalg.norm(u[:, :n] - v[:, :n], axis=-1)

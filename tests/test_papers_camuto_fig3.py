@@ -1,0 +1,275 @@
+"""Camuto et al., Fig. 3 and its multiplicative sibling: the looks against dense oracles, the claims
+against tables made by hand.
+"""
+
+import io
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+import dither
+from dither import files, needs
+from dither.figure import Silent
+from dither.judge import judge
+from dither.models import MLP
+from dither.papers.camuto2020 import fig3, multiplicative, paths
+from dither.table import Table
+from dither.train import train
+
+NET = MLP((6, 5, 4, 3), activation="elu", bias=False, init="glorot")
+STEPS = (0, 400, 800)
+
+# ---------------------------------------------------------------------------------------- looks
+
+
+def data(n: int = 7):
+    torch.manual_seed(0)
+    return torch.randn(n, 6), torch.randint(3, (n,))
+
+
+class State:
+    """What the watches look at."""
+
+    def __init__(self, model, seed=4):
+        self.model, self.seed, self.batch = model, seed, data()
+        self.run = type("Run", (), {"loss": "cross_entropy"})
+
+    def examples(self, split, limit):
+        assert split == "train"
+        return tuple(t[:limit] for t in self.batch)
+
+
+def dense(model, name: str, x, y) -> torch.Tensor:
+    """tr ∇²_W of the mean loss, by autograd's Hessian."""
+    parameters = dict(model.named_parameters())
+
+    def f(w):
+        return nn.functional.cross_entropy(functional_call(model, {**parameters, name: w}, (x,)), y)
+
+    w = parameters[name].detach()
+    return torch.autograd.functional.hessian(f, w).reshape(w.numel(), -1).trace()
+
+
+def test_the_traces_are_the_hessians():
+    model = NET.build(0)
+    watch = paths.Traces(0.3, None, limit=7, probes=3000)
+    seen = watch(State(model))
+    x, y = data()
+    names = [name for name, _ in model.named_parameters()]
+    plain = sum(dense(model, name, x, y) for name in names)
+    # its own standard error: false once in a million
+    assert abs(seen["trace"] - plain) < 5 * seen["trace sem"]
+    assert seen["trace sem"] < 0.03 * plain
+    rng = torch.Generator().manual_seed(4)
+    layers = []
+    for name, layer in model.named_children():
+        if name.startswith("fc"):
+            layers.append(paths.Shift(0.3 * torch.randn(7, layer.in_features, generator=rng)))
+        layers.append(layer)
+    noisy = nn.Sequential(*layers)
+    theirs = sum(dense(noisy, name, x, y) / p.numel() for name, p in noisy.named_parameters())
+    assert seen["authors' trace"] == pytest.approx(float(theirs), rel=0.05)
+    assert abs(seen["authors' trace"] - float(plain)) > 0.1 * float(plain)
+
+
+def test_a_draw_kept_is_the_noise():
+    model, (x, _) = NET.build(1), data()
+    once = paths.noisy(model, x, 0.5, seed=3)
+    assert torch.equal(once(x), once(x))
+    assert not torch.equal(once(x), model(x))
+    assert torch.equal(paths.noisy(model, x, 0.0, seed=3)(x), model(x))
+    assert [p.data_ptr() for p in once.parameters()] == [p.data_ptr() for p in model.parameters()]
+    assert not [name for name, _ in model.named_modules() if "noise" in name]
+
+
+def test_a_sketch_keeps_distances():
+    rng = torch.Generator().manual_seed(0)
+    pairs = torch.randn(200, 2, 5000, generator=rng)
+    ratios = torch.tensor(
+        [float((paths.sketch(a) - paths.sketch(b)).norm() / (a - b).norm()) for a, b in pairs]
+    )
+    # one sketch and 200 differences: the mean over them of the squared ratio is 1 ± .09 at most
+    assert abs(float(ratios.square().mean()) - 1) < 5 * (2 / paths.BUCKETS) ** 0.5
+    assert float(ratios.std()) < 2 * (0.5 / paths.BUCKETS) ** 0.5
+    a = torch.randn(5000, generator=rng)
+    torch.testing.assert_close(paths.sketch(3 * a), 3 * paths.sketch(a))
+    assert float(paths.sketch(torch.eye(50)[7]).abs().sum()) == 1
+
+
+def test_the_sketch_is_of_all_parameters():
+    model = NET.build(0)
+    seen = paths.Sketch(None)(State(model))
+    theta = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert list(seen.values()) == pytest.approx(paths.sketch(theta).tolist())
+    assert len(seen) == paths.BUCKETS
+
+
+# ----------------------------------------------------------------------------------------- runs
+
+
+def test_the_three_start_from_the_same_weights(monkeypatch):
+    monkeypatch.setattr(needs, "found", lambda name: name == "fashion-mnist" or None)
+    found = fig3.figure.at("smoke")
+    assert len(found) == 9
+    three = {m: found[f"Fashion-MNIST 2 × 32 {m}"] for m in fig3.METHODS}
+    assert three["R"].objective == "explicit"
+    assert found["Fashion-MNIST CONV R"].objective == "sampled"
+    assert three["baseline"].noise is None
+    assert three["GNI"].noise == dither.Additive(0.1**0.5)
+    if files.find("fashion-mnist", "train-images-idx3-ubyte") is None:
+        pytest.skip("Fashion-MNIST is not on this machine")
+    t = Table.of({f"N 2 × 32 {m}": train(run, [0, 1], Silent()) for m, run in three.items()})
+    for a, b in fig3.PAIRS:
+        steps, d = paths.distance(t, f"N 2 × 32 {a}", f"N 2 × 32 {b}")
+        assert list(steps) == [0, 1, 2, 3, 4]
+        assert (d[:, 0] == 0).all()
+        assert (d[:, 1:] > 0).all()
+
+
+def test_the_noise_is_on_the_input_and_every_hidden_activation():
+    for net, sites in (("MLP", 5), ("2 × 32", 3), ("CONV", 3)):
+        model = fig3.model(net, "fashion-mnist", 8, (2, 3)).build(0)
+        with dither.inject(model, dither.Additive(0.1)) as noise:
+            assert len(noise.sites) == sites
+
+
+def test_other_sets_are_run_where_they_are(monkeypatch):
+    monkeypatch.setattr(needs, "found", lambda name: "here")
+    found = fig3.figure.at("paper")
+    assert len(found) == 27
+    conv = found["SVHN CONV baseline"]
+    assert conv.model.image == (3, 32, 32)
+    assert not conv.data.flat
+    assert found["CIFAR-10 MLP GNI"].model.widths == (3072, 512, 512, 512, 512, 10)
+    assert conv.steps * conv.optimiser.lr == fig3.TIME
+
+
+# --------------------------------------------------------------------------------------- claims
+
+
+def sketched(step: int, at: float) -> list:
+    return [(step, "θ/0", at)] + [(step, f"θ/{i}", 0.0) for i in range(1, paths.BUCKETS)]
+
+
+def path(loss: float, trace: float, at: float, steps=STEPS) -> dict:
+    """Rows of three seeds that end at this loss, trace and (one-dimensional) place."""
+    found = {}
+    for seed in range(3):
+        rows = []
+        for i, step in enumerate(steps):
+            end = i / (len(steps) - 1)
+            rows += [(step, "loss/test", 2 + end * (loss - 2) + 1e-3 * seed)]
+            rows += [(step, q, 9 + end * (trace - 9)) for q in ("trace", "authors' trace")]
+            rows += [(step, q, 0.5) for q in ("accuracy/train", "accuracy/test")]
+            rows += sketched(step, end * at)
+        found[seed] = rows
+    return found
+
+
+def made_up(methods: dict, nets, prefix: str = "", steps=STEPS) -> Table:
+    return Table.of(
+        {f"{prefix}{net} {m}": path(*end, steps) for net in nets for m, end in methods.items()}
+    )
+
+
+def camuto(steps=STEPS, **changed) -> Table:
+    """(loss, trace, place) of each method."""
+    methods = {"baseline": (0.4, 5.0, 0.0), "GNI": (0.6, 3.0, 9.0), "R": (0.55, 2.0, 8.0)}
+    return made_up(methods | changed, fig3.NETS, "Fashion-MNIST ", steps)
+
+
+def verdict(figure, claim: str, t: Table):
+    return next(c for c in figure.claims if c.id == claim).check(t)
+
+
+@pytest.mark.parametrize(
+    ("claim", "changed", "holds"),
+    [
+        ("C4 CONV", {}, True),
+        ("C4 2 × 32", {"R": (0.45, 2.0, 8.0)}, False),
+        ("C5", {}, True),
+        ("C5", {"GNI": (0.6, 5.1, 9.0)}, False),
+        ("C5 theirs", {"R": (0.5, 5.1, 8.0)}, False),
+        ("C6", {}, True),
+        ("C6", {"R": (0.5, 2.0, 1.0)}, False),
+        ("C6", {"R": (0.5, 2.0, -9.0), "GNI": (0.5, 2.0, 1.0)}, False),
+    ],
+)
+def test_the_claims_can_hold_and_fail(claim, changed, holds):
+    found, numbers = verdict(fig3.figure, claim, camuto(**changed))
+    assert found is holds
+    assert numbers
+
+
+def test_short_runs_are_not_judged():
+    for claim in fig3.figure.claims:
+        holds, numbers = claim.check(camuto(steps=(0, 5, 10)))
+        assert holds is None
+        assert "fewer than" in numbers["why"]
+
+
+def noises(c: float = -0.4, dropout: float = -0.2, **changed) -> Table:
+    methods = {
+        "baseline": (0.4, 5.0, 0.0), "multiplicative": (0.6, 3.0, 9.0),
+        "dropout": (0.6, 3.0, 9.5), "R": (0.55, 2.0, 8.0),
+    }  # fmt: skip
+    t = made_up(methods | changed, multiplicative.NETS)
+    starts = {}
+    for of, at in (("multiplicative", c), ("dropout", dropout)):
+        rows = []
+        for v in (*multiplicative.SMALL, *multiplicative.VARIANCES):
+            ratio = -0.3 if v == multiplicative.SMALL[0] else at
+            parts = {"R": v, "C": ratio * v, "sem": 1e-3 * v, "residual": -0.3 * v}
+            rows += [(net, f"{q}/{v:g}", value) for net in range(2) for q, value in parts.items()]
+        starts[f"{of} start"] = dict.fromkeys(range(3), rows)
+    return Table(pl.concat([t.frame, Table.of(starts).frame]))
+
+
+@pytest.mark.parametrize(
+    ("claim", "changed", "holds"),
+    [
+        ("M1", {}, True),
+        ("M1", {"dropout": 1.2}, False),
+        ("M2", {}, True),
+        ("M3", {}, True),
+        ("M3", {"c": -0.2}, False),
+        ("M4 MLP Gaussian", {}, True),
+        ("M4 2 × 32 dropout", {"R": (0.45, 2.0, 8.0)}, False),
+        ("M5", {}, True),
+        ("M5", {"R": (0.5, 6.0, 8.0)}, False),
+        ("M6 Gaussian", {}, True),
+        ("M6 dropout", {"R": (0.5, 2.0, 1.0)}, False),
+    ],
+)
+def test_the_claims_of_the_multiplicative_noises(claim, changed, holds):
+    found, numbers = verdict(multiplicative.figure, claim, noises(**changed))
+    assert found is holds
+    assert numbers
+
+
+@pytest.mark.parametrize(("figure", "t"), [(fig3, camuto()), (multiplicative, noises())])
+def test_pictures_and_numbers(figure, t, monkeypatch):
+    monkeypatch.setattr(needs, "found", lambda name: None)
+    picture = figure.plot(t)
+    picture.savefig(io.BytesIO(), format="png")
+    if figure is fig3:
+        assert "SVHN: not run: data absent: put train_32x32.mat" in picture.get_supxlabel()
+    for claim in figure.figure.claims:
+        entry, trace = judge(claim, t, "quick")
+        assert not trace, trace
+        assert entry["holds"] is True
+
+
+def test_gaussian_and_dropout_have_one_R():
+    x, y = data()
+    found = []
+    for of in multiplicative.LAWS:
+        model = NET.build(0)
+        noise = {"fc*:in": multiplicative.noise(multiplicative.TRAINED_AT, of)}
+        with dither.inject(model, noise) as injected, torch.no_grad():
+            found.append(float(dither.explicit(injected, x, y).R))
+    np.testing.assert_allclose(*found, rtol=1e-6)
