@@ -154,10 +154,18 @@ class Training:
         factor = SCHEDULES[self.run.schedule](self.step, self.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = self.run.optimiser.lr * factor
+        each = self.slopes(x, y)
+        if getattr(self.run.optimiser, "again", False):  # it asks for the gradient elsewhere too
+            self.optimiser.step(lambda: float(self.slopes(x, y).sum()))
+        else:
+            self.optimiser.step()
+        return each
+
+    def slopes(self, x: Tensor, y: Tensor) -> Tensor:
+        """The objective's gradient into the parameters; the objective, per replica [S]."""
         total, each = self.objective(x, y.flatten(0, 1) if self.stacked else y)
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
-        self.optimiser.step()
         return each.detach()
 
     def objective(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,7 +274,11 @@ class _Loss:
 
 
 def _stackable(run: "Run") -> bool:
-    """Whether a stack can do all of it: not a tensor by lot, R of parameters, or each one's R."""
+    """Whether a stack can do all of it: not a tensor by lot, R of parameters, or each one's R; nor
+    an optimiser that looks at the gradient of all parameters together.
+    """
+    if getattr(run.optimiser, "again", False):
+        return False
     noises = [n for _, n in run.noise] if isinstance(run.noise, tuple) else [run.noise]
     if run.objective == "noise":
         return run.draw != "random"
