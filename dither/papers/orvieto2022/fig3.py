@@ -1,0 +1,186 @@
+"""Figure 3: the noise's strength in a wide network.   Orvieto et al. 2022, Fig. 3, §5
+
+MLP2 (three hidden layers of 5000 ReLU units, η = .005), full-batch gradient descent on 1024
+Fashion-MNIST images: test accuracy along training for several σ, on all tensors or on one a step.
+
+Below, accuracy at the end against σ, and others at the same price or twice it: gradient descent on
+the loss + R̂ (R from one random column a step), noise after the step (Langevin-like: its walk over
+all steps is as wide as one draw of full noise), Anti-PGD (full noise in other variables; without
+its last draw in the last twentieth of the steps), and sharpness-aware minimisation (SAM).
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from dither.figure import Claim, Figure, Run
+from dither.papers import style
+from dither.papers.orvieto2022 import mlps
+from dither.papers.orvieto2022.baselines import AntiNoise, NoiseAfter, SharpnessAware
+from dither.papers.orvieto2022.mlps import NETS, Scale
+from dither.papers.orvieto2022.schemes import (
+    ACCURACY,
+    DRAWS,
+    FULL,
+    GD,
+    LAYER,
+    LOSS,
+    TEST,
+    TRACE,
+    Verdict,
+    best,
+    gains,
+    unlearnt,
+)
+from dither.schedule import Until
+from dither.table import Array, Table
+
+NET = NETS["MLP2"]
+M = 2 * (NET.depth + 1)
+OTHERS = ("loss + R̂", "noise after", "Anti-PGD", "SAM")
+COLOURS = dict(zip(OTHERS, (style.SKY, style.ORANGE, style.PURPLE, style.GREEN), strict=True))
+HUES = (style.SKY, style.GREEN, style.ORANGE, style.PURPLE, style.RED)
+
+
+def label(scheme: str, sigma: float) -> str:
+    return f"{scheme}, σ = {sigma:g}"
+
+
+def runs(scale: Scale, sigmas: tuple[float, ...], at: float) -> dict[str, Run]:
+    """`at`: the σ of the baselines."""
+    plain = mlps.plain(NET, scale, "cosine")
+    found = {GD: plain}
+    for sigma in sigmas:
+        noise = mlps.noise(NET, scale, sigma)
+        for scheme in (FULL, LAYER):
+            found[label(scheme, sigma)] = replace(plain, noise=noise, draw=DRAWS[scheme])
+    steps, more, sgd = scale.steps, mlps.more(NET, scale), plain.optimiser
+    walk, one = at / (M * steps) ** 0.5, at / M**0.5
+    found["loss + R̂"] = replace(
+        plain, noise=mlps.noise(NET, scale, at), draw="all", objective="sampled"
+    )
+    found["noise after"] = replace(plain, optimiser=NoiseAfter(sgd, walk, more))
+    anti = AntiNoise(sgd, Until(one, max(1, round(0.95 * steps))), more)
+    found["Anti-PGD"] = replace(plain, optimiser=anti)
+    if SharpnessAware.installed():
+        found["SAM"] = replace(plain, optimiser=SharpnessAware(sgd))
+    return found
+
+
+def sweep(t: Table, scheme: str) -> Iterator[tuple[float, str]]:
+    """σ and the label of its run, from small to large."""
+    found = [
+        (float(name.rpartition(" ")[2]), name) for name in t.labels if name.startswith(f"{scheme},")
+    ]
+    yield from sorted(found)
+
+
+def others(t: Table) -> list[str]:
+    return [name for name in OTHERS if name in t.labels]
+
+
+def table(t: Table) -> dict[str, Any]:
+    """Every run: paired accuracy beside GD's, test loss, training loss, trace."""
+    numbers: dict[str, Any] = {
+        f"{ACCURACY}, GD": t.last(GD, ACCURACY),
+        f"best {ACCURACY}, GD": best(t, GD),
+    }
+    for name in t.labels:
+        if name != GD:
+            numbers[f"accuracy − GD's, {name}"] = gains(t, ACCURACY, name, GD)
+    for quantity in (TEST, LOSS, TRACE):
+        numbers |= {f"{quantity}, {name}": t.last(name, quantity) for name in t.labels}
+    if "SAM" not in t.labels:
+        numbers["SAM"] = "not run: the package pytorch_optimizer is not installed"
+    return numbers
+
+
+def raised(gain: Array) -> bool:
+    """By more than its standard error over seeds."""
+    return bool(len(gain) > 1 and gain.mean() > gain.std(ddof=1) / len(gain) ** 0.5)
+
+
+def helps(t: Table) -> Verdict:
+    """O12: layer-wise raises accuracy at some σ; full at none."""
+    if why := unlearnt(t, [GD]):
+        return None, {"why": why, **table(t)}
+    gain = {s: [gains(t, ACCURACY, name, GD) for _, name in sweep(t, s)] for s in (FULL, LAYER)}
+    layer, full = (any(map(raised, gain[s])) for s in (LAYER, FULL))
+    return layer and not full, {
+        "σ at which layer-wise raises accuracy": sum(map(raised, gain[LAYER])),
+        "σ at which full raises it": sum(map(raised, gain[FULL])),
+        **table(t),
+    }
+
+
+def better(t: Table) -> Verdict:
+    """The best σ of layer-wise beside the best of full, seed by seed."""
+    if why := unlearnt(t, [GD]):
+        return None, {"why": why}
+    top = {
+        s: max((t.last(name, ACCURACY) for _, name in sweep(t, s)), key=np.mean)
+        for s in (FULL, LAYER)
+    }
+    gain = top[LAYER] - top[FULL]
+    return raised(gain), {"accuracy at the best σ: layer-wise − full": gain}
+
+
+def plot(t: Table):
+    picture, axes = style.grid(2, 2, height=3.6)
+    for ax, scheme in zip(axes[0], (FULL, LAYER), strict=True):
+        style.band(ax, *t.series(GD, ACCURACY), style.BLACK, ls="--", label=GD)
+        for (sigma, name), hue in zip(sweep(t, scheme), HUES, strict=False):
+            style.band(ax, *t.series(name, ACCURACY), hue, label=f"σ = {sigma:g}")
+        ax.set(title=scheme, xlabel="step", ylabel="test accuracy", ylim=(0, 0.9))
+        style.legend(ax, loc="lower right")
+    left, right = axes[1]
+    for scheme, colour in ((FULL, style.RED), (LAYER, style.BLUE)):
+        sigma, names = zip(*sweep(t, scheme), strict=True)
+        ends = np.stack([t.last(name, ACCURACY) for name in names], 1)
+        style.dots(left, sigma, ends, colour, label=scheme, fmt="o-")
+    end = t.last(GD, ACCURACY).mean()
+    left.axhline(end, color=style.BLACK, ls="--", label=GD)
+    left.set(xscale="log", xlabel="σ", ylabel="test accuracy at the end")
+    left.set_xticks(sigma, [f"{s:g}" for s in sigma])
+    left.set_xticks([], minor=True)
+    for name, colour in {GD: style.BLACK, **COLOURS}.items():
+        if name in t.labels:
+            x, y = t.last(name, TRACE), t.last(name, ACCURACY)
+            right.errorbar(
+                x.mean(), y.mean(), y.std(), x.std(), "o", color=colour, capsize=2, label=name
+            )
+    for scheme, colour in ((FULL, style.RED), (LAYER, style.BLUE)):
+        name = max((n for _, n in sweep(t, scheme)), key=lambda n: t.last(n, ACCURACY).mean())
+        x, y = t.last(name, TRACE), t.last(name, ACCURACY)
+        right.errorbar(
+            x.mean(), y.mean(), y.std(), x.std(), "s", color=colour, capsize=2, label=name
+        )
+    right.set(xlabel="trace of Hessian at the end", ylabel="test accuracy", xscale="log")
+    for ax in (left, right):
+        style.legend(ax, fontsize=8)
+    return picture
+
+
+figure = Figure(
+    runs,
+    plot,
+    smoke={"scale": mlps.SMOKE, "sigmas": (0.01, 0.05), "at": 0.01},
+    quick={"scale": mlps.QUICK["MLP2"], "sigmas": (0.0125, 0.025, 0.05), "at": 0.025},
+    paper={"scale": mlps.PAPER, "sigmas": (0.01, 0.02, 0.05, 0.1), "at": 0.05},
+    claims=[
+        Claim("O12", "layer-wise noise raises test accuracy over GD's, full noise at no σ", helps),
+        Claim("O12 best", "at its best σ layer-wise noise beats full noise at its own", better),
+    ],
+    departures=[
+        "the caption says two hidden layers, App. F.1 ties the figure to MLP2's three: three",
+        "the σ are not given in words",
+        "below: not in the paper; SAM (ρ = .05) is the package pytorch_optimizer's, and not run "
+        "where that is not installed",
+        *mlps.DEPARTURES,
+    ],
+    seeds={"smoke": 2, "quick": 3, "paper": 3},
+    needs=("fashion-mnist",),
+    cost={"smoke": 0.1, "quick": 2.5, "paper": 11_000},
+)
