@@ -136,7 +136,7 @@ def plot(t: Table):
     ratios.axhline(1, color=style.GREY, lw=1, ls=":")
     ratios.set(ylabel="eq. 14 / eq. 9", title="(a)")
     shift.set(
-        xlabel="function added to all logits (in rows of W)", ylabel="over its value without",
+        xlabel="function common to all logits", ylabel="over its value without",
         title="(b) net without noise", ylim=(0, 4),
     )  # fmt: skip
     loss.set(ylabel="test loss over none's", title="(c)")
