@@ -56,14 +56,14 @@ def dense(model, name: str, x, y) -> torch.Tensor:
 
 def test_the_traces_are_the_hessians():
     model = NET.build(0)
-    watch = paths.Traces(0.3, None, limit=7, probes=3000)
+    watch = paths.Traces(0.3, None, limit=7, probes=800)
     seen = watch(State(model))
     x, y = data()
     names = [name for name, _ in model.named_parameters()]
     plain = sum(dense(model, name, x, y) for name in names)
     # its own standard error: false once in a million
     assert abs(seen["trace"] - plain) < 5 * seen["trace sem"]
-    assert seen["trace sem"] < 0.03 * plain
+    assert seen["trace sem"] < 0.06 * plain
     rng = torch.Generator().manual_seed(4)
     layers = []
     for name, layer in model.named_children():
@@ -72,7 +72,7 @@ def test_the_traces_are_the_hessians():
         layers.append(layer)
     noisy = nn.Sequential(*layers)
     theirs = sum(dense(noisy, name, x, y) / p.numel() for name, p in noisy.named_parameters())
-    assert seen["authors' trace"] == pytest.approx(float(theirs), rel=0.05)
+    assert seen["authors' trace"] == pytest.approx(float(theirs), rel=0.1)
     assert abs(seen["authors' trace"] - float(plain)) > 0.1 * float(plain)
 
 
@@ -114,7 +114,8 @@ def test_the_sketch_is_of_all_parameters():
 def test_the_three_start_from_the_same_weights(monkeypatch):
     monkeypatch.setattr(needs, "found", lambda name: name == "fashion-mnist" or None)
     found = fig3.figure.at("smoke")
-    assert len(found) == 9
+    assert len(found) == 15
+    assert found["Fashion-MNIST MLP, few images R"].steps == 2 * found["Fashion-MNIST MLP R"].steps
     three = {m: found[f"Fashion-MNIST 2 × 32 {m}"] for m in fig3.METHODS}
     assert three["R"].objective == "explicit"
     assert found["Fashion-MNIST CONV R"].objective == "sampled"
@@ -140,11 +141,11 @@ def test_the_noise_is_on_the_input_and_every_hidden_activation():
 def test_other_sets_are_run_where_they_are(monkeypatch):
     monkeypatch.setattr(needs, "found", lambda name: "here")
     found = fig3.figure.at("paper")
-    assert len(found) == 27
+    assert len(found) == 45
     conv = found["SVHN CONV baseline"]
     assert conv.model.image == (3, 32, 32)
     assert not conv.data.flat
-    assert found["CIFAR-10 MLP GNI"].model.widths == (3072, 512, 512, 512, 512, 10)
+    assert found["CIFAR-10 MLP, few images GNI"].model.widths == (3072, 512, 512, 512, 512, 10)
     assert conv.steps * conv.optimiser.lr == fig3.TIME
 
 
@@ -179,7 +180,8 @@ def made_up(methods: dict, nets, prefix: str = "", steps=STEPS) -> Table:
 def camuto(steps=STEPS, **changed) -> Table:
     """(loss, trace, place) of each method."""
     methods = {"baseline": (0.4, 5.0, 0.0), "GNI": (0.6, 3.0, 9.0), "R": (0.55, 2.0, 8.0)}
-    return made_up(methods | changed, fig3.NETS, "Fashion-MNIST ", steps)
+    cases = (*fig3.NETS, *fig3.SCARCE)
+    return made_up(methods | changed, cases, "Fashion-MNIST ", steps)
 
 
 def verdict(figure, claim: str, t: Table):
@@ -191,6 +193,8 @@ def verdict(figure, claim: str, t: Table):
     [
         ("C4 CONV", {}, True),
         ("C4 2 × 32", {"R": (0.45, 2.0, 8.0)}, False),
+        ("C4 MLP, few images", {}, True),
+        ("C4 MLP, few images", {"R": (0.3, 2.0, 8.0)}, False),
         ("C5", {}, True),
         ("C5", {"GNI": (0.6, 5.1, 9.0)}, False),
         ("C5 theirs", {"R": (0.5, 5.1, 8.0)}, False),
@@ -203,6 +207,18 @@ def test_the_claims_can_hold_and_fail(claim, changed, holds):
     found, numbers = verdict(fig3.figure, claim, camuto(**changed))
     assert found is holds
     assert numbers
+
+
+def test_only_the_time_before_the_fit_counts():
+    """R leaves GNI for the baseline after the baseline has fitted its images."""
+    frame = camuto().frame
+    late = (pl.col("step") == STEPS[-1]) & pl.col("run").str.ends_with(" R")
+    late &= pl.col("quantity") == "loss/test"
+    frame = frame.with_columns(value=pl.when(late).then(0.1).otherwise(pl.col("value")))
+    assert verdict(fig3.figure, "C4 MLP", Table(frame))[0] is False
+    fitted = (pl.col("step") >= STEPS[1]) & (pl.col("quantity") == "accuracy/train")
+    frame = frame.with_columns(value=pl.when(fitted).then(1.0).otherwise(pl.col("value")))
+    assert verdict(fig3.figure, "C4 MLP", Table(frame))[0] is True
 
 
 def test_short_runs_are_not_judged():
