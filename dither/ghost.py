@@ -25,6 +25,26 @@ from dither.layout import Layout
 KEPT = 2**25  # elements of an unfolded operand that are kept rather than unfolded again
 
 
+class Caught:
+    """The gradients of K columns [K, …] that came by a tap; what several uses ask, once."""
+
+    def __init__(self, g: Tensor) -> None:
+        self.g = g
+        self._norm2: Tensor | None = None
+
+    @property
+    def norm2(self) -> Tensor:
+        """‖g‖² over all but the first two dimensions [K, B]."""
+        if self._norm2 is None:
+            self._norm2 = rows2(self.g)
+        return self._norm2
+
+
+def rows2(g: Tensor) -> Tensor:
+    """‖g‖² of each row [K, B, …] → [K, B]."""
+    return torch.linalg.vector_norm(g.flatten(2) if g.dim() > 2 else g.unsqueeze(2), dim=2).square()
+
+
 @dataclass
 class Use:
     """One use of a parameter (or of a slice of it): how g and the operand a make the per-sample
@@ -44,8 +64,10 @@ class Use:
     features: int  # trailing dimensions of that which are no positions; −1 for elementwise
     options: dict[str, Any] = field(default_factory=dict)
     candidates: list[Layout] = field(default_factory=list)
-    g: Any = None  # the gradient of the column under way, once it has come by
+    caught: Caught | None = None  # the columns under way, once they have come by
+    g: Any = None  # the gradient of one of them
     unfolded: Tensor | None = None
+    gram: Tensor | None = None  # of the operand, kept from column to column
 
     def __post_init__(self) -> None:
         self.version = self.a._version if isinstance(self.a, Tensor) else 0
@@ -55,8 +77,17 @@ class Use:
         """Whether the operand was changed in place after its use."""
         return isinstance(self.a, Tensor) and self.a._version != self.version
 
-    def catch(self, g: Tensor) -> None:
-        self.g = g if self.g is None else self.g + g
+    def catch(self, caught: Caught) -> None:
+        self.caught = caught if self.caught is None else Caught(self.caught.g + caught.g)
+        self.turn(0)
+
+    def turn(self, k: int) -> None:
+        """Let column k of those under way be the one that is looked at."""
+        self.g = None if self.caught is None else self.caught.g[k]
+
+    def forget(self) -> None:
+        """No column is under way."""
+        self.caught = self.g = None
 
     def split(self) -> tuple[Tensor, Tensor]:
         """(a, g) of an outer product as [B, G, T, I] and [B, G, T, O]."""
@@ -72,6 +103,36 @@ class Use:
         g = g.flatten(3).unflatten(2, (groups, -1))  # [B, P, G, O/G, T]
         a = a.unflatten(2, (groups, -1))
         return a.permute(0, 2, 1, 4, 3).flatten(2, 3), g.permute(0, 2, 1, 4, 3).flatten(2, 3)
+
+    def together(self) -> Tensor | None:
+        """‖G_i‖² of all columns under way [K, B], where samples are in front and it can be had at
+        once; else None.
+        """
+        caught, layout = self.caught, self.candidates[0]
+        if caught is None or (layout.way, layout.at) != ("dim", 0) or self.g.requires_grad:
+            return None
+        g = caught.g  # [K, B, …]
+        if self.kind == "sum":
+            if g.dim() == self.features + 2:  # [K, B, *shape], or [K, B, C, positions…]
+                channels = self.options.get("channels") and g.dim() > 3
+                return rows2(g.flatten(3).sum(3)) if channels else caught.norm2
+            along = tuple(range(2, g.dim() - len(self.shape)))
+            return None if self.options.get("channels") else rows2(g.sum(along))
+        if self.kind == "outer" and g.dim() == 3:
+            if self.gram is None:
+                self.gram = rows2(self.a.unsqueeze(0))
+            return caught.norm2 * self.gram
+        if not (self.kind == "outer" or (self.is_outer and self.options["groups"] == 1)):
+            return None
+        i = self.shape.numel() // (o := g.shape[2] if self.kind == "conv" else g.shape[-1])
+        t = g[0, 0].numel() // o
+        if t * (i + o) >= i * o:
+            return None
+        if self.gram is None:
+            a = self.split()[0].squeeze(1)  # [B, T, I]
+            self.gram = a @ a.mT
+        g = g.flatten(3).mT if self.kind == "conv" else g.flatten(2, -2)  # [K, B, T, O]
+        return (g @ g.mT).mul_(self.gram).sum((2, 3))
 
     def patches(self) -> Tensor:
         """A convolution's operand unfolded [N, C·k, T]; kept from column to column if not large."""
@@ -143,17 +204,36 @@ class Use:
 
 @dataclass
 class Gradient:
-    """The per-sample gradient of one parameter for one column: all its uses together."""
+    """The per-sample gradient of one parameter: all its uses together, for the column they look at,
+    or for all of the `columns` under way.
+    """
 
     uses: list[Use]
     parameter: Tensor
+    columns: int = 0
 
     def norm2(self) -> Tensor:
-        """‖G_i‖² [1, B]: slices apart from each other, uses of one slice summed before."""
+        """‖G_i‖² [K, B]: slices apart from each other, uses of one slice summed before."""
         regions: dict[tuple, list[Use]] = {}
         for use in self.uses:
             regions.setdefault(use.region, []).append(use)
-        if not apart(list(regions)):
+        separate = apart(list(regions))
+        if not self.columns:
+            return self._of_one(regions, separate)
+        if separate and len(regions) == len(self.uses):
+            found = [use.together() for use in self.uses]
+            if all(f is not None for f in found):
+                return sum(found[1:], found[0])  # pyright: ignore
+        rows = []
+        for k in range(self.columns):
+            for use in self.uses:
+                use.turn(k)
+            rows.append(self._of_one(regions, separate))
+        return torch.cat(rows)
+
+    def _of_one(self, regions: dict[tuple, list[Use]], separate: bool) -> Tensor:
+        """The same for the column the uses look at [1, B]."""
+        if not separate:
             return self.dense().reshape(1, -1, self.parameter.numel()).square().sum(2)
         return torch.stack([square(uses) for uses in regions.values()]).sum(0, keepdim=True)
 

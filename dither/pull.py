@@ -6,7 +6,9 @@ other way to the same sum).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,7 +20,9 @@ from dither.forward import output, tensors
 from dither.ghost import Gradient, Use
 from dither.inject import Injection
 from dither.layout import belongs
+from dither.noise import Additive, Weight
 from dither.read import leaves
+from dither.replay import Replay
 from dither.site import CONV, Site
 from dither.uses import Tap, Uses
 
@@ -43,7 +47,8 @@ class Pull:
         self.noise, self.loss, self.samples = noise, loss, samples
         self.coupled, self.differentiable, self.unit = coupled, differentiable, unit
         self.totals: dict[str, Tensor] = {}
-        self.sign, self.listening, self.alone, self.called = 1.0, False, False, False
+        self.listening, self.alone, self.called = False, False, False
+        self.signs: list[float] = [1.0]  # of the columns under way
         self.reached: list[tuple[str, Tensor]] | None = None
         self.weights = [s for s in noise.sites.values() if s.side == "parameter"]
         self.leaf: dict[str, Tensor] = {}
@@ -62,23 +67,29 @@ class Pull:
 
         def catch(g: Tensor) -> None:
             if self.listening:
-                self.add(site, law.variance(g.unsqueeze(0), here))
+                self.add(site, law.variance(g, here))
             elif self.reached is not None:
-                self.reached.append((site.name, g != 0))
+                self.reached.append((site.name, g[0] != 0))
 
         if site.side == "out" or not isinstance(site.module, nn.Linear | CONV):
             h = h.clone()  # what follows may work in place, and `here` needs h as it is
         self.called = True
-        return Tap.apply(h, self.anchor, catch)  # pyright: ignore
+        return Tap.apply(h, self.anchor, catch, False, type(law) is Additive)  # pyright: ignore
 
-    def add(self, site: Site, variance: Tensor) -> None:
-        """Variance [K, B] of the column under way."""
-        if variance.dim() != 2 or len(variance) != 1:
+    def add(self, site: Site, variance: Tensor, at: slice = slice(None)) -> None:
+        """Variance [K, B] of the columns under way, or of those of them that stand at `at`."""
+        signs = self.signs[at]
+        if variance.dim() != 2 or len(variance) != len(signs):
             raise DitherError(
                 f"variance of {type(site.noise).__name__} must be [K, B], a number per column and "
-                f"sample: got {list(variance.shape)} for K = 1 at {site.name!r}; see norm2"
+                f"sample: got {list(variance.shape)} for K = {len(signs)} at {site.name!r}; see "
+                "norm2"
             )
-        share = self.sign * self.noise.share(site) * variance.sum()
+        if len(set(signs)) == 1:
+            total = signs[0] * variance.sum()
+        else:
+            total = (variance.sum(1) * variance.new_tensor(signs)).sum()
+        share = self.noise.share(site) * total
         self.totals[site.name] = (
             self.totals[site.name] + share if site.name in self.totals else share
         )
@@ -114,27 +125,67 @@ class Pull:
         sites = [s for s in self.weights if s.name in stray and self.law(s).sigma != 0]
         if self.called and self.samples is None:
             self.keep_apart(z)
-        for sign, weight, column in self.chosen(columns, z):
-            self.sign, self.listening = sign * weight, True
-            for use in uses:
-                use.g = None
-            self.back(z, column, sites if self.samples is not None else [])
-            self.listening = False
-            for site, gradient in self.gradients(uses):
-                here = self.noise.here(site, site.parameter)
-                self.add(site, self.law(site).variance(gradient, here))
+        total = columns.count if self.samples is None else self.samples
+        replay = None if sites else self.replay(z, uses, total)
+        for chunk in _chunks(self.chosen(columns, z), replay.chunk if replay else 1):
+            self.signs = [sign for sign, _ in chunk]
+            if replay is None:
+                back = functools.partial(self.back, z, chunk[0][1], sites if self.samples else [])
+            else:
+                back = functools.partial(replay, torch.stack([column for _, column in chunk]))
+            self.pulled(back, uses)
         if sites and self.samples is None:
             self.one_by_one(x, z, columns, sites)
 
-    def chosen(self, columns: losses.Columns, z: Tensor) -> Iterator[tuple[int, float, Tensor]]:
-        """(sign, weight, column): all of them, or so many mixtures."""
+    def pulled(self, back: Callable[[], None], uses: list[Use]) -> None:
+        """Pull the columns under way back and add their variances up."""
+        for use in uses:
+            use.forget()
+        self.listening = True
+        back()
+        self.listening = False
+        for site, gradient in self.gradients(uses):
+            law, here = self.law(site), self.noise.here(site, site.parameter)
+            if type(law) is Weight:  # asks for norms only, and these can be had together
+                gradient.columns = len(self.signs)
+                self.add(site, law.variance(gradient, here))
+                continue
+            for k in range(len(self.signs)):
+                for use in gradient.uses:
+                    use.turn(k)
+                self.add(site, law.variance(gradient, here), slice(k, k + 1))
+
+    def replay(self, z: Tensor, uses: list[Use], total: int) -> Replay | None:
+        """A faster way through the recorded graph, if it is one: once for a graph of these shapes,
+        a random column is pulled back both ways, and both must say the same.
+        """
+        if self.differentiable or not z.requires_grad:
+            return None
+        found = Replay(z, total)
+        if not found.fits:
+            return None
+        mark, known = ("replay", total, found.mark), self.noise.layouts
+        if mark not in known:
+            column = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z)
+            both = (lambda: self.back(z, column, []), lambda: found(column.unsqueeze(0)))
+            known[mark] = _agree(*(self.tally(back, uses) for back in both))
+        return found if known[mark] else None
+
+    def tally(self, back: Callable[[], None], uses: list[Use]) -> dict[str, Tensor]:
+        """{site: the variance of one column}; nothing is added up."""
+        before, self.totals, self.signs = self.totals, {}, [1.0]
+        self.pulled(back, uses)
+        found, self.totals = self.totals, before
+        return found
+
+    def chosen(self, columns: losses.Columns, z: Tensor) -> Iterator[tuple[float, Tensor]]:
+        """(sign, column): all of them, or so many mixtures, whose weight is in the sign."""
         if self.samples is None:
-            yield from ((sign, 1.0, column) for sign, column in columns)
+            yield from ((float(sign), column) for sign, column in columns)
         else:
             for _ in range(self.samples):
-                yield from (
-                    (sign, 1 / self.samples, c) for sign, c in columns.mixed(losses.signs(z))
-                )
+                mixed = columns.mixed(losses.signs(z))
+                yield from ((sign / self.samples, column) for sign, column in mixed)
 
     def back(self, z: Tensor, column: Tensor, sites: list[Site]) -> None:
         """Pull one column back through the taps and, for `sites`, to the parameters themselves."""
@@ -245,7 +296,7 @@ class Pull:
         start = torch.zeros_like(z)
         start[i] = torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(i)).to(z)
         for use in uses:
-            use.g = None
+            use.forget()
         torch.autograd.grad(z, self.anchor, start, retain_graph=True, allow_unused=True)
 
     def one_by_one(self, x: Any, z: Tensor, columns: losses.Columns, sites: list[Site]) -> None:
@@ -259,7 +310,8 @@ class Pull:
         batch = z.shape[0] // (len(self.noise.seeds) if self.noise.stack else 1)
         for i in range(batch):
             alone = self.by_itself(x, z, i)
-            for self.sign, column in columns:
+            for sign, column in columns:
+                self.signs = [float(sign)]
                 if alone is not None:
                     self.back(alone, column[i : i + 1], sites)
                     continue
@@ -286,3 +338,18 @@ class Pull:
 def _tells(g: Tensor) -> bool:
     """Whether a gradient says where it has come from: not if it is 0, or not finite."""
     return bool(g.any()) and bool(g.isfinite().all())
+
+
+def _chunks(columns: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """So many at a time."""
+    columns = iter(columns)
+    while chunk := list(itertools.islice(columns, size)):
+        yield chunk
+
+
+def _agree(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether two computations of the same numbers differ by rounding only."""
+    return one.keys() == other.keys() and all(
+        torch.allclose(a, other[name], rtol=torch.finfo(a.dtype).eps ** 0.5, atol=0, equal_nan=True)
+        for name, a in one.items()
+    )

@@ -18,27 +18,35 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from dither.ghost import Use
+from dither.ghost import Caught, Use
 from dither.layout import elementwise_layouts, layouts
 
 
 class Tap(torch.autograd.Function):
-    """The identity, which hands the gradient that comes back through it to `catch`. Nothing is
-    copied.
+    """The identity, which hands the gradient that comes back through it to `catch`, with K columns
+    in front [K, *h.shape]. Nothing is copied.
 
     `anchor` is a leaf: differentiating with respect to it alone runs the backward through every
-    tap and nowhere else.
+    tap and nowhere else. `kept`: the gradient is still read after the catch; `normed`: all that is
+    asked of it is its norm.
     """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, anchor: Tensor, catch: Callable[[Tensor], None]) -> Tensor:  # pyright: ignore
-        ctx.catch = catch
+    def forward(  # pyright: ignore
+        ctx: Any,
+        h: Tensor,
+        anchor: Tensor,
+        catch: Callable[[Tensor], None],
+        kept: bool,
+        normed: bool,
+    ) -> Tensor:
+        ctx.catch, ctx.kept, ctx.normed = catch, kept, normed
         return h.detach()  # not a view: what follows may work in place
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
-        ctx.catch(g)
-        return g, None, None
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        ctx.catch(g.unsqueeze(0))
+        return g, None, None, None, None
 
 
 class Uses(TorchFunctionMode):
@@ -103,10 +111,11 @@ class Uses(TorchFunctionMode):
         self.uses += noisy
 
         def catch(g: Tensor) -> None:
+            caught = Caught(g)
             for use in noisy:
-                use.catch(g)
+                use.catch(caught)
 
-        return Tap.apply(out, self.anchor, catch)  # pyright: ignore
+        return Tap.apply(out, self.anchor, catch, True, False)  # pyright: ignore
 
     def settle(self, batch: int) -> None:
         """The layouts that fit each use, once the batch is known."""
