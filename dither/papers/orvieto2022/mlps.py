@@ -255,14 +255,14 @@ def plot(t: Table, name: str):
 
 SMOKE = Scale(16, 8, 4, images=64, test=64, limit=16, rates=("cosine",))
 QUICK: dict[str, Scale] = {
-    "MLP1": Scale(128, 500, 10, test=2000, limit=512),
+    "MLP1": Scale(128, 800, 16, test=2000, limit=512),
     "MLP2": Scale(128, 300, 10, test=2000, limit=512, rates=("cosine",), sigma=0.025),
     "MLP3": Scale(128, 600, 12, test=2000, limit=512, rates=("cosine",), sigma=0.05),
     "MLP4": Scale(128, 600, 12, test=2000, limit=512, rates=("cosine",)),
 }
 PAPER = Scale(None, 2000, 40)
 COST = {  # minutes
-    "MLP1": {"smoke": 0.05, "quick": 2, "paper": 100},
+    "MLP1": {"smoke": 0.05, "quick": 2.5, "paper": 100},
     "MLP2": {"smoke": 0.05, "quick": 1, "paper": 3000},
     "MLP3": {"smoke": 0.05, "quick": 2, "paper": 420},
     "MLP4": {"smoke": 0.05, "quick": 2, "paper": 5000},
@@ -273,7 +273,7 @@ DEPARTURES = [
     "(dashed)",
     "how long they trained is not given: 2000 steps at paper scale",
     "the trace is the trace (theirs is multiplied by its probes), and exact: the nets are ReLU",
-    "quick: hidden width 128, σ and the rate scaled by its rule; 500 (MLP1), 300 (MLP2) or 600 "
+    "quick: hidden width 128, σ and the rate scaled by its rule; 800 (MLP1), 300 (MLP2) or 600 "
     "steps, 2000 test images, traces on 512 of the 1024; a constant rate for MLP1 only",
     "quick: MLP2 at σ = .025 (its .1 leaves a net of 128 units at chance, with either noise), MLP3 "
     "at the .05 of the main text (App. F.1: .1, at which both noises lose accuracy at this width)",

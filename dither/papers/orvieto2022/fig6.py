@@ -1,0 +1,263 @@
+"""Figure 6: noise in a residual network with batch normalisation.   Orvieto et al. 2022, Fig. 6, §5
+
+ResNet18, SGD with momentum .9 and weight decay 5e-4, η = .01 with cosine annealing, batches of 128,
+random crops and flips; noise on every parameter tensor, BatchNorm's too, until nine tenths of the
+150 epochs are over. Test accuracy and the trace of the training loss' Hessian at the end, against
+σ, for noise on all tensors (σ/√M each) and on one a step.
+
+A perturbed forward also moves BatchNorm's running statistics. They may be kept from it ("kept"):
+then they are learnt in the last tenth, when the noise is off.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from dither.data import Data
+from dither.figure import Claim, Figure, Run
+from dither.noise import Weight
+from dither.papers import style
+from dither.papers.orvieto2022.cnns import CIFAR, FASHION, SAID, sets
+from dither.papers.orvieto2022.cnns import Scale as Images
+from dither.papers.orvieto2022.nets import ResNet
+from dither.papers.orvieto2022.schemes import (
+    ACCURACY,
+    COLOURS,
+    DRAWS,
+    FULL,
+    GD,
+    LAYER,
+    LOSS,
+    TEST,
+    TRACE,
+    Curvature,
+    Verdict,
+    gains,
+    unlearnt,
+    verdict,
+)
+from dither.schedule import Until
+from dither.table import Array, Table
+from dither.train import SGD, Accuracy, Loss
+
+WIDTH, QUIET = 64, 0.9  # the paper's width; the share of the steps that has noise
+KEPT = "kept"
+
+
+def noise(net: ResNet, sigma: float, steps: int) -> Any:
+    """σ on every tensor until the last tenth; in a thinner net √(64/width) as much on weights whose
+    fan-in has shrunk, so that the noise's variance over theirs is the paper's.
+    """
+    until = max(1, round(QUIET * steps))
+    same = Weight(Until(sigma, until))
+    if net.width == WIDTH:
+        return same
+    more = Weight(Until(sigma * (WIDTH / net.width) ** 0.5, until))
+    norms = dict.fromkeys(("conv.weight", "*norm*", "*.shortcut.1.*"), same)
+    return norms | dict.fromkeys(("*.conv?.weight", "*.shortcut.0.*", "fc.*"), more)
+
+
+def named(data: str, scheme: str = GD, sigma: float = 0.0, statistics: str = "") -> str:
+    words = [scheme.replace(GD, "SGD"), f"σ = {sigma:g}" if sigma else "", statistics, SAID[data]]
+    return ", ".join(word for word in words if word)
+
+
+def runs(net: ResNet, images: Images, sigmas: tuple[float, ...], at: float) -> dict[str, Run]:
+    """`at`: the σ at which BatchNorm's statistics are kept from the noise, too."""
+    found: dict[str, Run] = {}
+    for data in sets(images):
+        n = images.train or (50_000 if data == CIFAR else 60_000)
+        steps = images.epochs * -(-n // images.batch)
+        every = max(1, steps // images.looks)
+        plain = Run(
+            data=Data(data, train=images.train, test=images.test, subset_seed=None, flat=False),
+            model=net,
+            optimiser=SGD(0.01 * images.faster, momentum=0.9, weight_decay=5e-4),
+            batch=images.batch,
+            epochs=images.epochs,
+            schedule="cosine",
+            watch=(
+                Loss("train", every, images.test), Loss("test", every), Accuracy("test", every),
+                Curvature(None, images.limit),
+            ),
+        )  # fmt: skip
+        found[named(data)] = plain
+        for scheme in (FULL, LAYER):
+            for sigma in sigmas:
+                noisy = replace(plain, noise=noise(net, sigma, steps), draw=DRAWS[scheme])
+                found[named(data, scheme, sigma)] = noisy
+                if sigma == at:
+                    kept = replace(noisy, statistics="keep")
+                    found[named(data, scheme, sigma, KEPT)] = kept
+    return found
+
+
+# ------------------------------------------------------------------------------------------ claims
+
+
+def sweep(t: Table, data: str, scheme: str) -> dict[float, str]:
+    """{σ: label}, from small to large; without those whose statistics were kept."""
+    start, end = f"{scheme.replace(GD, 'SGD')}, σ = ", f", {SAID[data]}"
+    found = [
+        (name.removeprefix(start).removesuffix(end), name)
+        for name in t.labels
+        if name.startswith(start) and name.endswith(end) and KEPT not in name
+    ]
+    return dict(sorted((float(sigma), name) for sigma, name in found))
+
+
+def ends(t: Table, data: str) -> dict[str, Any]:
+    mine = [name for name in t.labels if name.endswith(SAID[data])]
+    return {f"{q}, {name}": t.last(name, q) for q in (ACCURACY, TEST, LOSS, TRACE) for name in mine}
+
+
+def judged(data: str, check):
+    def said(t: Table) -> Verdict:
+        if named(data) not in t.labels:
+            return None, {"why": f"{SAID[data]} is not among these runs"}
+        if why := unlearnt(t, [named(data)]):
+            return None, {"why": why, **ends(t, data)}
+        holds, numbers = check(t, data)
+        return holds, {**numbers, **ends(t, data)}
+
+    return said
+
+
+def holds_up(t: Table, data: str) -> Verdict:
+    """O18: where full noise loses accuracy to SGD, layer-wise noise doesn't."""
+    numbers: dict[str, Any] = {}
+    lost, kept = [], []
+    for sigma, name in sweep(t, data, FULL).items():
+        full = gains(t, ACCURACY, name, named(data))
+        layer = gains(t, ACCURACY, named(data, LAYER, sigma), named(data))
+        numbers |= {f"full − SGD, σ = {sigma:g}": full, f"layer-wise − SGD, σ = {sigma:g}": layer}
+        if verdict([-full]):
+            lost.append(sigma)
+            kept.append(verdict([-layer]) is not True)
+    if not lost:
+        return None, {"why": "full noise falls below SGD at none of these σ", **numbers}
+    return all(kept), numbers
+
+
+def rises(t: Table, data: str) -> Verdict:
+    """O19: from σ = .1 on, full noise's trace is at least twice SGD's, and twice that at the
+    smallest σ.
+    """
+    found: Mapping[float, Array] = {
+        sigma: t.last(name, TRACE) for sigma, name in sweep(t, data, FULL).items()
+    }
+    plain, least = t.last(named(data), TRACE), found[min(found)]
+    over = {s: (v / plain, v / least) for s, v in found.items() if s >= 0.1}
+    numbers: dict[str, Any] = {}
+    for sigma, (one, other) in over.items():
+        numbers[f"trace, full / SGD, σ = {sigma:g}"] = one
+        numbers[f"trace, full / full at σ = {min(found):g}, σ = {sigma:g}"] = other
+    return all(np.mean(v) >= 2 for pair in over.values() for v in pair), numbers
+
+
+def same_end(t: Table, data: str) -> Verdict:
+    """Ours: kept or not, statistics make less than 2 points of accuracy, since the noise stops."""
+    numbers: dict[str, Any] = {}
+    for name in t.labels:
+        if KEPT in name and name.endswith(SAID[data]):
+            other = name.replace(f"{KEPT}, ", "")
+            numbers[f"kept − updated, {other}"] = gains(t, ACCURACY, name, other)
+            steps, kept = t.series(name, ACCURACY)
+            before = steps <= QUIET * steps[-1]
+            during = kept[:, before][:, -1] - t.series(other, ACCURACY)[1][:, before][:, -1]
+            numbers[f"kept − updated while the noise is on, {other}"] = during
+    finals = [v for q, v in numbers.items() if "while" not in q]
+    return all(abs(np.mean(v)) < 0.02 for v in finals), numbers
+
+
+TEXTS = [
+    ("O18", "at every σ where full noise falls below SGD, layer-wise noise doesn't", holds_up),
+    ("O19", "full noise: from σ = .1 on the trace is twice SGD's or more", rises),
+    ("O18 statistics", "ours: BatchNorm's statistics, kept from the noise or not, matter less than "
+     "2 points at the end", same_end),
+]  # fmt: skip
+
+
+def plot(t: Table):
+    picture, axes = style.grid(1, 2, height=3.6)
+    data = next(d for d in SAID if named(d) in t.labels)
+    for ax, quantity, title in zip(
+        axes[0], (ACCURACY, TRACE), ("test accuracy", "trace of Hessian"), strict=True
+    ):
+        plain = t.last(named(data), quantity)
+        ax.axhspan(
+            plain.mean() - sem(plain), plain.mean() + sem(plain), color=style.GREY, alpha=0.3
+        )
+        ax.axhline(plain.mean(), color=style.BLACK, ls="--", label="SGD")
+        for scheme in (FULL, LAYER):
+            found = sweep(t, data, scheme)
+            values = [t.last(name, quantity) for name in found.values()]
+            how = {"color": COLOURS[scheme], "capsize": 2, "label": scheme.replace(GD, "SGD")}
+            means, sems = [v.mean() for v in values], [sem(v) for v in values]
+            ax.errorbar(list(found), means, sems, fmt="o-", **how)
+            for sigma in found:
+                if (name := named(data, scheme, sigma, KEPT)) in t.labels:
+                    v = t.last(name, quantity)
+                    ax.errorbar(
+                        [sigma * 1.08], [v.mean()], [sem(v)], fmt="D", mfc="white",
+                        color=COLOURS[scheme], capsize=2, label="statistics kept",
+                    )  # fmt: skip
+        ax.set(xscale="log", xlabel="σ", title=f"{title}, {SAID[data]}")
+        ticks = list(sweep(t, data, FULL))
+        ax.set_xticks(ticks, [f"{s:g}" for s in ticks])
+        ax.set_xticks([], minor=True)
+    axes[0, 1].set_yscale("log")
+    style.legend(axes[0, 0], fontsize=9)
+    return picture
+
+
+def sem(v: Array) -> float:
+    return float(v.std(ddof=1) / len(v) ** 0.5) if len(v) > 1 else 0.0
+
+
+figure = Figure(
+    runs,
+    plot,
+    smoke={
+        "net": ResNet(4, (1, 1)),
+        "images": Images(1, 32, 64, 32, 2, 8, substitute=True),
+        "sigmas": (0.03, 0.1),
+        "at": 0.1,
+    },
+    quick={
+        "net": ResNet(8, (1, 1, 1)),
+        "images": Images(10, 64, 1024, 500, 10, 64, faster=5, substitute=True),
+        "sigmas": (0.03, 0.1, 0.3),
+        "at": 0.1,
+    },
+    paper={
+        "net": ResNet(),
+        "images": Images(150, 128, None, None, 30, 2000),
+        "sigmas": (0.01, 0.03, 0.05, 0.1, 0.2),
+        "at": 0.1,
+    },
+    claims=[
+        Claim(
+            id if data == CIFAR else f"{id} on Fashion-MNIST",
+            f"{text} ({SAID[data]})",
+            judged(data, check),
+        )
+        for id, text, check in TEXTS
+        for data in (CIFAR, FASHION)
+    ],
+    departures=[
+        "the σ of the sweep are not given in words",
+        "crops leave black where the image ends, as released",
+        "the trace is of the first 2000 training images, in eval mode, exact",
+        "quick: Fashion-MNIST in three channels (CIFAR-10 beside it where it is here), 1024 images "
+        "of it, 500 for tests, 64 for traces; batches of 64, 10 epochs, the rate × 5; 2 seeds",
+        "quick: a ResNet of widths 8, 16, 32 with one block each; σ is the paper's: weights whose "
+        "fan-in has shrunk get √8 as much, which keeps the noise's variance over theirs",
+        "smoke: one epoch of 64 images",
+    ],
+    seeds={"smoke": 2, "quick": 2, "paper": 3},
+    needs=("fashion-mnist",),
+    cost={"smoke": 0.1, "quick": 2, "paper": 100_000},
+)
