@@ -1,14 +1,18 @@
 """The closed forms of docs/math.md against the library, section by section."""
 
 import itertools
+import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import dither
 from dither import loss as losses
+from dither.measures import robustness
 from dither.models import DiagonalNet
+from dither.papers.camuto2020.nets import Diagonal
 
 pytestmark = pytest.mark.usefixtures("double")
 SIGMA = 0.3
@@ -145,8 +149,7 @@ def test_balance_gives_equal_shares_of_a_tenth():
 
 
 def half_square_R(model, x, y, noise):
-    with dither.inject(model, noise) as injected:
-        return dither.explicit(injected, x, y, "half_square").R
+    return R_of(model, noise, x, y, "half_square")
 
 
 def mean_loss(model, x, y, sigma, law):
@@ -214,3 +217,155 @@ def test_noise_on_a_square_root_is_a_trace_penalty():
     net, x, y = Square(3, 4), torch.zeros(2, 1), torch.randn(2, 9)
     R = half_square_R(net, x, y, dither.Weight(SIGMA))
     close(R, SIGMA**2 * (3 + 1) * net.w.square().sum())
+
+
+# ---------------------------------------------------------------- §4, step by step
+
+
+def R_of(model, noise, x, y, loss="cross_entropy"):
+    with dither.inject(model, noise) as injected:
+        return dither.explicit(injected, x, y, loss).R
+
+
+def softmax_R(J, p, sigma):
+    """½σ² tr(JᵀHJ) of Jacobians J [B, C, d] and probabilities p [B, C]."""
+    H = p.diag_embed() - p.unsqueeze(2) * p.unsqueeze(1)
+    return sigma**2 / 2 * torch.einsum("bcd,bce,bed->b", J, H, J).mean()
+
+
+STEPS = {
+    "additive": (dither.Additive(SIGMA), lambda J, h, w: J),
+    "multiplicative": (dither.Multiplicative(SIGMA), lambda J, h, w: J * h.unsqueeze(1)),
+    "node": (dither.Node(SIGMA), lambda J, h, w: J @ w.T),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_each_noise_is_one_chain_of_jacobians(name):
+    """J of the output by the source of the draw: J, J diag(h), J w, of the second layer's input."""
+    model, x, y = classifier()
+    noise, chain = STEPS[name]
+    with dither.inject(model, {"2:in": noise}, seed=0) as injected:
+        R = dither.explicit(injected, x, y).R
+        w = next(iter(injected.parameters()), torch.zeros(1))
+        h = model.eval()[:2](x)
+    J = model[2].weight.expand(len(x), 3, 6)
+    close(R, softmax_R(chain(J, h, w), model(x).softmax(1), SIGMA))
+
+
+def test_weight_noise_is_the_jacobian_by_the_weights_sample_by_sample():
+    model, x, y = classifier()
+    R = R_of(model, {"0.weight": dither.Weight(SIGMA)}, x, y)
+    h, W2 = model[1](model[0](x)), model[2].weight
+    J = torch.einsum("ck,bk,bj->bckj", W2, 1 - h.square(), x).flatten(2)  # tanh′ = 1 − tanh²
+    close(R, softmax_R(J, model(x).softmax(1), SIGMA))
+
+
+# ---------------------------------------------------------------- §10, §16: the errata
+
+
+def test_eq_14_is_off_by_the_pairs_of_logits():
+    model, x, y = classifier()
+    noise = {"input": dither.Additive(SIGMA)}
+    right, printed = (R_of(model, noise, x, y, form) for form in ("cross_entropy", Diagonal()))
+    pairs = torch.zeros(())
+    for a in x:
+        J, p = torch.autograd.functional.jacobian(model, a), model(a).softmax(0)
+        pairs = pairs + sum(
+            p[i] * p[j] * J[i] @ J[j] for i in range(3) for j in range(3) if i != j
+        ) / len(x)  # fmt: skip
+    close(printed - right, SIGMA**2 / 2 * pairs)
+
+
+def test_of_two_opposite_logits_eq_14_is_half():
+    model, x, y = classifier(2)
+    with torch.no_grad():
+        model[2].weight[1] = -model[2].weight[0]
+    noise = dither.Additive(SIGMA)
+    close(R_of(model, noise, x, y, Diagonal()), R_of(model, noise, x, y) / 2)
+
+
+def test_gradients_never_move_what_all_logits_share():
+    """So what of it there was at the start is in eq. 14 for ever."""
+    model, x, y = classifier()
+    loss = nn.functional.cross_entropy(model(x), y)
+    noise, W = dither.Additive(SIGMA), model[2].weight
+    (slope,) = torch.autograd.grad(loss + R_of(model, noise, x, y), W)
+    close(slope.sum(0), torch.zeros(6))
+    (slope,) = torch.autograd.grad(R_of(model, noise, x, y, Diagonal()), W)
+    assert slope.sum(0).norm() > 0.01 * slope.norm()
+
+
+def test_levi_eq_7_is_tr_W_H_W_transposed():
+    model, x, y = nn.Linear(4, 3, bias=False), torch.randn(1, 4), torch.zeros(1).long()
+    W = model.weight.T  # d_in × d_out: z = Wᵀx
+    p = model(x)[0].softmax(0)
+    R = R_of(model, dither.Additive(SIGMA), x, y)
+    close(R, SIGMA**2 / 2 * torch.trace(W @ (p.diag() - p.outer(p)) @ W.T))
+
+
+def test_levi_eq_8_shifts_the_mean_by_the_order_of_R():
+    model, x, y = classifier()
+    draws = torch.Generator().manual_seed(0)
+    s = 0.01
+    shrunk = sum(robustness.corrupt(x, s, draws) for _ in range(4000)) / 4000
+    assert (shrunk / x - math.sqrt(1 - s**2)).abs().median() < 4 * s / 4000**0.5
+    a = x.clone().requires_grad_()
+    loss = nn.functional.cross_entropy(model(a), y)
+    (slope,) = torch.autograd.grad(loss, a)
+    moved = nn.functional.cross_entropy(model(math.sqrt(1 - s**2) * x), y) - loss
+    first = -(s**2) / 2 * (x * slope).sum()
+    assert abs(moved / first - 1) < 1e-3
+    R = R_of(model, {"input": dither.Additive(s)}, x, y)
+    assert 0.1 < abs(first / R) < 100  # of one order, σ²
+
+
+def test_levi_R1_has_mean_zero_and_the_size_of_a_batch_mean():
+    """Of all 2^B draws of ε = ±1: w·⟨ε g⟩ has mean 0 and mean square σ² Σ_i (w·g_i)²/B²."""
+    g, w = torch.randn(6, 4), torch.randn(4)
+    R1 = torch.stack([SIGMA * (r[:, None] * g).mean(0) @ w for r in all_signs(6)])
+    close(R1.mean(), 0.0)
+    close(R1.square().mean(), SIGMA**2 * (g @ w).square().sum() / 36)
+
+
+def test_orvietos_least_squares_term_is_half_the_squared_jacobian():
+    """§2.2: σ²/(2n)‖DΦ‖²; the text's (σ²/n) tr[DL DLᵀ] is 0 where the data are fitted."""
+    model, x, _ = classifier()
+    y = model(x).detach()
+    R = R_of(model, dither.Weight(SIGMA), x, y, "half_square")
+    total = torch.zeros(())
+    for z in model(x).flatten():
+        slopes = torch.autograd.grad(z, list(model.parameters()), retain_graph=True)
+        total += sum(slope.square().sum() for slope in slopes)
+    close(R, SIGMA**2 / (2 * len(x)) * total)
+    loss = (model(x) - y).square().sum() / 2
+    assert all(not g.any() for g in torch.autograd.grad(loss, list(model.parameters())))
+
+
+def gauss(f, nodes: int = 80) -> float:
+    """E f(ε), ε ~ N(0, 1), by Gauss–Hermite quadrature."""
+    e, weight = np.polynomial.hermite_e.hermegauss(nodes)
+    return float((f(e) * weight).sum() / math.sqrt(2 * math.pi))
+
+
+def test_odd_moments_vanish_so_that_the_rest_is_of_fourth_order():
+    """§2.2 of Orvieto et al.: one weight, L = ½(tanh w − y)², L_σ − L − ½σ²L″."""
+    w, y = 0.4, -0.3
+    t = math.tanh(w)
+    second = (1 - t**2) ** 2 + (t - y) * (-2 * t * (1 - t**2))
+    third = -6 * t * (1 - t**2) ** 2 + (t - y) * (1 - t**2) * (6 * t**2 - 2)
+    assert abs(third) > 0.5  # there is an odd derivative to vanish
+
+    def rest(sigma: float) -> float:
+        mean = gauss(lambda e: (np.tanh(w + sigma * e) - y) ** 2 / 2)
+        return mean - (t - y) ** 2 / 2 - sigma**2 / 2 * second
+
+    assert rest(0.02) / rest(0.01) == pytest.approx(16, rel=0.01)
+
+
+def test_the_exponential_loss_has_a_moment_generating_function():
+    """App. B of Orvieto et al.: exp(σ²D²/2), of which 1 + σ²D²/2 is the start."""
+    phi, slope, sigma = 0.7, 1.3, 0.9
+    mean = gauss(lambda e: np.exp(-(phi + sigma * slope * e)))
+    assert mean == pytest.approx(math.exp(-phi + (sigma * slope) ** 2 / 2), rel=1e-12)
+    assert mean > 1.05 * math.exp(-phi) * (1 + (sigma * slope) ** 2 / 2)
