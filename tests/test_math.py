@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from dither.papers.camuto2020.nets import Diagonal
 
 pytestmark = pytest.mark.usefixtures("double")
 SIGMA = 0.3
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -369,3 +372,11 @@ def test_the_exponential_loss_has_a_moment_generating_function():
     mean = gauss(lambda e: np.exp(-(phi + sigma * slope * e)))
     assert mean == pytest.approx(math.exp(-phi + (sigma * slope) ** 2 / 2), rel=1e-12)
     assert mean > 1.05 * math.exp(-phi) * (1 + (sigma * slope) ** 2 / 2)
+
+
+def test_every_test_that_the_page_names_is_there():
+    page = (ROOT / "docs/math.md").read_text(encoding="utf-8")
+    tests = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").glob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert named
+    assert not {name for name in named if f"def {name}(" not in tests}
