@@ -1,0 +1,205 @@
+"""Variance explosion: the growth against exact recursions, verdicts against short training."""
+
+import math
+
+import pytest
+import torch
+from nets import Snapshot, hooks, mlp
+from torch import nn
+
+import dither
+from dither.data import Data
+from dither.estimate import Estimate
+from dither.measures.explosion import Explosion, Way, compounded, explosion
+from dither.models import MLP, LinearNet
+
+RNG = torch.Generator().manual_seed(1)
+X = torch.randn(12, 5, generator=RNG, dtype=torch.float64)
+Y = torch.randn(12, 2, generator=RNG, dtype=torch.float64)
+DEEP = (5, 30, 20, 2)
+
+
+def net(widths=DEEP) -> nn.Sequential:
+    return LinearNet(widths, init="lecun").build(0).double()
+
+
+def moment(model: nn.Sequential, sigma: float) -> float:
+    """E‖Φ‖² under noise of σ on every matrix: S_j = W_j S_{j−1} W_jᵀ + σ² tr(S_{j−1}) I."""
+    S = X.T @ X
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            W = layer.weight.detach()
+            S = W @ S @ W.T + sigma**2 * S.trace() * torch.eye(len(W), dtype=W.dtype)
+    return S.trace().item()
+
+
+def first_order(model: nn.Sequential) -> float:
+    """Σ_j ‖W_M ⋯ W_{j+1}‖² ‖W_{j−1} ⋯ W₁Xᵀ‖²: of one layer's noise at a time, which is exact."""
+    Ws = [m.weight.detach() for m in model if isinstance(m, nn.Linear)]
+    total = 0.0
+    for j, W in enumerate(Ws):
+        before, after = X.T, torch.eye(len(W), dtype=W.dtype)
+        for V in Ws[:j]:
+            before = V @ before
+        for V in Ws[j + 1 :]:
+            after = V @ after
+        total += (after.square().sum() * before.square().sum()).item()
+    return total
+
+
+def growth(model: nn.Sequential, sigma: float) -> float:
+    """G of full noise, σ/√M on each of the M matrices; E Φ is Φ, so that E‖ΔΦ‖² = E‖Φ‖² − ‖Φ‖²."""
+    m = sum(isinstance(layer, nn.Linear) for layer in model)
+    moved = moment(model, sigma / math.sqrt(m)) - moment(model, 0.0)
+    return moved / (sigma**2 / m * first_order(model)) - 1
+
+
+# -------------------------------------------------------------------------- linear nets, exactly
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.3, 1.0])
+def test_full_growth_is_the_recursion_over_layers(sigma):
+    model = net()
+    found = explosion(model, X, Y, "half_square", sigma=sigma, draws=300)
+    z = (found.full.growth.value - growth(model, sigma)) / found.full.growth.sem
+    assert abs(z) < 4.5  # heavy tails at σ = 1; the seed is fixed
+    assert found.full.growth.sem < 0.2 * (1 + growth(model, sigma))
+
+
+def test_the_excess_of_one_hidden_layer_is_its_fourth_order():
+    model, sigma = net((5, 40, 2)), 0.5
+    found = explosion(model, X, Y, "half_square", sigma=sigma, draws=300)
+    exact = (sigma**2 / 2) ** 2 * 40 * 2 * X.square().sum().item() / (2 * len(X))
+    assert abs(found.full.excess.value - exact) < 4.5 * found.full.excess.sem
+    assert found.full.excess.sem < 0.2 * exact
+    assert pytest.approx(sigma**2 / 2 * first_order(model) / (2 * len(X)), rel=1e-10) == found.R
+
+
+def test_layer_wise_noise_does_not_grow():
+    found = explosion(net(), X, Y, "half_square", sigma=1.0, draws=60)
+    assert found.layerwise.growth.value == pytest.approx(0, abs=1e-9)
+    assert found.layerwise.safe == Estimate(math.inf, 0.0)
+    assert found.layerwise.verdict == "safe"
+
+
+@pytest.mark.parametrize("limit", [0.5, 1.0, 5.0])
+def test_the_safe_sigma_is_where_the_exact_growth_is_the_limit(limit):
+    model = net()
+    safe = explosion(model, X, Y, "half_square", sigma=0.1, limit=limit, draws=400).full.safe
+    low, high = 1e-3, 1e3
+    while high / low > 1 + 1e-9:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if growth(model, middle) > limit else (middle, high)
+    high, low = low, high
+    assert abs(safe.value - low) < 4.5 * safe.sem + 0.025 * low  # the bracket's half
+
+
+def test_ratios_compound_in_wide_random_chains():
+    model = net((5, 400, 400, 400, 2))
+    found = explosion(model, X, Y, "half_square", sigma=0.1, draws=4)
+    assert found.compounded == pytest.approx(growth(model, 0.1), rel=0.1)
+    W = model[0].weight
+    assert found.ratios["fc0.weight"] == pytest.approx(0.01 / 4 / W.square().mean().item())
+
+
+def test_compounding_by_hand():
+    assert compounded([1.0]) == 0
+    assert compounded([1.0, 1.0, 1.0]) == pytest.approx(7 / 3 - 1)
+    assert compounded([]) == 0
+
+
+# --------------------------------------------------------------------------------- what it says
+
+
+def test_wider_is_worse_at_one_sigma():
+    x, y = X.float(), torch.arange(12) % 2
+    found = [
+        explosion(MLP((5, w, w, 2), init="torch").build(0), x, y, sigma=0.3, draws=16)
+        for w in (20, 200)
+    ]
+    assert found[0].full.growth.value < found[1].full.growth.value
+    assert found[0].full.safe.value > found[1].full.safe.value
+    assert found[1].explodes
+
+
+def test_grouping_by_layer_gives_more_to_each():
+    x, y = X.float(), torch.arange(12) % 2
+    model = MLP((5, 20, 2), init="torch").build(0)
+    tensors, layers = (explosion(model, x, y, sigma=0.1, by=by) for by in ("tensor", "layer"))
+    assert (tensors.tensors, layers.tensors) == (4, 2)
+    assert pytest.approx(2 * tensors.R, rel=1e-5) == layers.R
+
+
+def test_the_report_says_what_was_found():
+    way = Way(Estimate(20.0, 1.0), Estimate(0.05, 0.01), Estimate(0.04, 0.002), 1.0)
+    calm = Way(Estimate(0.1, 0.4), Estimate(0.0, 0.01), Estimate(math.inf, 0.0), 1.0)
+    report = Explosion(0.1, 8, 2.3, 0.003, {"fc0.weight": 1.0, "fc1.weight": 1.0}, way, calm)
+    text = str(report)
+    assert report.explodes
+    assert calm.verdict == "too close to call"
+    rows = [line.split("  ") for line in text.splitlines()]
+    assert [part.strip() for part in rows[2] if part] == [
+        "full", "20 ± 1", "0.05 ± 0.01", "0.04 ± 0.002", "explodes"
+    ]  # fmt: skip
+    assert "any" in text
+    assert text.endswith("fc0.weight 1, fc1.weight 1; compounded G 0.5")
+
+
+def test_looking_changes_nothing():
+    model = mlp().train()
+    before, state = Snapshot.of(model), torch.random.get_rng_state()
+    explosion(model, X[:, :4].float(), torch.arange(12) % 3, sigma=0.1, draws=4)
+    before.assert_same(model)
+    assert hooks(model) == 0
+    assert model.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("how", "match"),
+    [
+        ({"sigma": 0.0}, "sigma is a number > 0: got 0.0"),
+        ({"sigma": 0.1, "limit": 0.0}, "limit is a growth > 0"),
+        ({"sigma": 0.1, "draws": 2}, "at least 4 draws, two pairs: got 2"),
+    ],
+)
+def test_bad_numbers_are_sentences(how, match):
+    with pytest.raises(dither.DitherError, match=match):
+        explosion(net(), X, Y, "half_square", **how)
+
+
+def test_a_dead_network_is_an_error():
+    model = net()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    with pytest.raises(dither.DitherError, match="depend on no parameter"):
+        explosion(model, X, Y, "half_square", sigma=0.1)
+
+
+# ----------------------------------------------------------------------- real nets, trained shortly
+
+
+@pytest.mark.parametrize("widths", [(784, 500, 500, 500, 10), (784, *[300] * 5, 10)])
+def test_the_verdict_is_what_short_training_shows(widths):
+    """Twice the safe σ, full noise learns less than half of what layer-wise noise learns; at half
+    of it more.
+    """
+    data = Data("fashion-mnist", train=128, standardise=False).load(0)
+    x, y = data.x_train, data.y_train
+    fresh = MLP(widths).build(0)
+    safe = explosion(fresh, x, y, sigma=0.05, draws=8).full.safe.value
+    start = nn.functional.cross_entropy(fresh(x), y).item()
+    for sigma, explodes in ((safe / 2, False), (2 * safe, True)):
+        learnt = []
+        for draw in ("all", "cycle"):
+            model = MLP(widths).build(0).train()
+            optimiser = torch.optim.SGD(model.parameters(), 0.005, momentum=0.9)
+            with dither.inject(model, dither.Weight(sigma), draw=draw, seed=0):
+                for _ in range(60):
+                    optimiser.zero_grad()
+                    nn.functional.cross_entropy(model(x), y).backward()
+                    optimiser.step()
+            learnt.append(start - nn.functional.cross_entropy(model(x), y).item())
+        assert learnt[1] > 0.3
+        assert (learnt[0] < learnt[1] / 2) == explodes, (sigma, learnt)
