@@ -37,6 +37,7 @@ def asked(step: Any) -> Rule:
         outs = [[row[at] for row in rows] for at in wanted]
         return [_stacked(parts) for parts in outs], k > 1
 
+    step.alone = True
     return rule
 
 
@@ -135,6 +136,30 @@ class Product:
         return (self.g * (self.g @ self.gram)).sum(-1)
 
 
+def unbound(step: Any, total: int) -> Rule | None:
+    """The parts of one tensor: laid side by side in the order in which it was permuted, so that
+    what follows need not copy.
+    """
+    at, edge = _signed(step.node._saved_dim) + 1, step.next[0]
+    to = edge.step
+    if at < 1 or to.node.name() != "PermuteBackward0" or to.sources != 1:
+        return None
+    order = [_signed(d) % len(_shape(edge)) + 1 for d in to.node._saved_dims]
+    inner = [0] * len(order)
+    for place, d in enumerate(order):
+        inner[d - 1] = _shape(edge)[place]
+
+    def rule(g: Sequence[Any], own: bool) -> tuple[list[Any], bool]:
+        like = next(part for part in g if part is not None)
+        out = like.new_empty(len(like), *inner).permute(0, *order)
+        for i, part in enumerate(g):
+            row = out.select(at, i)
+            row.zero_() if part is None else row.copy_(part)
+        return [out], True
+
+    return rule
+
+
 def product(step: Any, total: int) -> Rule | None:
     """A product z = a W (+ b): g Wᵀ with K·B rows."""
     addmm = step.node.name() == "AddmmBackward0"
@@ -189,7 +214,8 @@ def _folded(w: Tensor, shape: Sequence[int], stride: Any, padding: Any, dilation
     rows, size = w.flatten(1).mT.contiguous(), tuple(w.shape[2:])
 
     def rule(g: Sequence[Any], own: bool) -> tuple[list[Any], bool]:
-        patches = rows @ g[0].flatten(0, 1).flatten(2)  # [K·B, C·k, T]
+        part = g[0].flatten(0, 1).flatten(2)
+        patches = rows.expand(len(part), -1, -1).bmm(part)  # [K·B, C·k, T]
         out = F.fold(patches, tuple(shape[2:]), size, dilation, padding, stride)
         return [out.view(len(g[0]), *shape)], True
 
@@ -251,6 +277,7 @@ def layer_norm(step: Any, total: int) -> Rule | None:
     def rule(g: Sequence[Any], own: bool) -> tuple[list[Any], bool]:
         return [_stacked([back(part.contiguous(), *saved)[0] for part in g[0]])], True
 
+    step.alone = True
     return rule
 
 
@@ -271,6 +298,7 @@ RULES: dict[str, Callable[[Any, int], Rule | None]] = {
     "TBackward0": permuted,
     "TransposeBackward0": permuted,
     "PermuteBackward0": permuted,
+    "UnbindBackward0": unbound,
     "ReluBackward0": relu,
     "AddmmBackward0": product,
     "MmBackward0": product,

@@ -21,6 +21,7 @@ from dither.nodes import RULES, Edge, Rule, asked
 from dither.uses import Tap
 
 ELEMENTS = 2**22  # of the largest gradient with its columns, at most: 16 MiB of float32
+ALONE = 0.1  # the share of elements in steps that take one column after another, at most
 
 
 class Step:
@@ -33,6 +34,7 @@ class Step:
         self.next: list[Edge] = []
         self.sources = 0
         self.skipped = False  # another step does its work
+        self.alone = False  # takes one column after another
         self.inbox: list[Tensor | None] = [None] * len(self.shapes)
         self.own = False
         self.rule: Rule
@@ -61,8 +63,7 @@ class Replay:
     """All steps from z to its taps, in order; `total` columns are going to be asked for.
 
     `fits` is False where the graph has a Python function that is no tap, or something that is not
-    saved but recomputed: what happens there in a backward is not known. `largest` counts the
-    elements of the largest gradient on the way.
+    saved but recomputed: what happens there in a backward is not known.
     """
 
     def __init__(self, z: Tensor, total: int) -> None:
@@ -76,11 +77,15 @@ class Replay:
                 return
         for step in self.steps:
             step.rule = _rule(step, total)
-        self.largest = max((_size(s) for step in self.steps for s in step.shapes), default=1)
+        sizes = [(sum(map(_size, step.shapes)), step.alone) for step in self.steps]
+        self.largest = max((n for n, _ in sizes), default=1)
+        self.alone = sum(n for n, alone in sizes if alone) / max(1, sum(n for n, _ in sizes))
 
     @property
     def chunk(self) -> int:
-        """How many columns to take at once."""
+        """How many columns to take at once; one where much is done column by column anyway."""
+        if self.alone > ALONE:
+            return 1
         most = max(1, min(self.total, ELEMENTS // max(1, self.largest)))
         return math.ceil(self.total / math.ceil(self.total / most))  # chunks of about one size
 
@@ -151,7 +156,7 @@ def _rule(step: Step, total: int) -> Rule:
     if catch is not None:
         return _passed(step, catch)
     make = RULES.get(step.node.name())
-    made = make(step, total) if make is not None and len(step.shapes) == 1 else None
+    made = make(step, total) if make is not None else None
     return made or asked(step)
 
 
