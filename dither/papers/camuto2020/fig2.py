@@ -48,7 +48,7 @@ SCALES = {
         "nets": 2, "draws": 8, "width": 16, "steps": 2, "every": 1, "batch": 16, "train": 64
     },
     "quick": {
-        "nets": 8, "draws": 200, "width": 256, "steps": 100, "every": 25, "batch": 128,
+        "nets": 6, "draws": 200, "width": 256, "steps": 100, "every": 25, "batch": 64,
         "train": 6000,
     },
     "paper": {
@@ -250,12 +250,12 @@ figure = Figure(
         "the paper the input has it too)",
         "inputs standardised, Boston's and California's targets too (the released code builds "
         "Boston's targets from its inputs)",
-        "training steps: the noise on, plain SGD, batches of 512 (Boston: all 405); looked at on a "
-        "batch of 32 that stays the same",
+        "training steps: the noise on, plain SGD, batches of 512 (of Boston that is all); "
+        "looked at on a batch of 32 that stays the same",
         "E[C] by antithetic pairs: the same number of draws",
         "CIFAR-10 and California: run where their files are on the machine",
-        "quick: 24 networks, 200 draws; steps 0, 25, … 100 of 3 networks, batches of 128 of 6 000 "
-        "images",
+        "quick: 18 networks, 200 draws; steps 0, 25, … 100 of 3 networks, batches of 64 (of 6 000 "
+        "images)",
     ],
     seeds={"smoke": 2, "quick": 3, "paper": 10},
     needs=("boston", "fashion-mnist"),

@@ -126,7 +126,7 @@ def training(
     problem: str, sigma2: float, rate: float, *, width: int, draws: int, steps: int, every: int,
     batch: int, train: int | None, of: str = "additive",
 ) -> Run:  # fmt: skip
-    """`train` images in batches of `batch`; of houses all, Boston's in one batch."""
+    """On `train` images, or on all houses."""
     p = PROBLEMS[problem]
     return Run(
         data=Data(p.data, train=train, test=1000) if p.images else Data(p.data),
@@ -134,7 +134,7 @@ def training(
         noise={"act*:out": noise(sigma2, of)},
         loss=p.loss,
         optimiser=SGD(rate),
-        batch=None if p.data == "boston" else batch,
+        batch=batch,
         steps=steps,
         watch=(Remainder(sigma2, draws, of, every), Loss("train", every, limit=1000)),
     )
