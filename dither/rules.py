@@ -66,27 +66,16 @@ def convolution(
     n = w.dim() - 2
     if x.dim() != n + 2:
         return NotImplemented
-    stride, dilation = _many(stride, n), _many(dilation, n)
     if isinstance(padding, str):
         total = [
             d * (k - 1) if padding == "same" else 0
-            for d, k in zip(dilation, w.shape[2:], strict=True)
+            for d, k in zip(_many(dilation, n), w.shape[2:], strict=True)
         ]
         x = F.pad(x, [p for t in reversed(total) for p in (t // 2, t - t // 2)])
         padding = 0
-    padding = _many(padding, n)
-    out = func(x, mode.alias(w), mode.alias(b), stride, padding, dilation, groups)
-    options = dict(
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        is_transposed=False,
-        output_padding=[0] * n,
-    )
-    return mode.meet(
-        out, (w, "conv", x, options), (b, "sum", None, {"channels": 1}), features=n + 1
-    )
+    options = _options(n, stride, padding, dilation, groups)
+    how = (options[k] for k in ("stride", "padding", "dilation", "groups"))
+    return _convolved(mode, func, x, w, b, options, how)
 
 
 def transposed(
@@ -105,21 +94,33 @@ def transposed(
     n = w.dim() - 2
     if x.dim() != n + 2:
         return NotImplemented
-    stride, padding, output_padding, dilation = (
-        _many(v, n) for v in (stride, padding, output_padding, dilation)
-    )
-    out = func(x, mode.alias(w), mode.alias(b), stride, padding, output_padding, groups, dilation)
-    options = dict(
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
+    options = _options(n, stride, padding, dilation, groups, output_padding)
+    how = (options[k] for k in ("stride", "padding", "output_padding", "groups", "dilation"))
+    return _convolved(mode, func, x, w, b, options, how)
+
+
+def _options(
+    n: int, stride: Any, padding: Any, dilation: Any, groups: int, output_padding: Any = None
+) -> dict[str, Any]:
+    """The arguments of a convolution of n dimensions, by name; only a transposed one has an output
+    padding.
+    """
+    return dict(
+        stride=_many(stride, n),
+        padding=_many(padding, n),
+        dilation=_many(dilation, n),
         groups=groups,
-        is_transposed=True,
-        output_padding=output_padding,
+        is_transposed=output_padding is not None,
+        output_padding=_many(output_padding or 0, n),
     )
-    return mode.meet(
-        out, (w, "conv", x, options), (b, "sum", None, {"channels": 1}), features=n + 1
-    )
+
+
+def _convolved(
+    mode: Any, func: Any, x: Tensor, w: Tensor, b: Any, options: dict[str, Any], how: Any
+) -> Tensor:
+    out = func(x, mode.alias(w), mode.alias(b), *how)
+    uses = (w, "conv", x, options), (b, "sum", None, {"channels": 1})
+    return mode.meet(out, *uses, features=w.dim() - 1)
 
 
 def embedding(

@@ -96,6 +96,11 @@ def trace(
     """
     if of not in ("hessian", "gauss_newton"):
         raise DitherError(f"trace is of 'hessian' or 'gauss_newton': got {of!r}")
+    if precision is not None and probes is not None:
+        raise DitherError(
+            f"trace takes a precision or a number of probes: got {precision!r} and {probes!r}; "
+            "give one of them"
+        )
     if precision is not None and not (precision > 0 and math.isfinite(precision)):
         raise DitherError(f"precision is a standard error > 0: got {precision!r}")
     if probes is not None and (not isinstance(probes, int) or probes < 2):
