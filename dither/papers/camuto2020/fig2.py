@@ -210,7 +210,7 @@ def plot(t: Table) -> Any:
     for row, problem in zip(axes, shown, strict=True):
         for panel, ax in zip((scatter, first_steps, small_sigma, rates), row, strict=True):
             panel(ax, t, problem)
-    style.legend(axes[0, 0], loc="center left", fontsize=8)
+    style.legend(axes[0, 0], loc="lower right", fontsize=8, borderpad=0)
     style.legend(axes[0, 3], fontsize=8)
     missing = [f"{p}: {needs.absent(PROBLEMS[p].data)}" for p in PROBLEMS if p not in shown]
     if missing:
@@ -259,5 +259,5 @@ figure = Figure(
     ],
     seeds={"smoke": 2, "quick": 3, "paper": 10},
     needs=("boston", "fashion-mnist"),
-    cost={"smoke": 0.1, "quick": 2, "paper": 300},
+    cost={"smoke": 0.2, "quick": 2, "paper": 240},
 )

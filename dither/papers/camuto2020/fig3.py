@@ -350,5 +350,5 @@ figure = Figure(
         " CONV of 8 and 32 filters, the MLP of width 64",
     ],
     needs=("fashion-mnist",),
-    cost={"smoke": 0.2, "quick": 2, "paper": 3000},
+    cost={"smoke": 0.2, "quick": 2.5, "paper": 40_000},
 )
