@@ -199,8 +199,8 @@ def legend(picture: Any, ax: Any, labels: dict[str, str]) -> None:
 
 SMOKE = Scale(1, 32, 64, 32, 2, 8, thinner=8, substitute=True)
 QUICK: dict[str, Scale] = {
-    "toy": Scale(50, 64, 1024, 1000, 16, 128, faster=20, substitute=True),
-    "wide": Scale(25, 64, 1024, 1000, 12, 128, thinner=4, faster=10, substitute=True),
+    "toy": Scale(30, 64, 1024, 1000, 10, 64, faster=20, substitute=True),
+    "wide": Scale(16, 64, 512, 500, 8, 64, thinner=4, faster=10, substitute=True),
 }
 PAPER = Scale(100)
 COST = {
@@ -212,10 +212,10 @@ DEPARTURES = [
     "App. F.2's channels of the wide net; the released code has 32, 128, 128, 128",
     "momentum .9 and the cyclic order are the released code's, its weight decay is not; how long "
     "they trained is not given: 100 epochs at paper scale",
-    "quick: Fashion-MNIST in three channels (CIFAR-10 beside it where it is here): 1024 images, "
-    "batches of 64, 1000 test images, traces on 128 images; toy: 50 epochs, the rate × 20; wide: a "
-    "quarter of the channels with twice the σ behind the first layer (which keeps the noise's "
-    "variance over the weights'), 25 epochs, the rate × 10",
+    "quick: Fashion-MNIST in three channels (CIFAR-10 beside it where it is here), batches of 64",
+    "quick: toy: 1024 images, 1000 for tests, 64 for traces, 30 epochs, the rate × 20; wide: 512, "
+    "500 and 64 images, 16 epochs, the rate × 10, a quarter of the channels with twice the σ "
+    "behind the first layer (which keeps the noise's variance over the weights')",
     "smoke: one epoch of 64 images",
 ]
 

@@ -157,7 +157,7 @@ def plot(t: Table):
         right.errorbar(
             x.mean(), y.mean(), y.std(), x.std(), "s", color=colour, capsize=2, label=name
         )
-    right.set(xlabel="trace of Hessian at the end", ylabel="test accuracy", xscale="log")
+    right.set(xlabel="trace of Hessian at the end", ylabel="test accuracy at the end")
     for ax in (left, right):
         style.legend(ax, fontsize=8)
     return picture

@@ -228,7 +228,7 @@ figure = Figure(
     },
     quick={
         "net": ResNet(8, (1, 1, 1)),
-        "images": Images(10, 64, 1024, 500, 10, 64, faster=5, substitute=True),
+        "images": Images(12, 64, 512, 400, 6, 32, faster=5, substitute=True),
         "sigmas": (0.03, 0.1, 0.3),
         "at": 0.1,
     },
@@ -251,8 +251,8 @@ figure = Figure(
         "the σ of the sweep are not given in words",
         "crops leave black where the image ends, as released",
         "the trace is of the first 2000 training images, in eval mode, exact",
-        "quick: Fashion-MNIST in three channels (CIFAR-10 beside it where it is here), 1024 images "
-        "of it, 500 for tests, 64 for traces; batches of 64, 10 epochs, the rate × 5; 2 seeds",
+        "quick: Fashion-MNIST in three channels (CIFAR-10 beside it where it is here), 512 images "
+        "of it, 400 for tests, 32 for traces; batches of 64, 12 epochs, the rate × 5; 2 seeds",
         "quick: a ResNet of widths 8, 16, 32 with one block each; σ is the paper's: weights whose "
         "fan-in has shrunk get √8 as much, which keeps the noise's variance over theirs",
         "smoke: one epoch of 64 images",

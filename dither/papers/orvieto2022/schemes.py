@@ -181,3 +181,7 @@ def panel(ax: Any, t: Table, labels: Mapping[str, str], quantity: str, **how: An
     ax.set(title=TITLES[quantity], xlabel="step")
     if quantity in LOGARITHMIC:
         ax.set_yscale("log")
+    if quantity == ACCURACY:  # the ends in full, the start as far as there is room
+        ends = np.concatenate([t.last(label, ACCURACY) for label in labels.values()])
+        tops = [best(t, label).max() for label in labels.values()]
+        ax.set_ylim(max(0.0, float(np.nanmin(ends)) - 0.1), max(tops) + 0.02)
