@@ -178,5 +178,5 @@ figure = Figure(
     ],
     seeds=nets.SEEDS,
     needs=("fashion-mnist",),
-    cost={"smoke": 0.3, "quick": 5, "paper": 270},
+    cost={"smoke": 0.2, "quick": 4, "paper": 2400},
 )

@@ -308,5 +308,5 @@ figure = Figure(
     ],
     seeds={"smoke": 2, "quick": 3, "paper": 10},
     needs=("boston", "fashion-mnist"),
-    cost={"smoke": 0.2, "quick": 0.8, "paper": 15},
+    cost={"smoke": 0.4, "quick": 0.7, "paper": 15},
 )
