@@ -4,6 +4,7 @@ are folded into one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,3 +85,16 @@ def belongs(g: Tensor, layout: Layout, features: int, i: int = 0) -> bool:
     """Whether a gradient that comes from sample i alone stays with sample i in this layout."""
     parts = layout.first(g) if features < 0 else layout(g, features)
     return not bool(parts[:i].any() or parts[i + 1 :].any())
+
+
+def start_at(z: Tensor, i: int) -> Tensor:
+    """A random column that is zero but at sample i."""
+    start = torch.zeros_like(z)
+    start[i] = torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(i)).to(z)
+    return start
+
+
+def tells(g: Tensor) -> bool:
+    """Whether a gradient says where it has come from: not if it is 0, or not finite."""
+    size = g.detach().abs().sum().item()
+    return size > 0 and math.isfinite(size)

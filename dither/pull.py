@@ -19,7 +19,7 @@ from dither.errors import DitherError
 from dither.forward import output, tensors
 from dither.ghost import Gradient, Use
 from dither.inject import Injection
-from dither.layout import belongs
+from dither.layout import belongs, start_at, tells
 from dither.noise import Additive, Weight
 from dither.read import leaves
 from dither.replay import Replay
@@ -164,7 +164,7 @@ class Pull:
         found = Replay(z, total)
         if not found.fits:
             return None
-        mark, known = ("replay", total, found.mark), self.noise.layouts
+        mark, known = ("replay", found.mark), self.noise.layouts
         if mark not in known:
             column = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z)
             both = (lambda: self.back(z, column, []), lambda: found(column.unsqueeze(0)))
@@ -210,9 +210,8 @@ class Pull:
             return
         taken: dict[tuple[str, int], Tensor] = {}
         for i in sorted({0, 1, len(z) - 1}):
-            start, self.reached = torch.zeros_like(z), []
-            start[i] = torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(i)).to(z)
-            torch.autograd.grad(z, self.anchor, start, retain_graph=True, allow_unused=True)
+            self.reached = []
+            self._engine(z, start_at(z, i), [])
             for n, (name, own) in enumerate(self.reached):
                 other = taken.get((name, n))
                 if other is not None and other.shape == own.shape and bool((other & own).any()):
@@ -275,15 +274,20 @@ class Pull:
         open_ = [n for n, mark in enumerate(marks) if mark not in known]
         silent = set(open_)
         if batch > 1 and z.requires_grad and open_:
-            for asked, i in enumerate([0, batch - 1, *range(1, batch - 1)]):
-                if asked > 1 and not any(len(uses.uses[n].candidates) > 1 for n in silent):
-                    break
-                self._start_at(z, i, uses.uses)
-                for use in (uses.uses[n] for n in open_):
-                    if use.g is not None and use.g.isfinite().all():
+            for asked, i in enumerate(self._samples(z, uses.uses)):
+                told: dict[int, bool] = {}  # uses behind one tap share what comes by
+                for n in open_:
+                    use = uses.uses[n]
+                    if use.g is None:
+                        continue
+                    if id(use.caught) not in told:
+                        told[id(use.caught)] = tells(use.g)
+                    if told[id(use.caught)]:
                         fits = (c for c in use.candidates if belongs(use.g, c, use.features, i))
                         use.candidates = list(fits)
-                silent -= {n for n in open_ if (g := uses.uses[n].g) is not None and _tells(g)}
+                        silent.discard(n)
+                if asked and not any(len(uses.uses[n].candidates) > 1 for n in silent):
+                    break
         for n, (use, mark) in enumerate(zip(uses.uses, marks, strict=True)):
             if mark in known:
                 use.candidates = known[mark]
@@ -291,13 +295,36 @@ class Pull:
                 known[mark] = use.candidates
         return uses.stray(z)
 
-    def _start_at(self, z: Tensor, i: int, uses: list[Use]) -> None:
-        """Pull a random column back that is zero but at sample i."""
-        start = torch.zeros_like(z)
-        start[i] = torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(i)).to(z)
+    def _samples(self, z: Tensor, uses: list[Use]) -> Iterator[int]:
+        """Each sample, the first and the last before the others, once a random column that is zero
+        elsewhere has been pulled back from it. With the first, a replay is compared to autograd.
+        """
+        self._engine(z, start_at(z, 0), uses)
+        yield 0
+        ahead = None if self.called or self.differentiable else Replay(z, 2)
+        if ahead is not None and ahead.fits:
+            found = [use.g for use in uses]
+            for use in uses:
+                use.forget()
+            ahead(torch.stack([start_at(z, 0), start_at(z, len(z) - 1)]))
+            agrees = all(_equal(g, use.g) for g, use in zip(found, uses, strict=True))
+            self.noise.layouts["replay", ahead.mark] = agrees
+            for use in uses:
+                use.turn(1)
+        else:
+            agrees = False
+        if not agrees:
+            self._engine(z, start_at(z, len(z) - 1), uses)
+        yield len(z) - 1
+        for i in range(1, len(z) - 1):
+            self._engine(z, start_at(z, i), uses)
+            yield i
+
+    def _engine(self, z: Tensor, column: Tensor, uses: list[Use]) -> None:
+        """Pull a column back by autograd; the uses hold what came by."""
         for use in uses:
             use.forget()
-        torch.autograd.grad(z, self.anchor, start, retain_graph=True, allow_unused=True)
+        torch.autograd.grad(z, self.anchor, column, retain_graph=True, allow_unused=True)
 
     def one_by_one(self, x: Any, z: Tensor, columns: losses.Columns, sites: list[Site]) -> None:
         """Exact, for what no rule has met: every sample's columns by themselves; B·C backward
@@ -335,9 +362,12 @@ class Pull:
         return z_i if same else None
 
 
-def _tells(g: Tensor) -> bool:
-    """Whether a gradient says where it has come from: not if it is 0, or not finite."""
-    return bool(g.any()) and bool(g.isfinite().all())
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two gradients differ by rounding only."""
+    if a is None or b is None:
+        return a is b
+    near = torch.finfo(a.dtype).eps ** 0.5 * torch.linalg.vector_norm(a)
+    return a.shape == b.shape and bool(torch.linalg.vector_norm(a - b) <= near)
 
 
 def _chunks(columns: Iterable[Any], size: int) -> Iterator[list[Any]]:

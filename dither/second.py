@@ -17,7 +17,7 @@ from torch import Tensor
 from dither.draw import Basis, Signs
 from dither.forward import output
 from dither.inject import Injection
-from dither.layout import Layout, belongs
+from dither.layout import Layout, belongs, start_at
 from dither.read import leaves
 from dither.site import Site
 
@@ -88,8 +88,7 @@ class Second:
             return 0
         whole, seen = Layout("dim", 0, batch), False
         for i in {0, batch - 1}:
-            start = torch.zeros_like(z)
-            start[i] = torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(i)).to(z)
+            start = start_at(z, i)
             (g,) = torch.autograd.grad(z, probe, start, retain_graph=True, allow_unused=True)
             if g is None or not belongs(g, whole, -1, i):
                 return 0

@@ -30,7 +30,7 @@ from dither.explicit import explicit
 from dither.forward import check_devices, evaluating, output, tensors, twice
 from dither.ghost import Use
 from dither.inject import inject
-from dither.layout import Layout, belongs
+from dither.layout import Layout, belongs, start_at
 from dither.measures.multilinear import alone, multilinear
 from dither.noise import Weight
 from dither.uses import Uses
@@ -277,8 +277,7 @@ class Places(Uses):
         for i in (
             dict.fromkeys((0, z.shape[0] - 1)) if fit else ()
         ):  # whose gradients must stay with them
-            start = torch.zeros_like(z)
-            start[i] = torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(i)).to(z)
+            start = start_at(z, i)
             probes = [tap.probe for tap in fit]
             found = torch.autograd.grad(z, probes, start, retain_graph=True, allow_unused=True)
             for tap, g in zip(fit, found, strict=True):
