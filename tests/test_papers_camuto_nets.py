@@ -2,6 +2,7 @@
 
 import importlib
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ import torch
 
 import dither
 from dither import loss as losses
-from dither.figure import Silent
+from dither.data import Data
+from dither.figure import Run, Silent
 from dither.measures import calibration as measured
 from dither.measures import margins as gamma
+from dither.models import camuto_conv
 from dither.papers.camuto2020 import calibration, capacity, eq14, margins, nets, sensitivity
 from dither.papers.camuto2020.nets import ALL, EQ14, FEW, LEVELS, METHODS, NOISE, SHIFTS
 from dither.table import Table
@@ -43,9 +46,15 @@ def test_every_scale_trains_as_long_as_the_paper():
     assert run.noise.sigma**2 == pytest.approx(0.1)
 
 
+def on_digits(run: Run, **changes) -> Run:
+    """A smoke run on the digits that come inside a package."""
+    size = {"train": run.data.train, "test": run.data.test, "flat": run.data.flat}
+    return replace(run, data=Data("mnist-5000", **size), **changes)
+
+
 @pytest.fixture(scope="module")
 def smoke() -> Table:
-    runs = eq14.figure.at("smoke")
+    runs = {label: on_digits(run) for label, run in eq14.figure.at("smoke").items()}
     return Table.of({label: run.execute((0, 1), Silent()) for label, run in runs.items()})
 
 
@@ -64,8 +73,8 @@ def test_smoke_runs_give_pictures_and_no_verdict(module, smoke):
 
 
 def state(method: str = "none") -> State:
-    """A trained moment by hand: 16 units, 200 digits."""
-    run = eq14.figure.at("smoke")[f"{method}, {ALL}"]
+    """A moment by hand: 16 units, as drawn."""
+    run = on_digits(eq14.figure.at("smoke")[f"{method}, {ALL}"])
     data, model = run.data.load(0), run.model.build(3).eval()
     return State(run=run, seeds=(0,), step=0, epoch=0, model=model, noise=None, data=data)
 
@@ -208,3 +217,16 @@ def test_colour_images_are_asked_for_and_not_replaced(name):
         assert {run.data.name for run in runs.values()} == {name}
         assert list(runs) == [f"{m}, {ALL}" for m in METHODS]
     assert verdict(module, "C14", told(**LOW))[0]
+
+
+def test_every_watch_looks_at_a_convolutional_net_trained_on_exact_R():
+    run = nets.nets(nets.SMALL)[f"R, {ALL}"]
+    few = replace(run.data, train=32, test=60, flat=False)
+    conv = camuto_conv((1, 28, 28))
+    conv = replace(conv, convs=tuple(replace(c, filters=4) for c in conv.convs))
+    changes = {"model": conv, "objective": "explicit", "steps": 2}
+    rows = on_digits(replace(run, data=few), **changes).execute((0,), Silent())[0]
+    seen = {q: value for _, q, value in rows}
+    assert {"ece", "γ/test/50", "capacity/path", "noisy loss/1", "eq. 9", EQ14} <= set(seen)
+    assert np.isfinite([seen["γ/test/50"], seen["capacity/spectral"], seen["eq. 9"]]).all()
+    assert seen["capacity/spectral"] > 0
