@@ -142,6 +142,8 @@ def test_the_report_says_what_was_found():
         "full", "20 ± 1", "0.05 ± 0.01", "0.04 ± 0.002", "explodes"
     ]  # fmt: skip
     assert "any" in text
+    assert report.strong == pytest.approx(0.1 * math.sqrt(2.3 / 0.003))
+    assert "R 0.003 (as large as the loss at σ 2.77)" in text
     assert text.endswith("fc0.weight 1, fc1.weight 1; compounded G 0.5")
 
 

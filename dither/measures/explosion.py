@@ -85,6 +85,11 @@ class Explosion:
         """G of full noise by the ratios alone."""
         return compounded(self.ratios.values())
 
+    @property
+    def strong(self) -> float:
+        """The σ at which R is as large as the loss: no way of drawing is weak beyond it."""
+        return self.sigma * math.sqrt(self.loss / self.R) if self.R > 0 else math.inf
+
     def __str__(self) -> str:
         rows = [["", "growth G", "E[Δℓ] − R", "safe up to σ", ""]]
         for name, way in (("full", self.full), ("layer-wise", self.layerwise)):
@@ -95,7 +100,7 @@ class Explosion:
         ratios = ", ".join(f"{name} {rho:.2g}" for name, rho in self.ratios.items())
         head = (
             f"weight noise σ {self.sigma:.4g} on {self.tensors} tensors: loss {self.loss:.4g}, "
-            f"R {self.R:.4g}"
+            f"R {self.R:.4g} (as large as the loss at σ {self.strong:.3g})"
         )
         tail = f"noise over weight variance, full: {ratios}; compounded G {self.compounded:.3g}"
         return "\n".join([head, *lines, tail])
