@@ -147,9 +147,10 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Both:
-    """R by eq. 9 and by eq. 14 on `limit` test images, with `NOISE` on any net: "eq. 9", "eq. 14";
-    of the first 100 with s·a v^T added to all rows of the last weights, v random with the mean norm
-    of a row: "shifted eq. 9/0.5", "shifted eq. 14/0.5"; and the loss, which does not move.
+    """R by eq. 9 and by eq. 14 on `limit` test images, with `NOISE` on any net: "eq. 9", "eq. 14",
+    and of its input alone, "eq. 9/input". The same of the first 100 images, and the loss, with one
+    function s v·h added to all logits (h: the last hidden layer; v: random, as long as a row of the
+    last weights is on average): "shifted eq. 14/0.5", "shifted loss/0.5".
     """
 
     limit: int = 1000
