@@ -191,19 +191,14 @@ def plot(t: Table):
             plain.mean() - sem(plain), plain.mean() + sem(plain), color=style.GREY, alpha=0.3
         )
         ax.axhline(plain.mean(), color=style.BLACK, ls="--", label="SGD")
-        for scheme in (FULL, LAYER):
-            found = sweep(t, data, scheme)
-            values = [t.last(name, quantity) for name in found.values()]
-            how = {"color": COLOURS[scheme], "capsize": 2, "label": scheme.replace(GD, "SGD")}
-            means, sems = [v.mean() for v in values], [sem(v) for v in values]
-            ax.errorbar(list(found), means, sems, fmt="o-", **how)
-            for sigma in found:
-                if (name := named(data, scheme, sigma, KEPT)) in t.labels:
-                    v = t.last(name, quantity)
-                    ax.errorbar(
-                        [sigma * 1.08], [v.mean()], [sem(v)], fmt="D", mfc="white",
-                        color=COLOURS[scheme], capsize=2, label="statistics kept",
-                    )  # fmt: skip
+        for scheme, aside in ((FULL, 0.96), (LAYER, 1.04)):
+            said, found = scheme.replace(GD, "SGD"), sweep(t, data, scheme)
+            kept = {s: named(data, scheme, s, KEPT) for s in found}
+            kept = {s: name for s, name in kept.items() if name in t.labels}
+            marks = {"color": COLOURS[scheme], "capsize": 2}
+            errors(ax, t, found, quantity, aside, fmt="o-", label=said, **marks)
+            label = f"{said}, statistics kept"
+            errors(ax, t, kept, quantity, aside**2, fmt="D", mfc="white", label=label, **marks)
         ax.set(xscale="log", xlabel="σ", title=f"{title}, {SAID[data]}")
         ticks = list(sweep(t, data, FULL))
         ax.set_xticks(ticks, [f"{s:g}" for s in ticks])
@@ -211,6 +206,15 @@ def plot(t: Table):
     axes[0, 1].set_yscale("log")
     style.legend(axes[0, 0], fontsize=9)
     return picture
+
+
+def errors(
+    ax: Any, t: Table, found: Mapping[float, str], quantity: str, aside: float, **how: Any
+) -> None:
+    """Mean ± its standard error at each σ, a little aside."""
+    values = [t.last(name, quantity) for name in found.values()]
+    x = [sigma * aside for sigma in found]
+    ax.errorbar(x, [v.mean() for v in values], [sem(v) for v in values], **how)
 
 
 def sem(v: Array) -> float:
