@@ -107,10 +107,10 @@ def useful(among: str):
         loss = {m: t.last(f"{m}, {among}", "loss/test") for m in COLOURS}
         near, far = np.abs(loss[EQ14] - loss["R"]), np.abs(loss[EQ14] - loss["none"])
         numbers = {f"test loss, {m.replace('R', 'eq. 9')}": v for m, v in loss.items()}
-        numbers |= {
-            f"test accuracy, {m.replace('R', 'eq. 9')}": t.last(f"{m}, {among}", "accuracy/test")
-            for m in COLOURS
-        }
+        for q, name in (("accuracy/test", "test accuracy"), ("eq. 9", "R by eq. 9")):
+            numbers |= {
+                f"{name}, {m.replace('R', 'eq. 9')}": t.last(f"{m}, {among}", q) for m in COLOURS
+            }
         return bool(near.mean() < far.mean()), numbers
 
     return check
