@@ -44,10 +44,11 @@ class Curvature:
 
     def __call__(self, state: State) -> dict[str, float]:
         data = state.examples("train", self.limit)
-        found = {TRACE: trace(state.model, state.run.loss, data, probes=self.probes)}
-        exact = found[TRACE].exact
-        gauss_newton = trace(state.model, state.run.loss, data, of="gauss_newton")
-        found["Gauss–Newton"] = found[TRACE] if exact else gauss_newton
+        hessian = trace(state.model, state.run.loss, data, probes=self.probes)
+        part = hessian  # where it is exact they are equal
+        if not hessian.exact:
+            part = trace(state.model, state.run.loss, data, of="gauss_newton")
+        found = {TRACE: hessian, "Gauss–Newton": part}
         return {q: t.value for q, t in found.items()} | {
             f"{q} sem": t.sem for q, t in found.items()
         }
