@@ -263,5 +263,5 @@ figure = Figure(
     ],
     seeds={"smoke": 2, "quick": 2, "paper": 3},
     needs=("fashion-mnist",),
-    cost={"smoke": 0.1, "quick": 2, "paper": 100_000},
+    cost={"smoke": 0.1, "quick": 2, "paper": 400_000},
 )

@@ -266,10 +266,10 @@ QUICK: dict[str, Scale] = {
 }
 PAPER = Scale(None, 2000, 40)
 COST = {  # minutes
-    "MLP1": {"smoke": 0.05, "quick": 2.5, "paper": 100},
-    "MLP2": {"smoke": 0.05, "quick": 1, "paper": 3000},
-    "MLP3": {"smoke": 0.05, "quick": 2, "paper": 420},
-    "MLP4": {"smoke": 0.05, "quick": 2, "paper": 5000},
+    "MLP1": {"smoke": 0.05, "quick": 3, "paper": 80},
+    "MLP2": {"smoke": 0.05, "quick": 1, "paper": 4800},
+    "MLP3": {"smoke": 0.05, "quick": 2, "paper": 450},
+    "MLP4": {"smoke": 0.05, "quick": 2, "paper": 8700},
 }
 DEPARTURES = [
     "momentum .9 and the cyclic order of tensors are the released code's, its weight decay is not",
