@@ -113,4 +113,5 @@ def linear(fan_in: int, fan_out: int, bias: bool, like: Tensor | None = None) ->
 
 
 def _unstacked(layer: nn.Module, s: int) -> nn.Module:
-    return layer.unstack(s) if isinstance(layer, StackedLinear) else layer
+    """Nothing of the stack's own: noise on a replica's activation must not stay on the stack's."""
+    return layer.unstack(s) if isinstance(layer, StackedLinear) else type(layer)()
