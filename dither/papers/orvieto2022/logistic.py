@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
 from torch import Tensor, nn
 
 import dither
@@ -76,37 +77,38 @@ class Squares:
 
 
 def limits(seed: int, progress: Progress, *, norms: tuple[float, ...]) -> Iterator[Row]:
-    """Against ‖w‖²: what the least R_σ, and the least L + R, attain; by L-BFGS over the simplex of
-    the squares w∘w/‖w‖² (as a softmax), from the uniform one on.
+    """Against ‖w‖²: what the least R_σ, and the least L + R, attain, over the simplex of the
+    squares w∘w/‖w‖², each from the one before.
     """
     X, y, known = problem(seed)
     signed = torch.from_numpy(np.hstack([X, -X]) * y[:, None])
     square = torch.from_numpy(4 * SIGMA**2 * np.hstack([X, X]) ** 2)  # σ²‖DΦ‖² = square @ (w∘w)
     for done, (name, of) in enumerate({"R_σ": log_noisy, "L + R": log_explicit}.items()):
-        theta = torch.zeros(2 * FEATURES, dtype=torch.float64, requires_grad=True)
+        p = np.full(2 * FEATURES, 0.5 / FEATURES)
         for norm in norms:
-            p = _least(of, theta, norm * signed, norm * square)
+            p = _least(of, p, norm * signed, norm * square)
             for sigma in (0.0, SIGMA):
                 ratio = convex.margin(p, X, y, sigma) / known[sigma][1]
                 yield norm, f"attained {name}, σ = {sigma:g}", ratio
         progress.update(done + 1, 2)
 
 
-def _least(of: Objective, theta: Tensor, signed: Tensor, square: Tensor) -> Array:
-    """softmax(θ) at the least log mean loss; θ is left there."""
-    optimiser = torch.optim.LBFGS(
-        [theta], max_iter=300, history_size=30, line_search_fn="strong_wolfe"
-    )
+def _least(of: Objective, start: Array, signed: Tensor, square: Tensor) -> Array:
+    """The point of the simplex with the least log mean loss, by scipy's SLSQP."""
+    scale = float(signed.abs().max())  # so that the objective is of order 1
 
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        p = theta.softmax(0)
-        value = of(signed @ p, square @ p).logsumexp(0)
-        value.backward()
-        return value
+    def value(p: Array) -> tuple[float, Array]:
+        at = torch.from_numpy(np.maximum(p, 0)).requires_grad_()
+        found = of(signed @ at, square @ at).logsumexp(0) / scale
+        return found.item(), torch.autograd.grad(found, at)[0].numpy()
 
-    optimiser.step(closure)  # pyright: ignore[reportArgumentType]
-    return theta.detach().softmax(0).numpy()
+    found = minimize(
+        value, start, jac=True, method="SLSQP", bounds=[(0, 1)] * len(start),
+        constraints={"type": "eq", "fun": lambda p: p.sum() - 1, "jac": np.ones_like},
+        options={"maxiter": 1000, "ftol": 1e-10},
+    )  # fmt: skip
+    p = np.maximum(found.x, 0)
+    return p / p.sum()
 
 
 def log_noisy(m: Tensor, s2: Tensor) -> Tensor:
@@ -216,8 +218,8 @@ def explicit_limit(t: Table):
 
 
 def _panels() -> Iterator[tuple[float, str]]:
-    yield SIGMA, f"min (yΦ − σ²/2 ‖DΦ‖²) over t, σ = {SIGMA:g}"
-    yield 0.0, "min yΦ over t, σ = 0"
+    yield SIGMA, f"the problem at σ = {SIGMA:g}"
+    yield 0.0, "the problem at σ = 0"
 
 
 def plot(t: Table):
@@ -226,13 +228,15 @@ def plot(t: Table):
         for label, colour in COLOURS.items():
             steps = paths(t, label)[0]
             style.band(ax, steps[1:], attained(t, label, sigma)[:, 1:], colour, label=label)
-        ax.set(xlabel="step", ylabel=said)
+        ax.set(xlabel="step", ylabel="attained")
+        ax.set_title(said)
     for name, colour in (("R_σ", style.RED), ("L + R", style.BLUE)):
         for sigma, line in ((SIGMA, "-"), (0.0, ":")):
             norm, values = t.series("limit", f"attained {name}, σ = {sigma:g}")
-            said = f"least {name.replace('_σ', '$_σ$')}, σ = {sigma:g}"
+            said = f"{name.replace('_σ', '$_σ$')}; the problem at σ = {sigma:g}"
             style.band(axes[0, 2], norm, values, colour, ls=line, label=said)
-    axes[0, 2].set(xlabel="‖w‖²", ylabel="attained at the least mean loss")
+    axes[0, 2].set(xlabel="‖w‖²", ylabel="attained")
+    axes[0, 2].set_title("the least mean loss at a given ‖w‖")
     for ax in axes[0]:
         ax.axhline(1, color=style.GREEN, ls="--", lw=1, label="linear program")
         ax.set(xscale="log", ylim=(0, 1.05))

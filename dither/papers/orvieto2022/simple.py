@@ -150,7 +150,7 @@ def draw_gaps(ax: Any, t: Table, label: str) -> None:
         values = np.maximum(values, FLOOR)
         style.band(ax, steps, values, COLOURS[method], log=True, label=method)
     least = t.series(label, f"gap {MINIMISED}")[1].min(1).max()
-    said = f"L-BFGS on L + R{', < 1e-5' * (least < FLOOR)}"
+    said = f"L-BFGS on L + R{', < 1e-5' if least < FLOOR else ''}"
     ax.axhline(max(least, FLOOR), color=COLOURS[MINIMISED], ls="--", label=said)
     ax.axhline(NEAR, color=style.GREY, lw=1, ls=":")
     ax.set(xlabel="step", ylabel="L + R, above the minimum", yscale="log")
