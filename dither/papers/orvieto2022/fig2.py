@@ -57,7 +57,7 @@ def runs(steps: int) -> dict[str, Run]:
             optimiser=SGD(0.1),
             loss="half_square",
             steps=steps,
-            watch=(Regularised(SIGMA, every=max(1, steps // 50)),),
+            watch=(Regularised(SIGMA, every=max(10, steps // 50)),),
         )
         both = dither.Weight(2**0.5 * SIGMA)
         found |= {

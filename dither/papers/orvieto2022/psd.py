@@ -134,7 +134,7 @@ def plot(t: Table):
 figure = Figure(
     runs,
     plot,
-    smoke={"steps": 40, "starts": 1, "iterations": 30},
+    smoke={"steps": 40, "starts": 1, "iterations": 5},
     quick={"steps": 4000, "starts": 3, "iterations": 1000},
     paper={"steps": 40_000, "starts": 10, "iterations": 3000},
     claims=[
