@@ -12,6 +12,8 @@ from dither.data import Data
 from dither.estimate import Estimate
 from dither.measures.explosion import Explosion, Way, compounded, explosion
 from dither.models import MLP, LinearNet
+from dither.papers.beyond.explosion import figure
+from dither.table import Table
 
 RNG = torch.Generator().manual_seed(1)
 X = torch.randn(12, 5, generator=RNG, dtype=torch.float64)
@@ -205,3 +207,38 @@ def test_the_verdict_is_what_short_training_shows(widths):
             learnt.append(start - nn.functional.cross_entropy(model(x), y).item())
         assert learnt[1] > 0.3
         assert (learnt[0] < learnt[1] / 2) == explodes, (sigma, learnt)
+
+
+# ---------------------------------------------------------------------------- the figure's claims
+
+
+def table(full: dict[float, float]) -> Table:
+    """What full noise learns at each σ, where layer-wise noise learns 1; the safe σ is 0.1."""
+    before = [(s, "G full", 10 * s) for s in full] + [(s, "G layer-wise", 0.0) for s in full]
+    before += [(s, "sem layer-wise", 0.1) for s in full] + [(min(full), "safe", 0.1)]
+    runs = {"net, before": before, "net, none": fall(1.2)}
+    for sigma, learnt in full.items():
+        runs[f"net, full, σ {sigma:g}"] = fall(learnt)
+        runs[f"net, layer-wise, σ {sigma:g}"] = fall(1.0)
+    return Table.of({label: {0: found, 1: found} for label, found in runs.items()})
+
+
+def fall(learnt: float) -> list[tuple[float, str, float]]:
+    return [(0, "loss/train", 2.3), (60, "loss/train", 2.3 - learnt)]
+
+
+@pytest.mark.parametrize(
+    ("full", "below", "above"),
+    [
+        ({0.05: 0.9, 0.2: 0.1}, True, True),
+        ({0.05: 0.4, 0.2: 0.1}, False, True),
+        ({0.05: 0.9, 0.2: 0.6}, True, False),
+        ({0.05: 0.9, 0.2: math.nan}, True, True),
+        ({0.1: 0.9}, None, None),
+    ],
+)
+def test_the_figures_claims_ask_for_half_on_either_side_of_the_safe_sigma(full, below, above):
+    claims = {c.id: c.check(table(full)) for c in figure.claims}
+    assert claims["below"][0] is below
+    assert claims["above"][0] is above
+    assert claims["layer-wise"][0] is True
