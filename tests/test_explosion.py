@@ -11,6 +11,7 @@ import dither
 from dither.data import Data
 from dither.estimate import Estimate
 from dither.measures.explosion import Explosion, Way, compounded, explosion
+from dither.measures.explosion import growth as exploded
 from dither.models import MLP, LinearNet
 from dither.papers.beyond.explosion import figure
 from dither.table import Table
@@ -75,6 +76,14 @@ def test_the_excess_of_one_hidden_layer_is_its_fourth_order():
     assert abs(found.full.excess.value - exact) < 4.5 * found.full.excess.sem
     assert found.full.excess.sem < 0.2 * exact
     assert pytest.approx(sigma**2 / 2 * first_order(model) / (2 * len(X)), rel=1e-10) == found.R
+
+
+def test_growth_alone_is_the_reports():
+    model = net()
+    found = explosion(model, X, Y, "half_square", sigma=0.3, draws=8, seed=3)
+    for draw, way in (("all", found.full), ("cycle", found.layerwise)):
+        alone = exploded(model, X, sigma=0.3, draw=draw, draws=8, seed=3)
+        assert alone == pytest.approx(way.growth, rel=1e-9, abs=1e-9)
 
 
 def test_layer_wise_noise_does_not_grow():

@@ -33,7 +33,7 @@ from dither.inject import Injection, inject
 from dither.noise import Weight
 from dither.read import reading
 
-__all__ = ["Explosion", "Way", "compounded", "explosion"]
+__all__ = ["Explosion", "Way", "compounded", "explosion", "growth"]
 
 SMALL = 0.02  # of σ: where only the first order is left
 FAR = 16  # times σ: how far up the search for the safe σ goes
@@ -143,23 +143,53 @@ def explosion(
     Costs two exact `explicit` without gradients, and about 8 · draws forwards for each way. Raises
     DitherError for σ ≤ 0, fewer than 4 draws, and where the outputs depend on no parameter.
     """
-    if not (sigma > 0 and math.isfinite(sigma)):
-        raise DitherError(f"explosion: sigma is a number > 0: got {sigma!r}")
+    _check(sigma, draws)
     if not limit > 0:
         raise DitherError(f"explosion: limit is a growth > 0 that is still safe: got {limit!r}")
-    if draws < 4:
-        raise DitherError(f"explosion: a spread needs at least 4 draws, two pairs: got {draws}")
     with evaluating(model), torch.no_grad():
         probe = _Probe(model, x, y, loss, by, seed)
         with inject(model, Weight(1.0), draw="all", by=by, seed=0) as noise:
             R1 = explicit(noise, x, probe.z, "half_square").R.item()
             value, r1, _ = explicit(noise, x, y, loss)
             m, ratios = len(noise.groups), _ratios(noise, sigma)
-        if not R1 > 0:
-            raise DitherError("explosion: the outputs depend on no parameter at first order")
+        _alive(R1)
         known = {"R1": R1, "r1": r1.item(), "limit": limit}
         full, layerwise = (probe.way(draw, sigma, draws, **known) for draw in ("all", "cycle"))
     return Explosion(sigma, m, value.item(), sigma**2 * r1.item(), ratios, full, layerwise)
+
+
+def growth(
+    model: nn.Module,
+    x: Any,
+    *,
+    sigma: float,
+    draw: str = "all",
+    by: str = "tensor",
+    draws: int = 16,
+    seed: int = 0,
+) -> Estimate:
+    """G of one way of drawing ("all", or "cycle" for layer-wise) at one σ, without the search."""
+    _check(sigma, draws)
+    with evaluating(model), torch.no_grad():
+        probe = _Probe(model, x, output(model, x), "half_square", by, seed)
+        with inject(model, Weight(1.0), draw=draw, by=by, seed=0) as noise:
+            R1 = explicit(noise, x, probe.z, "half_square").R.item()
+        _alive(R1)
+        near = SMALL * sigma
+        first, square = (probe.look(draw, s, draws)[0] / s**2 for s in (near, sigma))
+    return Estimate.of((square - first) / R1)
+
+
+def _check(sigma: float, draws: int) -> None:
+    if not (sigma > 0 and math.isfinite(sigma)):
+        raise DitherError(f"explosion: sigma is a number > 0: got {sigma!r}")
+    if draws < 4:
+        raise DitherError(f"explosion: a spread needs at least 4 draws, two pairs: got {draws}")
+
+
+def _alive(R1: float) -> None:
+    if not R1 > 0:
+        raise DitherError("explosion: the outputs depend on no parameter at first order")
 
 
 def _ratios(noise: Injection, sigma: float) -> dict[str, float]:

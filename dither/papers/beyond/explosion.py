@@ -15,7 +15,7 @@ import numpy as np
 import dither
 from dither.data import Data
 from dither.figure import Claim, Figure, Progress, Run, Task
-from dither.measures.explosion import explosion
+from dither.measures.explosion import compounded, explosion, growth
 from dither.models import MLP
 from dither.papers import style
 from dither.table import Array, Table
@@ -31,16 +31,17 @@ def foretold(
     """Against σ: G of full and layer-wise noise, compounded G; and the safe σ."""
     data = Data("fashion-mnist", train=train, standardise=False, subset_seed=None).load(seed)
     net = MLP(widths).build(seed)
+    found = explosion(net, data.x_train, data.y_train, sigma=sigmas[0], draws=16, seed=seed)
+    yield sigmas[0], "safe", found.full.safe.value
+    yield sigmas[0], "sem of safe", found.full.safe.sem
     for done, sigma in enumerate(sigmas):
-        found = explosion(net, data.x_train, data.y_train, sigma=sigma, draws=16, seed=seed)
-        for name, way in (("full", found.full), ("layer-wise", found.layerwise)):
-            yield sigma, f"G {name}", way.growth.value
-            yield sigma, f"sem {name}", way.growth.sem
-        yield sigma, "compounded", found.compounded
-        yield sigma, "R over loss", found.R / found.loss
-        if not done:
-            yield sigma, "safe", found.full.safe.value
-            yield sigma, "sem of safe", found.full.safe.sem
+        for name, draw in DRAWS.items():
+            G = growth(net, data.x_train, sigma=sigma, draw=draw, draws=16, seed=seed)
+            yield sigma, f"G {name}", G.value
+            yield sigma, f"sem {name}", G.sem
+        square = (sigma / sigmas[0]) ** 2
+        yield sigma, "compounded", compounded(square * rho for rho in found.ratios.values())
+        yield sigma, "R over loss", square * found.R / found.loss
         progress.update(done + 1, len(sigmas))
 
 
