@@ -130,16 +130,20 @@ def plot(t: Table):
     for name, colour in zip(names(t), COLOURS, strict=False):
         where, ratio, G = outcomes(t, name)
         sigmas = t.series(f"{name}, before", "G full")[0]
-        style.band(growth, sigmas, np.maximum(G, 1e-3), colour, log=True, label=name, marker="o")
+        style.dots(growth, sigmas, G, colour, label=name, fmt="o-")
+        layered = t.series(f"{name}, before", "G layer-wise")[1]
+        style.dots(growth, sigmas * 1.08, layered, colour, fmt="s", mfc="white", lw=0.8)
         compounded = t.series(f"{name}, before", "compounded")[1].mean(0)
         growth.plot(sigmas, compounded, color=colour, ls=":", lw=1)
         growth.axvline(t.last(f"{name}, before", "safe").mean(), color=colour, lw=0.8, ls="--")
         for w, r in zip(where, ratio, strict=True):
             outcome.plot(w, r, "o-", ms=4, lw=0.8, color=colour)
+    growth.plot([], [], "s", color=style.GREY, mfc="white", ms=4, label="layer-wise")
     growth.plot([], [], color=style.GREY, ls=":", lw=1, label="compounded ratios")
     growth.plot([], [], color=style.GREY, ls="--", lw=0.8, label="safe σ")
     growth.axhline(1, color=style.BLACK, lw=1, ls=":")
-    growth.set(xscale="log", yscale="log", xlabel="σ", ylabel="growth G before training")
+    growth.set(xscale="log", xlabel="σ", ylabel="growth G before training")
+    growth.set_yscale("symlog", linthresh=0.5)
     sigmas = t.series(f"{names(t)[0]}, before", "G full")[0]
     growth.set_xticks(sigmas, [f"{s:g}" for s in sigmas])
     growth.set_xticks([], minor=True)
