@@ -118,6 +118,8 @@ class Use:
                 return rows2(g.flatten(3).sum(3)) if channels else caught.norm2
             along = tuple(range(2, g.dim() - len(self.shape)))
             return None if self.options.get("channels") else rows2(g.sum(along))
+        if self.kind == "scale" and self.options.get("channels") and g.dim() > 3:
+            return rows2(torch.einsum("kncs,ncs->knc", g.flatten(3), self.a.flatten(2)))
         if self.kind == "outer" and g.dim() == 3:
             if self.gram is None:
                 self.gram = rows2(self.a.unsqueeze(0))

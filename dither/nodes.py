@@ -142,7 +142,7 @@ def unbound(step: Any, total: int) -> Rule | None:
     """
     at, edge = _signed(step.node._saved_dim) + 1, step.next[0]
     to = edge.step
-    if at < 1 or to.node.name() != "PermuteBackward0" or to.sources != 1:
+    if step.recorded or at < 1 or to.node.name() != "PermuteBackward0" or to.sources != 1:
         return None
     order = [_signed(d) % len(_shape(edge)) + 1 for d in to.node._saved_dims]
     inner = [0] * len(order)
@@ -227,6 +227,8 @@ def max_pool(step: Any, total: int) -> Rule | None:
 
     A ReLU before it is taken along: it is 0 at a maximum of 0, and nothing else comes by.
     """
+    if step.recorded:
+        return None
     node, edge = step.node, step.next[0]
     at, kernel = node._saved_result1, node._saved_kernel_size
     apart = all(s >= k for s, k in zip(node._saved_stride or kernel, kernel, strict=True))
@@ -262,7 +264,7 @@ def batch_norm(step: Any, total: int) -> Rule | None:
     factor = (node._saved_running_var + node._saved_eps).rsqrt()
     if node._saved_weight is not None:
         factor = factor * node._saved_weight
-    factor = factor.detach().view(-1, *[1] * (len(step.shapes[0]) - 2)).to(step.types[0])
+    factor = factor.view(-1, *[1] * (len(step.shapes[0]) - 2)).to(step.types[0])
     return lambda g, own: ([g[0].mul_(factor) if own else g[0] * factor], True)
 
 

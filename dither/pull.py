@@ -159,10 +159,10 @@ class Pull:
         """A faster way through the recorded graph, if it is one: once for a graph of these shapes,
         a random column is pulled back both ways, and both must say the same.
         """
-        if self.differentiable or not z.requires_grad:
+        if not z.requires_grad or (self.differentiable and total == 1):
             return None
-        found = Replay(z, total)
-        if not found.fits:
+        found = Replay(z, total, recorded=self.differentiable)
+        if not found.fits or (self.differentiable and found.chunk == 1):
             return None
         mark, known = ("replay", found.mark), self.noise.layouts
         if mark not in known:

@@ -4,7 +4,8 @@ Autograd takes one column of √H at a time and works out the same slopes for ea
 between the output and the taps are gone through with K columns in front, g [K, B, …]: a slope is
 worked out once, a product has K·B rows, and a gradient that nobody else reads is overwritten. Rules
 for nodes are in `dither.nodes`; a node that has none is asked itself, column by column, so any
-graph of torch's own functions can be gone through. Gives values only: nothing is recorded.
+graph of torch's own functions can be gone through. Where R is differentiated, all of this is
+recorded in its turn, and nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ ALONE = 0.1  # the share of elements in steps that take one column after another
 class Step:
     """A node on the way from the output to a tap, and what has come in for each of its outputs."""
 
-    def __init__(self, node: Any) -> None:
-        self.node = node
+    def __init__(self, node: Any, recorded: bool) -> None:
+        self.node, self.recorded = node, recorded
         self.shapes = [tuple(m.shape) for m in node._input_metadata]
         self.types = [m.dtype for m in node._input_metadata]
         self.next: list[Edge] = []
@@ -45,38 +46,46 @@ class Step:
         return self.node.catch if getattr(self.node, "_forward_cls", None) is Tap else None
 
     def give(self, nr: int, g: Tensor, own: bool) -> None:
-        """One more gradient of output `nr`; `own` if nobody else holds it."""
+        """One more gradient of output `nr`; `own` if nobody else holds it. As autograd does, sum it
+        over what was broadcast.
+        """
         g = g if g.dtype == self.types[nr] else g.to(self.types[nr])
+        if isinstance(g, Tensor) and g.shape[1:] != self.shapes[nr]:
+            shape = self.shapes[nr]
+            ones = [1] * (g.dim() - 1 - len(shape))
+            g = g.sum_to_size(len(g), *ones, *shape).reshape(len(g), *shape)
         before = self.inbox[nr]
         if before is not None:
-            g, own = (before.add_(g) if self.own else before + g), True
+            g, own = (before.add_(g) if self.own and not self.recorded else before + g), True
         self.inbox[nr], self.own = g, own
 
     def take(self) -> tuple[list[Tensor | None], bool]:
         """All of them; the inbox is empty afterwards."""
         found = self.inbox.copy()
         self.inbox[:] = [None] * len(found)
-        return found, self.own and len(found) == 1
+        return found, self.own and len(found) == 1 and not self.recorded
 
 
 class Replay:
     """All steps from z to its taps, in order; `total` columns are going to be asked for.
 
     `fits` is False where the graph has a Python function that is no tap, or something that is not
-    saved but recomputed: what happens there in a backward is not known.
+    saved but recomputed: what happens there in a backward is not known. `recorded`: what the taps
+    catch can be differentiated.
     """
 
-    def __init__(self, z: Tensor, total: int) -> None:
-        self.steps, self.fits = _steps(z), True
-        self.nr, self.total = z.output_nr, total
+    def __init__(self, z: Tensor, total: int, *, recorded: bool = False) -> None:
+        self.steps, self.fits = _steps(z, recorded), True
+        self.nr, self.total, self.recorded = z.output_nr, total, recorded
         for step in self.steps:
             if step.tap is None and (
                 isinstance(step.node, BackwardCFunction) or _unpacked(step.node)
             ):
                 self.fits = False
                 return
-        for step in self.steps:
-            step.rule = _rule(step, total)
+        with torch.set_grad_enabled(recorded):
+            for step in self.steps:
+                step.rule = _rule(step, total)
         sizes = [(sum(map(_size, step.shapes)), step.alone) for step in self.steps]
         self.largest = max((n for n, _ in sizes), default=1)
         self.alone = sum(n for n, alone in sizes if alone) / max(1, sum(n for n, _ in sizes))
@@ -98,7 +107,7 @@ class Replay:
         """Pull columns [K, *z.shape] back; the taps catch them."""
         if not self.steps:
             return
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.recorded):
             self.steps[0].give(self.nr, columns, own=False)
             for step in self.steps:
                 g, own = step.take()
@@ -110,7 +119,7 @@ class Replay:
                         edge.step.give(edge.nr, out, own and len(step.next) == 1)
 
 
-def _steps(z: Tensor) -> list[Step]:
+def _steps(z: Tensor, recorded: bool) -> list[Step]:
     """The steps in an order in which each stands before what it passes on to."""
     found: dict[Any, Step | None] = {}  # None: leads to no tap
     done: list[Step] = []
@@ -129,7 +138,7 @@ def _steps(z: Tensor) -> list[Step]:
             for i, (n, nr) in enumerate(node.next_functions)
             if n is not None and (step := found[n]) is not None
         ]
-        step = Step(node)
+        step = Step(node, recorded)
         if to or step.tap is not None:
             step.next = to
             found[node] = step

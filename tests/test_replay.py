@@ -27,6 +27,19 @@ def moved(bn):
     return bn
 
 
+class Broadcast(nn.Module):
+    """Parts of a sample spread over the others: their gradients are sums."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.many, self.mixed = nn.Linear(5, 1), nn.Linear(5, 3), 0.0
+
+    def forward(self, h):  # [B, 5]
+        one, many = self.one(h), self.many(h)
+        mean = (many.mean(0) + one.mean()).tanh()  # [3]: of no sample
+        return (one + many) * (one - many) / (1 + one.square()) + self.mixed * mean * one
+
+
 class Attention(nn.Module):
     """Products with activations on both sides, several outputs of one node, a softmax."""
 
@@ -97,6 +110,7 @@ CASES = {
         net(nn.Conv2d(5, 8, 3), nn.ReLU(), nn.MaxPool2d(3, 2)),
         (4, 5, 9, 11),
     ),
+    "broadcast": lambda: (Broadcast().double().eval(), (4, 5)),
     "attention": lambda: (Attention().double().eval(), (4, 4, 6)),
 }
 
@@ -116,9 +130,11 @@ def pulled(model, x):
     return model(h) + model(h.clone()).square(), caught, anchor
 
 
-@pytest.mark.parametrize("chunk", [1, 2, K])
+@pytest.mark.parametrize("chunk", [1, 2, 4, K])  # 4: as many as samples
 def test_columns_are_those_of_autograd(case, chunk):
     model, x = case
+    if isinstance(model, Broadcast):
+        model.mixed = 1.0
     z, caught, anchor = pulled(model, x)
     columns = torch.randn(K, *z.shape).double()
     for column in columns:
@@ -150,9 +166,35 @@ def test_R_by_hand_is_R_by_autograd(case, noise, elements, monkeypatch):
         fast = explicit(noisy, x, y)
     marks = [known for mark, known in noisy.layouts.items() if mark[0] == "replay"]
     assert marks == [True]
-    slow = explicit(noisy, x, y)  # differentiable: by autograd
+    monkeypatch.setattr(module, "ALONE", -1.0)
+    slow = explicit(noisy, x, y)  # differentiable, one column after another: by autograd
     for name, share in slow.by_site.items():
         torch.testing.assert_close(fast.by_site[name], share.detach(), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("noise", [Additive(0.3), Weight(0.3)], ids=lambda n: type(n).__name__)
+def test_R_by_hand_is_differentiated_as_R_by_autograd(case, noise, monkeypatch):
+    model, x = case
+    model = nn.Sequential(model, nn.Flatten(), nn.LazyLinear(4)).double().eval()
+    model(x)
+    y = torch.tensor([0, 1, 2, 3])
+    noisy = inject(model, noise)
+    parameters = list(model.parameters())
+
+    def slopes(columns, alone):
+        monkeypatch.setattr(module, "ELEMENTS", columns)
+        monkeypatch.setattr(module, "ALONE", alone)
+        R = explicit(noisy, x, y).R
+        return torch.autograd.grad(R, parameters, allow_unused=True)
+
+    slow = slopes(1, 1.0)
+    assert not any(mark[0] == "replay" for mark in noisy.layouts)
+    fast = slopes(2**30, 1.0)
+    assert [known for mark, known in noisy.layouts.items() if mark[0] == "replay"] == [True]
+    for a, b in zip(fast, slow, strict=True):
+        assert (a is None) == (b is None) or not (a if b is None else b).any()
+        if a is not None and b is not None:
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
 def test_a_hook_that_changes_gradients_is_found_out():
