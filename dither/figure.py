@@ -28,7 +28,7 @@ __all__ = ["SCALES", "Claim", "Figure", "Progress", "Run", "Silent", "Table", "T
 SCALES = ("smoke", "quick", "paper")  # seconds; minutes; what the paper did
 OBJECTIVES = ("noise", "explicit", "sampled")
 NARROW = 64  # units; up to here many seeds run faster as one program than as processes
-SENTENCE_END = r"(?<!\bFig)(?<!\bEq)(?<!\bApp)(?<!\bcf)(?<!\bal)\.\s+|\.$|\s·\s"
+SENTENCE_END = r"(?<!\bFig)(?<!\bEq)(?<!\beq)(?<!\bApp)(?<!\bcf)(?<!\bal)\.\s+|\.$|\s·\s"
 Rows = list[tuple[float, str, float]]  # (step, quantity, value)
 Verdict = tuple[bool | None, Mapping[str, Any]]
 

@@ -227,6 +227,7 @@ def test_title_and_caption():
         "One layer, η = 0.01. · Levi et al. 2022\n\n    R = σ²/2  ‖g‖²\n    S = 1\n\nMore of it."
     )
     assert title_and_caption("A title.   Toy 2024, Fig. 1") == ("A title", "Toy 2024, Fig. 1")
+    assert title_and_caption("What eq. 14 is. More.") == ("What eq. 14 is", "More.")
     assert title_and_caption("Figure 1: a title   Toy 2024") == ("Figure 1: a title", "Toy 2024")
 
 
