@@ -204,8 +204,8 @@ QUICK: dict[str, Scale] = {
 }
 PAPER = Scale(100)
 COST = {
-    "toy": {"smoke": 0.05, "quick": 1.5, "paper": 130},
-    "wide": {"smoke": 0.05, "quick": 1, "paper": 1400},
+    "toy": {"smoke": 0.05, "quick": 2, "paper": 130},
+    "wide": {"smoke": 0.05, "quick": 1.5, "paper": 1400},
 }
 DEPARTURES = [
     "the main text's σ = .005 is taken for a slip of App. F.2's .05",

@@ -182,5 +182,5 @@ figure = Figure(
     ],
     seeds={"smoke": 2, "quick": 3, "paper": 3},
     needs=("fashion-mnist",),
-    cost={"smoke": 0.1, "quick": 2.5, "paper": 12_000},
+    cost={"smoke": 0.1, "quick": 3.5, "paper": 12_000},
 )
