@@ -183,5 +183,5 @@ figure = Figure(
     ],
     needs=["fashion-mnist"],
     seeds={"smoke": 2, "quick": 3, "paper": 3},
-    cost={"smoke": 0.2, "quick": 2.5, "paper": 3000},
+    cost={"smoke": 0.2, "quick": 2, "paper": 3000},
 )  # fmt: skip

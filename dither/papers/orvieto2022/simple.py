@@ -71,7 +71,7 @@ def minimise(
     """L-BFGS on L + R, restarted while it gains."""
     model.eval()
     optimiser = torch.optim.LBFGS(
-        model.parameters(), max_iter=steps, tolerance_grad=1e-10, tolerance_change=1e-14,
+        model.parameters(), max_iter=steps, tolerance_grad=1e-7, tolerance_change=1e-12,
         history_size=30, line_search_fn="strong_wolfe",
     )  # fmt: skip
 
