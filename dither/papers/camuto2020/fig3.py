@@ -83,7 +83,8 @@ def trained(
     """
     steps = LONGER * steps if few else steps
     every = max(1, steps // LOOKS)
-    paths = (Traces(SIGMA, 2 * every), Sketch(2 * every)) if net == "2 × 32" and not few else ()
+    small = net == "2 × 32" and not few
+    paths = (Traces(SIGMA, 2 * every), Sketch(2 * every)) if small else ()
     train = min(FEW, train or FEW) if few else train
     base = Run(
         data=Data(data, train=train, test=test, flat=net != "CONV"),
@@ -96,13 +97,14 @@ def trained(
             Accuracy("train", every, limit=2000), *paths,
         ),
     )  # fmt: skip
+    plain = tuple(watch for watch in base.watch if not isinstance(watch, Traces))
     noise, penalty = dither.Additive(SIGMA), "explicit" if net == "2 × 32" else "sampled"
     return {
         "baseline": base,
         "GNI": replace(base, noise=noise),
         "R": replace(base, noise=noise, objective=penalty),
         # the same places by other names, which are part of the draws' key
-        AGAIN: replace(base, noise={"input": noise, "act*:out": noise}),
+        AGAIN: replace(base, noise={"input": noise, "act*:out": noise}, watch=plain),
     }
 
 
@@ -130,8 +132,11 @@ def short(t: Table, label: str) -> bool:
 
 
 def three(t: Table, net: str, quantity: str) -> tuple[Array, dict[str, Array]]:
-    """Steps and {method: [S, T]}, as far as all three go; net is "Fashion-MNIST MLP"."""
-    found = {m: t.series(f"{net} {m}", quantity) for m in (*METHODS, AGAIN)}
+    """Steps and {method: [S, T]}, as far as all go; net is "Fashion-MNIST MLP"."""
+    labels = {m: f"{net} {m}" for m in (*METHODS, AGAIN)}
+    if quantity not in t.quantities(labels[AGAIN]):
+        del labels[AGAIN]  # its traces are not looked at
+    found = {m: t.series(label, quantity) for m, label in labels.items()}
     n = min(len(steps) for steps, _ in found.values())
     return found["baseline"][0][:n], {m: values[:, :n] for m, (_, values) in found.items()}
 
@@ -336,6 +341,11 @@ figure = Figure(
     paper=SCALES["paper"],
     claims=claims(),
     departures=[
+        "C4 asks for a difference hardly there: where nothing is fitted, variance .1 moves "
+        'the test loss on Fashion-MNIST less than its own draws do ("GNI to GNI with other draws")',
+        "C5 in the authors' convention comes out the other way round: the mean over each matrix "
+        "weighs the last one's 320 entries like the first one's 25 088, and noise, which keeps the "
+        "outputs unsure, raises the curvature there",
         "the claims are judged on Fashion-MNIST; SVHN and CIFAR-10 are drawn where their files are "
         "on the machine",
         "images standardised (the released code: in [0, 1], a count of noise added)",
@@ -350,5 +360,5 @@ figure = Figure(
         " CONV of 8 and 32 filters, the MLP of width 64",
     ],
     needs=("fashion-mnist",),
-    cost={"smoke": 0.2, "quick": 2.5, "paper": 40_000},
+    cost={"smoke": 0.2, "quick": 3.5, "paper": 40_000},
 )
