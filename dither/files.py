@@ -146,14 +146,24 @@ def fetch(name: str, file: str) -> Path:
         try:
             return Path(source.fetch(remote, downloader=cast(Any, checked)))
         except (OSError, DitherError) as error:  # requests' errors are OSErrors
-            said = str(error)  # theirs may tell a whole chain of causes
-            failures.append(f"{mirror}: {said if len(said) <= SAID else type(error).__name__}")
+            failures.append(f"{mirror}: {_said(error)}")
     files = ", ".join(map(compressed, SUMS[name]))
     raise DitherError(
         f"{name}: {remote} is in none of {', '.join(map(str, folders(name)))} "
         f"and can't be fetched ({'; '.join(failures)}): put {files} into one of these "
         f"folders or set DITHER_DATA to theirs{HINTS.get(name, '')}"
     )
+
+
+def _said(error: Exception) -> str:
+    """Why a mirror failed: of requests' chains of errors the one that began it."""
+    if isinstance(error, DitherError):
+        return str(error)
+    root: BaseException = error
+    while root.__cause__ or root.__context__:
+        root = root.__cause__ or root.__context__ or root
+    said = (isinstance(root, OSError) and root.strerror) or str(root)
+    return said if len(said) <= SAID else type(error).__name__
 
 
 def contents(name: str) -> dict[str, tuple[Path, str]]:

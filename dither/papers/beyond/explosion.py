@@ -152,7 +152,8 @@ def plot(t: Table):
     outcome.set(xscale="log", xlabel="σ over the safe σ", ylabel="learnt, full over layer-wise")
     outcome.set_xticks([0.25, 0.5, 1, 2, 4], ["¼", "½", "1", "2", "4"])
     outcome.set_xticks([], minor=True)
-    style.legend(growth)
+    handles = growth.get_legend_handles_labels()[0]
+    style.legend(picture, handles=handles, loc="outside upper center", ncols=len(handles))
     return picture
 
 

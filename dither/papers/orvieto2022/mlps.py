@@ -279,6 +279,8 @@ DEPARTURES = [
     "the trace is the trace (theirs is multiplied by its probes), and exact: the nets are ReLU",
     "quick: hidden width 128, σ and the rate scaled by its rule; 800 (MLP1), 400 (MLP2) or 600 "
     "steps, 2000 test images, traces on 512 (MLP2: 256) of the 1024; a constant rate for MLP1 only",
+    "quick: changed after first results: MLP1 from 500 to 800 steps (at 500 both noises were "
+    "behind GD, undertrained, and O13 failed)",
     "quick: MLP2 at σ = .025 (its .1 leaves a net of 128 units at chance, with either noise) and "
     "0.4 of the rule's rate (at all of it the loss jumps, and a seed with layer-wise noise dies)",
     "quick: MLP3 at the main text's σ = .05 (at App. F.1's .1 both noises lose accuracy there)",
