@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dither.draw import Source, key
+from dither.errors import DitherError
 from dither.laws import Law, gaussian
 from dither.noise import Sigma, Weight, at
 from dither.seeds import seeds
@@ -55,11 +56,19 @@ class After:
         noise = at(self.noise, step - 1)
         if step == 0 or noise.sigma == 0:
             return torch.zeros_like(like)
+        if len(self.seeds) > 1 and (like.dim() == 0 or len(like) != len(self.seeds)):
+            raise DitherError(
+                f"{len(self.seeds)} seeds are for a stack of as many replicas: parameter {index} "
+                f"of the optimiser is {list(like.shape)}; give one seed"
+            )
         source = Source([key(s, "after", index, step - 1) for s in self.seeds])
         return noise.sigma * source(noise.law, like)
 
     @torch.no_grad()
     def _moved(self, *_: object) -> None:
+        found = getattr(self.optimiser, "found_inf", None)
+        if found is not None and bool(found):  # a fused step that GradScaler has skipped
+            return
         self.step += 1
         for index, w in enumerate(self._parameters()):
             self._displace(index, w)
@@ -74,29 +83,45 @@ class After:
 class AntiCorrelated(After):
     """The weights carry ξ_t, which `remove` takes away and `without` for a while."""
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.carried: dict[int, int] = {}  # parameter → the t of the ξ_t on it; none: 0
+
     def remove(self) -> None:
         """The weights become z = w − ξ, and stay without noise."""
-        if self.step:
-            self._carry(-1)
+        self._carry({})
         self.step = 0
         super().remove()
 
     @contextmanager
     def without(self) -> Iterator[None]:
         """Inside, the weights are z = w − ξ: to be evaluated, not to be trained."""
-        self._carry(-1)
+        before = dict(self.carried)
+        self._carry({})
         try:
             yield
         finally:
-            self._carry(1)
+            self._carry(before if self.step else {})  # removed inside: stays off
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"carried": dict(self.carried)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.carried = dict(state["carried"])
 
     @torch.no_grad()
-    def _carry(self, sign: int) -> None:
+    def _carry(self, wanted: dict[int, int]) -> None:
+        """Put on each parameter the ξ_t of the t that is wanted, in place of its own."""
         for index, w in enumerate(self._parameters()):
-            w += sign * self.xi(index, w, self.step)
+            now, then = self.carried.get(index, 0), wanted.get(index, 0)
+            if now != then:
+                w += self.xi(index, w, then) - self.xi(index, w, now)
+        self.carried = dict(wanted)
 
     def _displace(self, index: int, w: Tensor) -> None:
-        w += self.xi(index, w, self.step) - self.xi(index, w, self.step - 1)
+        w += self.xi(index, w, self.step) - self.xi(index, w, self.carried.get(index, 0))
+        self.carried[index] = self.step
 
 
 def langevin(
@@ -112,7 +137,8 @@ def langevin(
     walk, their variance grows by σ² a step. Jin et al. 2021; Orvieto et al. 2022a, eq. 2.
 
     sigma  a number or a schedule, in the units of the parameters; √(2ηT) is the temperature T.
-    seed   as in `inject`; a list for a stacked model. Every parameter of the optimiser is moved.
+    seed   as in `inject`; a list for a stacked model. Every parameter of the optimiser is moved,
+           by its number in the optimiser: two optimisers with one seed move alike.
 
     >>> w = torch.nn.Parameter(torch.zeros(2))
     >>> optimiser = torch.optim.SGD([w], 0.1)

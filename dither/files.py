@@ -100,8 +100,10 @@ def read(path: Path, file: str, checksum: str) -> bytes:
 
 def cache_folder() -> Path:
     """Where fetched files are kept: the platform's cache folder for dither."""
-    import pooch
-
+    try:
+        import pooch
+    except ImportError:  # the library alone: nothing is fetched, but a folder is named
+        return Path.home() / ".cache" / "dither"
     return Path(pooch.os_cache("dither"))
 
 
@@ -138,7 +140,11 @@ def fetch(name: str, file: str) -> Path:
 
     def checked(url: str, target: str, pup: Any) -> None:
         HTTPDownloader(timeout=TIMEOUT)(url, target, pup)
-        read(Path(target), file, SUMS[name][file])
+        try:
+            read(Path(target), file, SUMS[name][file])
+        except DitherError as error:  # about a temporary copy, which goes
+            said = str(error).replace(target, url).removesuffix("; replace it or delete it")
+            raise DitherError(said) from error
 
     remote, failures = compressed(file), []
     for mirror in MIRRORS[name]:

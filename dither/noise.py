@@ -5,8 +5,7 @@
                         (★)
 
 One law ties the two: the mean of δ is 0 and the mean of ⟨g, δ⟩² is Var. A new noise is one such
-class. It may give `displaced(site, rng)` too, h + δ with no more memory than the draw's, which is
-written over; memory is most of what noise on a wide network costs.
+class.
 """
 
 from __future__ import annotations
@@ -92,11 +91,22 @@ def at(noise: Any, step: int) -> Any:
 
 def plus(noise: Any, site: Here, rng: Any, scale: float = 1) -> Tensor:
     """The tensor displaced: h + scale·δ."""
-    if hasattr(noise, "displaced"):
-        noise = noise if scale == 1 else replace(noise, sigma=scale * noise.sigma)
-        return noise.displaced(site, rng)
+    h = site.h
+    if _in_place(noise, h):  # memory is half of what noise on a wide network costs
+        return rng(noise.law, h).mul_(scale * noise.sigma).add_(h)
     delta = noise.displace(site, rng)
-    return site.h + (delta if scale == 1 else scale * delta)
+    return h + (delta if scale == 1 else scale * delta)
+
+
+def _in_place(noise: Any, h: Tensor) -> bool:
+    """Whether δ is σ ε with ε in memory of its own, and the sum may be written there."""
+    return (
+        type(noise) in (Additive, Weight)  # a subclass may displace otherwise
+        and type(noise.law) in (Gaussian, Uniform, TwoPoint, TwoGaussian, Dropout)
+        and isinstance(noise.sigma, float | int)
+        and h.dtype in (torch.float32, torch.float64)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(h)  # pyright: ignore
+    )
 
 
 # ------------------------------------------------------------------------------------------ noises
@@ -132,9 +142,6 @@ class Additive:
     def displace(self, site: Here, rng) -> Tensor:
         return self.sigma * rng(self.law, site.h)
 
-    def displaced(self, site: Here, rng) -> Tensor:
-        return rng(self.law, site.h).mul_(self.sigma).add_(site.h)
-
     def variance(self, g, site: Here) -> Tensor:  # [K, B]
         return self.sigma**2 * self.law.variance * norm2(g)
 
@@ -153,9 +160,6 @@ class Multiplicative:
 
     def displace(self, site: Here, rng) -> Tensor:
         return self.sigma * site.h * rng(self.law, site.h)
-
-    def displaced(self, site: Here, rng) -> Tensor:
-        return rng(self.law, site.h).mul_(self.sigma).add_(1) * site.h
 
     def variance(self, g, site: Here) -> Tensor:  # [K, B]
         return self.sigma**2 * self.law.variance * norm2(g * site.h)

@@ -121,6 +121,11 @@ class Langevin:
 
     def __post_init__(self) -> None:
         Weight(self.sigma)  # checks σ
+        if isinstance(self.of, Langevin):
+            raise DitherError(
+                f"{type(self).__name__} of {type(self.of).__name__}: noise after noise after a "
+                "step is not one; give the optimiser inside"
+            )
 
     @property
     def lr(self) -> float:

@@ -89,7 +89,10 @@ def libsvm(payload: bytes, where: str = "a file") -> tuple[np.ndarray, np.ndarra
         x = np.zeros((len(lines), 256))  # what a line leaves out is 0
         for row, (_, *pairs) in zip(x, lines, strict=True):
             index, value = zip(*(pair.split(":") for pair in pairs), strict=True)
-            row[np.array(index, dtype=int) - 1] = np.array(value, dtype=float)
+            place = np.array(index, dtype=int) - 1
+            if place.min() < 0:
+                raise ValueError(f"feature {place.min() + 1}, they count from 1")
+            row[place] = np.array(value, dtype=float)
     except (OSError, EOFError, UnicodeDecodeError, ValueError, IndexError) as error:
         raise DitherError(f"{where} is no file of USPS ({error}): replace it") from error
     if len(x) and not (x.min() >= -1 and x.max() <= 1):

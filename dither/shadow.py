@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer
 
+from dither.errors import DitherError
 from dither.site import Site
 
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
@@ -69,6 +71,12 @@ class Statistics:
     def __init__(self, model: nn.Module) -> None:
         norms = (m for m in model.modules() if getattr(m, "track_running_stats", False))
         self.buffers = [(m, name) for m in norms for name in RUNNING if name in m._buffers]
+        if any(isinstance(m._buffers[name], UninitializedBuffer) for m, name in self.buffers):
+            raise DitherError(
+                "inject: statistics='keep' can't keep those of a lazy BatchNorm, which has none "
+                "yet: run one forward first"
+            )
+        self.shown: list[tuple[nn.Module, str, Tensor]] = []
 
     def put(self) -> None:
         """Let the modules in train mode use copies."""
@@ -79,11 +87,14 @@ class Statistics:
                 if not torch.compiler.is_compiling():
                     _copyable(copied, buffer)
                 owner.__dict__[name] = copied
+                self.shown.append((owner, name, copied))
 
     def take(self) -> None:
         """Let them use their own again."""
-        for owner, name in self.buffers:
-            owner.__dict__.pop(name, None)
+        for owner, name, copied in self.shown:  # not what another injection has put
+            if owner.__dict__.get(name) is copied:
+                del owner.__dict__[name]
+        self.shown.clear()
 
 
 def _flat(owner: nn.Module) -> None:

@@ -182,3 +182,60 @@ def test_the_specs_say_what_they_are():
     assert a.lr == b.lr == 0.01
     with pytest.raises(dither.DitherError, match="finite and ≥ 0"):
         AntiPGD(SGD(0.01), -1.0)
+
+
+# ----------------------------------------------------------------------- steps that are not plain
+
+
+@every
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_the_gradscaler_skips_moves_nothing(hang, fused):
+    w = nn.Parameter(torch.zeros(3))
+    optimiser = torch.optim.SGD([w], 0.1, fused=fused)
+    after, scaler = hang(optimiser, 0.5, seed=0), torch.amp.GradScaler("cpu")
+    scaler.scale((w * torch.inf).sum()).backward()
+    scaler.step(optimiser)
+    scaler.update()
+    assert after.step == 0
+    assert (w == 0).all()
+
+
+def test_without_nests_and_remove_inside_it_ends_it():
+    w, optimiser = flat(5)
+    noise = dither.anti_pgd(optimiser, 0.5, seed=0)
+    optimiser.step()
+    carried = w.detach().clone()
+    with noise.without():
+        with noise.without():
+            assert (w == 0).all()
+        assert (w == 0).all()
+    torch.testing.assert_close(w.detach(), carried)
+    with noise.without():
+        noise.remove()
+    assert (w == 0).all()
+
+
+def test_a_parameter_added_later_carries_its_own_noise_only():
+    w, optimiser = flat(5)
+    noise = dither.anti_pgd(optimiser, 0.5, seed=0)
+    optimiser.step()
+    late, _ = flat(5)
+    optimiser.add_param_group({"params": [late]})
+    optimiser.step()
+    torch.testing.assert_close(late.detach(), noise.xi(1, late, 2))
+    noise.remove()
+    for p in (w, late):
+        torch.testing.assert_close(p.detach(), torch.zeros_like(p))
+
+
+@every
+def test_a_list_of_seeds_needs_a_stack(hang):
+    _, optimiser = flat(5)
+    hang(optimiser, 0.5, seed=[0, 1])
+    with pytest.raises(dither.DitherError, match="2 seeds are for a stack"):
+        optimiser.step()
+
+
+def test_noise_after_noise_is_refused():
+    with pytest.raises(dither.DitherError, match="give the optimiser inside"):
+        Langevin(AntiPGD(SGD(0.1), 0.1), 0.1)

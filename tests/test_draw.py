@@ -215,15 +215,80 @@ def test_long_draws_of_neighbours_sites_and_steps_are_independent():
 
 
 @pytest.mark.parametrize("noise", [dither.Additive, dither.Multiplicative, dither.Weight], ids=str)
-def test_displaced_is_the_tensor_and_its_displacement(noise):
+@pytest.mark.parametrize("law", [dither.gaussian, dither.dropout(0.2)], ids=str)
+def test_plus_is_the_tensor_and_its_displacement(noise, law):
     h = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
     here, g = Here(h), torch.randn(5, 7, dtype=torch.float64)
     sums = [
-        noise(0.3).displaced(here, Source([1])),
-        h + noise(0.3).displace(here, Source([1])),
-        plus(noise(0.6), here, Source([1]), 0.5),
+        h + noise(0.3, law).displace(here, Source([1])),
+        plus(noise(0.3, law), here, Source([1])),
+        plus(noise(0.6, law), here, Source([1]), 0.5),
     ]
     slopes = [torch.autograd.grad(s, h, g)[0] for s in sums]
     for got, slope in zip(sums, slopes, strict=True):
-        torch.testing.assert_close(got, sums[1])
-        torch.testing.assert_close(slope, slopes[1])
+        torch.testing.assert_close(got, sums[0])
+        torch.testing.assert_close(slope, slopes[0])
+
+
+class Clipped(dither.Additive):
+    def displace(self, site, rng):
+        return super().displace(site, rng).clamp(-0.01, 0.01)
+
+
+class Table:
+    """A law that hands out memory of its own."""
+
+    variance = 1.0
+
+    def __init__(self):
+        self.table = torch.ones(8, 4)
+
+    def sample(self, source, like):
+        return self.table
+
+
+def test_a_subclass_displaces_its_own_way():
+    h = torch.zeros(100)
+    assert plus(Clipped(1.0), Here(h), Source([1])).abs().max() <= 0.01
+
+
+def test_what_a_law_returns_is_not_written_over():
+    law, model = Table(), nn.Linear(4, 2)
+    dither.inject(model, dither.Additive(0.5, law))
+    model(torch.randn(8, 4))
+    assert (law.table == 1).all()
+
+
+def test_displaced_tensors_may_be_batched_by_vmap():
+    model, x = nn.Linear(3, 4), torch.randn(5, 3)
+    for what in (dither.Additive(0.1), dither.Weight(0.1)):
+        with dither.inject(model, what, seed=0):
+
+            def loss(weight, one, model=model):
+                return torch.func.functional_call(model, {"weight": weight}, (one,)).sum()
+
+            weights = torch.stack([model.weight.detach()] * 5)
+            slopes = torch.func.vmap(torch.func.grad(loss), randomness="same")(weights, x)
+        torch.testing.assert_close(slopes, x[:, None].expand(5, 4, 3), atol=1.0, rtol=1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_types_are_displaced_without_bias(dtype):
+    """1 + σε is rounded to a coarse grid; h + σhε is not. N fixed, alarm once in a million."""
+    h = torch.full((200_000,), 1.5, dtype=dtype)
+    delta = plus(dither.Multiplicative(0.003), Here(h), Source([1])).double() - h.double()
+    assert delta.mean().abs() < ALARM * delta.std() / math.sqrt(len(h))
+
+
+def test_long_draws_know_nothing_of_torchs_defaults():
+    def drawn():
+        return Source([5]).normal(torch.empty(fill.LONG, dtype=torch.float32, device="cpu"))
+
+    before = drawn()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            again = drawn()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(before, again)

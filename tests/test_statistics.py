@@ -171,3 +171,29 @@ def test_compiled_code_keeps_them():
 def test_other_words_are_an_error():
     with pytest.raises(dither.DitherError, match="statistics is one of update, keep: got 'freeze'"):
         dither.inject(mlp(), dither.Weight(0.1), statistics="freeze")
+
+
+def test_one_injection_does_not_give_back_what_another_keeps():
+    """The inner one is at σ = 0 and called twice in a forward of the outer one."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3))
+
+        def forward(self, x):
+            return self.inner(self.inner(x))
+
+    model = Twice()
+    with (
+        dither.inject(model, {"inner.1": dither.Additive(0.1)}, statistics="keep"),
+        dither.inject(model.inner, {"1": dither.Additive(0.0)}, statistics="keep"),
+    ):
+        model(torch.randn(8, 3) + 5)
+    assert (model.inner[0].running_mean == 0).all()
+
+
+def test_statistics_that_are_not_there_yet_can_not_be_kept():
+    model = nn.Sequential(nn.LazyBatchNorm1d(), nn.Linear(3, 3))
+    with pytest.raises(dither.DitherError, match="run one forward first"):
+        dither.inject(model, {"1": dither.Additive(0.1)}, statistics="keep")
