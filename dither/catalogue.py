@@ -106,12 +106,18 @@ def _source(name: str) -> str:
     return Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
 
 
-def _reading_order(name: str) -> list[tuple[str, int]]:
-    return [
-        (word, int(digits or 0))
-        for word, digits in re.findall(r"([^\d/]*)(\d*)", name)
-        if word or digits
-    ]
+def _reading_order(name: str) -> tuple[str, bool, list[tuple[str, int]]]:
+    """By paper; its numbered figures first; numbers as numbers."""
+    paper, _, own = name.partition("/")
+    return (
+        paper,
+        not re.match(r"fig\d", own),
+        [
+            (word, int(digits or 0))
+            for word, digits in re.findall(r"([^\d/]*)(\d*)", own)
+            if word or digits
+        ],
+    )
 
 
 def _unknown(name: str) -> str:
