@@ -28,35 +28,53 @@ from dither.errors import DitherError
 from dither.estimate import Estimate
 from dither.expected import Draw
 from dither.explicit import explicit
-from dither.forward import evaluating, output
+from dither.forward import check_devices, output
 from dither.inject import Injection, inject
+from dither.measures import robustness
 from dither.noise import Weight
-from dither.read import reading
+from dither.read import Silent, reading
 
 __all__ = ["Explosion", "Way", "compounded", "explosion", "growth"]
 
-SMALL = 0.02  # of σ: where only the first order is left
-FAR = 16  # times σ: how far up the search for the safe σ goes
+SMALL = 0.02  # of the weights' own σ: where only the first order is left
+HALVINGS = 60  # of that, at most
+SETTLED = 0.01  # relative: halving σ changes the first order by no more
+ROUNDING = 100  # times a float's precision: outputs must move by more
+FAR = 16  # times σ, or the weights' own: how far up the search for the safe σ goes
 FINE = 1.05  # it ends at a bracket of 5 %
 SURE = 3  # standard errors that a verdict needs
 
 
 @dataclass(frozen=True)
 class Way:
-    """How one way of drawing fares: `growth` G(σ), `excess` E[Δℓ] − R at σ in the loss' units, and
-    `safe`, the largest σ with G ≤ limit (inf: G stays below it up to 16 σ and more).
+    """How one way of drawing fares at σ.
+
+    growth  G(σ); inf ± nan where the outputs overflow
+    excess  E[Δℓ] − R in the loss' units
+    safe    the σ at which G first comes above `limit`, whichever σ was asked for; inf: not up to
+            `searched`
     """
 
     growth: Estimate
     excess: Estimate
     safe: Estimate
     limit: float
+    sigma: float
+    searched: float
 
     @property
     def verdict(self) -> str:
-        """One of explodes, safe, too close to call (G within 3 standard errors of the limit)."""
-        z = (self.growth.value - self.limit) / max(self.growth.sem, 1e-300)
-        return "too close to call" if abs(z) < SURE else "explodes" if z > 0 else "safe"
+        """One of explodes, safe, too close to call: σ within 3 standard errors of the safe one.
+
+        Of σ and not of G, which has heavy tails. Where units saturate G may fall again above the
+        safe σ; that is not called safe.
+        """
+        if self.safe.value == math.inf:
+            return "safe" if self.growth.value <= self.limit else "too close to call"
+        distance = self.sigma - self.safe.value
+        if not abs(distance) > SURE * self.safe.sem:
+            return "too close to call"
+        return "explodes" if distance > 0 else "safe"
 
 
 @dataclass(frozen=True)
@@ -93,7 +111,8 @@ class Explosion:
     def __str__(self) -> str:
         rows = [["", "growth G", "E[Δℓ] − R", "safe up to σ", ""]]
         for name, way in (("full", self.full), ("layer-wise", self.layerwise)):
-            safe = "any" if way.safe.value == math.inf else str(way.safe)
+            unbounded = way.safe.value == math.inf
+            safe = f"> {way.searched:.3g}" if unbounded else str(way.safe)
             rows.append([name, str(way.growth), str(way.excess), safe, way.verdict])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
@@ -115,7 +134,7 @@ def compounded(ratios: Any) -> float:
     """
     rho = torch.tensor(list(ratios), dtype=torch.float64)
     total = rho.sum().item()
-    return math.expm1(rho.log1p().sum().item()) / total - 1 if total > 0 else 0.0
+    return rho.log1p().sum().expm1().item() / total - 1 if total > 0 else 0.0
 
 
 def explosion(
@@ -131,7 +150,8 @@ def explosion(
     seed: int = 0,
 ) -> Explosion:
     """Whether weight noise at σ explodes in this network, and the largest σ at which it does not;
-    for full and for layer-wise noise, which have one R. In eval mode, nothing is changed.
+    for full and for layer-wise noise, which have one R. In eval mode with every noise of dither
+    off; nothing is changed.
 
     x, y, loss  a batch, as in `explicit`.
     sigma       in the convention of `inject`'s draws "all" (σ/√M each) and "cycle" (σ on one).
@@ -140,21 +160,21 @@ def explosion(
     draws       per estimate of G, in antithetic pairs, the same at every σ; at least one pair for
                 each of the M where noise is layer-wise.
 
-    Costs two exact `explicit` without gradients, and about 8 · draws forwards for each way. Raises
-    DitherError for σ ≤ 0, fewer than 4 draws, and where the outputs depend on no parameter.
+    Costs two exact `explicit` without gradients, and about 12 · draws forwards for each way. Raises
+    DitherError for σ ≤ 0, fewer than 4 draws, an empty batch, outputs that are not finite or depend
+    on no parameter, and where rounding hides what the noise does.
     """
     _check(sigma, draws)
     if not limit > 0:
         raise DitherError(f"explosion: limit is a growth > 0 that is still safe: got {limit!r}")
-    with evaluating(model), torch.no_grad():
+    with robustness.silent(model), torch.no_grad():
         probe = _Probe(model, x, y, loss, by, seed)
         with inject(model, Weight(1.0), draw="all", by=by, seed=0) as noise:
-            R1 = explicit(noise, x, probe.z, "half_square").R.item()
             value, r1, _ = explicit(noise, x, y, loss)
             m, ratios = len(noise.groups), _ratios(noise, sigma)
-        _alive(R1)
-        known = {"R1": R1, "r1": r1.item(), "limit": limit}
-        full, layerwise = (probe.way(draw, sigma, draws, **known) for draw in ("all", "cycle"))
+        full, layerwise = (
+            probe.way(draw, sigma, draws, r1=r1.item(), limit=limit) for draw in ("all", "cycle")
+        )
     return Explosion(sigma, m, value.item(), sigma**2 * r1.item(), ratios, full, layerwise)
 
 
@@ -168,16 +188,13 @@ def growth(
     draws: int = 16,
     seed: int = 0,
 ) -> Estimate:
-    """G of one way of drawing ("all", or "cycle" for layer-wise) at one σ, without the search."""
+    """G of one way of drawing ("all", or "cycle" for layer-wise) at one σ, without the search;
+    raises as `explosion` does.
+    """
     _check(sigma, draws)
-    with evaluating(model), torch.no_grad():
-        probe = _Probe(model, x, output(model, x), "half_square", by, seed)
-        with inject(model, Weight(1.0), draw=draw, by=by, seed=0) as noise:
-            R1 = explicit(noise, x, probe.z, "half_square").R.item()
-        _alive(R1)
-        near = SMALL * sigma
-        first, square = (probe.look(draw, s, draws)[0] / s**2 for s in (near, sigma))
-    return Estimate.of((square - first) / R1)
+    with robustness.silent(model), torch.no_grad():
+        probe = _Probe(model, x, None, None, by, seed)
+        return probe.growth(draw, sigma, draws, probe.first(draw, draws))
 
 
 def _check(sigma: float, draws: int) -> None:
@@ -185,11 +202,6 @@ def _check(sigma: float, draws: int) -> None:
         raise DitherError(f"explosion: sigma is a number > 0: got {sigma!r}")
     if draws < 4:
         raise DitherError(f"explosion: a spread needs at least 4 draws, two pairs: got {draws}")
-
-
-def _alive(R1: float) -> None:
-    if not R1 > 0:
-        raise DitherError("explosion: the outputs depend on no parameter at first order")
 
 
 def _ratios(noise: Injection, sigma: float) -> dict[str, float]:
@@ -202,18 +214,58 @@ def _ratios(noise: Injection, sigma: float) -> dict[str, float]:
     return found
 
 
+def _own(ratios: list[float]) -> float:
+    """The weights' own σ, where compounded G is 1 to lowest order: (Σ_{i<j} ρ_i ρ_j / Σ ρ_i)^−½ of
+    the ρ at σ = 1, and ρ^−½ of a single one.
+    """
+    total = sum(ratios)
+    if not total:
+        return 1.0  # no matrix compounds
+    pairs = (total**2 - sum(rho**2 for rho in ratios)) / 2
+    return (pairs / total if len(ratios) > 1 else total) ** -0.5
+
+
 class _Probe:
     """G at any σ, with the same draws at each: what they do at a much smaller σ is subtracted, and
     its exact mean, R, put in its place. So less is left to chance.
     """
 
-    def __init__(self, model: nn.Module, x: Any, y: Tensor, loss: Any, by: str, seed: int) -> None:
+    def __init__(
+        self, model: nn.Module, x: Any, y: Tensor | None, loss: Any, by: str, seed: int
+    ) -> None:
+        check_devices(model, x)
         self.model, self.x, self.y, self.by, self.seed = model, x, y, by, seed
-        self.each, self.z = losses.get(loss), output(model, x)
-        self.clean = self.each.per_sample(self.z, y).double().mean()
+        with inject(model, Weight(1.0), draw="all", by=by, seed=0) as noise:
+            with reading(noise, Silent()):  # noise on a part of the model too
+                self.z = output(model, x)
+            self._check()
+            self.R1 = explicit(noise, x, self.z, "half_square").R.item()  # at σ = 1
+            self.own = _own(list(_ratios(noise, 1.0).values()))
+        if not self.R1 > 0:
+            raise DitherError("explosion: the outputs depend on no parameter at first order")
+        if y is not None:
+            self.each = losses.get(loss)
+            self.clean = self.each.per_sample(self.z, y).double().mean()
+        kinds = {self.z.dtype, *(p.dtype for p in model.parameters() if p.is_floating_point())}
+        self.kind = max(kinds, key=lambda kind: torch.finfo(kind).eps)
+        scale = (self.z.double().square().sum() / len(self.z)).sqrt().item()
+        self.floor = ROUNDING * torch.finfo(self.kind).eps * scale / math.sqrt(2 * self.R1)
+
+    def _check(self) -> None:
+        if not self.z.numel():
+            raise DitherError("explosion: the batch is empty: pass one example or more")
+        if not bool(self.z.isfinite().all()):
+            raise DitherError("explosion: the outputs without noise are not finite")
 
     def look(self, draw: str, sigma: float, draws: int) -> tuple[Tensor, Tensor]:
-        """½‖Δz‖² and Δℓ, batch means, of each antithetic pair [P]; layer-wise in turn."""
+        """½‖Δz‖² and, where there is a loss, Δℓ; batch means of each antithetic pair [P];
+        layer-wise in turn.
+        """
+        if sigma < self.floor:
+            raise DitherError(
+                f"explosion: at σ {sigma:.3g} rounding to {self.kind} hides what the noise does to "
+                f"the outputs (σ {self.floor:.2g} is needed): pass a model and a batch in float64"
+            )
         square, change = [], []
         with inject(self.model, Weight(sigma), draw=draw, by=self.by, seed=0) as noise:
             m = len(noise.groups)
@@ -224,46 +276,70 @@ class _Probe:
                     with reading(noise, reader), reader.shadows():
                         z = output(self.model, self.x)
                     square.append((z - self.z).double().square().sum() / (2 * len(z)))
-                    change.append(self.each.per_sample(z, self.y).double().mean() - self.clean)
-        return tuple(torch.stack(found).view(-1, 2).mean(1) for found in (square, change))  # pyright: ignore
+                    if self.y is not None:
+                        change.append(self.each.per_sample(z, self.y).double().mean() - self.clean)
+        halves = (torch.stack(found or square).view(-1, 2) for found in (square, change))
+        return tuple(half.mean(1) for half in halves)  # pyright: ignore
 
-    def way(
-        self, draw: str, sigma: float, draws: int, *, R1: float, r1: float, limit: float
-    ) -> Way:
-        """R1, r1: R at σ = 1 of the outputs' half square and of the loss."""
-        near = SMALL * sigma
-        first = self.look(draw, near, draws)[0] / near**2  # [P], of mean R1
+    def first(self, draw: str, draws: int) -> Tensor:
+        """½‖Δz‖²/σ² at first order, of each pair [P]; of mean R at σ = 1.
 
-        def growth(square: Tensor, at: float) -> Estimate:
-            return Estimate.of((square / at**2 - first) / R1)
+        At 2 % of the weights' own σ, or where that is not small yet at a half of it, and so on
+        until halving changes nothing.
+        """
+        near = SMALL * self.own
+        found = self.look(draw, near, draws)[0] / near**2
+        for _ in range(HALVINGS):
+            near, before = near / 2, found
+            found = self.look(draw, near, draws)[0] / near**2
+            if abs((found - before).mean().item()) <= SETTLED * self.R1:
+                return found
+        raise DitherError("explosion: the noise has no first order that R describes, at any σ")
 
+    def growth(self, draw: str, sigma: float, draws: int, first: Tensor) -> Estimate:
+        return self._growth(self.look(draw, sigma, draws)[0], sigma, first)
+
+    def _growth(self, square: Tensor, sigma: float, first: Tensor) -> Estimate:
+        found = Estimate.of((square / sigma**2 - first) / self.R1)
+        return found if math.isfinite(found.value) else Estimate(math.inf, math.nan)
+
+    def way(self, draw: str, sigma: float, draws: int, *, r1: float, limit: float) -> Way:
+        """r1: R of the loss at σ = 1."""
         square, change = self.look(draw, sigma, draws)
-        excess = Estimate.of(change) - sigma**2 * r1
-        safe = _crossing(
-            lambda s: growth(self.look(draw, s, draws)[0], s), growth(square, sigma), sigma, limit
+        first = self.first(draw, draws)
+        safe, searched = _crossing(
+            lambda s: self.growth(draw, s, draws, first),
+            limit,
+            start=self.own / 4 * min(1.0, math.sqrt(limit)),
+            end=FAR * max(sigma, self.own),
         )
-        return Way(growth(square, sigma), excess, safe, limit)
+        excess = Estimate.of(change) - sigma**2 * r1
+        return Way(self._growth(square, sigma, first), excess, safe, limit, sigma, searched)
 
 
 def _crossing(
-    growth: Callable[[float], Estimate], here: Estimate, sigma: float, limit: float
-) -> Estimate:
-    """The σ at which G reaches the limit, by doubling or halving and then bisection; its error is
-    G's over G's slope.
+    growth: Callable[[float], Estimate], limit: float, *, start: float, end: float
+) -> tuple[Estimate, float]:
+    """The σ at which G reaches the limit, and the largest σ looked at: by halving or doubling from
+    `start` up to `end`, bisection, and a straight line at last. Its error is G's over G's slope.
+
+    A growth that is no finite number is above every limit.
     """
-    at = {sigma: here}
-    low = high = sigma
-    while at[low].value > limit:
+    at = {start: growth(start)}
+    low = high = start
+    while not at[low].value <= limit:
         low, high = low / 2, low
         at[low] = growth(low)
-    while not at[high].value > limit:
-        if high > FAR * sigma:
-            return Estimate(math.inf, 0.0)
+    while at[high].value <= limit:
+        if high >= end:
+            return Estimate(math.inf, 0.0), high
         low, high = high, 2 * high
         at[high] = growth(high)
     while high / low > FINE:
         middle = math.sqrt(low * high)
         at[middle] = growth(middle)
-        low, high = (low, middle) if at[middle].value > limit else (middle, high)
+        low, high = (middle, high) if at[middle].value <= limit else (low, middle)
     slope = (at[high].value - at[low].value) / (high - low)
-    return Estimate(math.sqrt(low * high), at[low].sem / slope)
+    if not math.isfinite(slope):
+        return Estimate(math.sqrt(low * high), (high - low) / 2), max(at)
+    return Estimate(low + (limit - at[low].value) / slope, at[low].sem / slope), max(at)
