@@ -73,6 +73,11 @@ def test_edges_belong_to_the_bin_below_and_certainty_to_the_last():
         (torch.full((4, 2), 0.5), torch.zeros(3).long(), 15, r"\[4, 2\] and \[3\]"),
         (torch.full((4, 2), 0.5), torch.zeros(4), 15, "float32"),
         (torch.full((4, 2), 0.5), torch.zeros(4).long(), 0, "bins = 0"),
+        (torch.full((4, 2), 0.5), torch.zeros(4).long(), 2.5, "bins = 2.5; give a whole number"),
+        (torch.full((4, 2), 0.5), torch.full((4,), 2), 15, r"class numbers 0 … 1: got 2 … 2"),
+        (torch.full((4, 2), 0.5), torch.full((4,), -100), 15, r"class numbers 0 … 1: got -100"),
+        (torch.full((4, 2), 0.5), torch.zeros(4).bool(), 15, "bool"),
+        (torch.zeros(0, 2), torch.zeros(0).long(), 15, r"\[0, 2\] and \[0\]"),
     ],
 )
 def test_bad_input_is_a_sentence(p, y, bins, match):

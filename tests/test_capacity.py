@@ -158,6 +158,112 @@ def test_what_has_no_norm_is_named(model, match):
         both(model, x)
 
 
+class Net(nn.Module):
+    """Two layers, called as `forward` says; `act` where it is told to."""
+
+    def __init__(self, forward, act=torch.relu):
+        super().__init__()
+        self.a, self.b, self.act = nn.Linear(4, 4), nn.Linear(4, 4), act
+        self.how = forward
+
+    def forward(self, x):
+        return self.how(self, x)
+
+
+CHAIN = Net(lambda n, x: n.b(n.act(n.a(x))))
+BROKEN = {
+    "residual": lambda n, x: n.b(x + n.a(x)),
+    "residual at the end": lambda n, x: x + n.b(n.a(x)),
+    "branches": lambda n, x: n.b(x) + n.a(x),
+    "scaled": lambda n, x: n.b(3 * n.a(x)),
+    "input scaled": lambda n, x: n.b(n.a(2 * x)),
+    "input squared": lambda n, x: n.b(n.a(x.square())),
+    "pooled": lambda n, x: n.b(nn.functional.max_pool1d(n.a(x), 3, 1, 1)),
+    "by hand": lambda n, x: nn.functional.linear(n.a(x), n.b.weight),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN.values(), ids=BROKEN)
+def test_what_is_no_chain_of_layers_has_no_capacity(how):
+    for look in (
+        lambda: capacity.path(Net(how), torch.randn(3, 4)),
+        lambda: capacity.capacity(Net(how), torch.randn(3, 4), torch.arange(3)),
+    ):
+        with pytest.raises(DitherError, match="no chain of its layers: something adds"):
+            look()
+
+
+@pytest.mark.parametrize("act", [torch.tanh, torch.sigmoid, lambda h: h.softmax(-1)])
+def test_functions_that_bend_are_no_part_of_a_path(act):
+    model = Net(CHAIN.how, act)
+    model.a.weight.data *= 1e-3  # where tanh is nearly the identity
+    with pytest.raises(DitherError, match=r"input of 'b' is not what 'a' gave.*must be modules"):
+        capacity.path(model, torch.randn(3, 4))
+
+
+def test_calls_by_keyword_reused_activations_and_reshapes_are_a_chain():
+    relu = nn.ReLU(inplace=True)
+    how = lambda n, x: n.b(input=relu(n.a(input=x)).view(-1, 2, 2).mT.reshape(-1, 4))  # noqa: E731
+    model, x = Net(how).double(), torch.randn(3, 4).double()
+    W = model.b.weight[:, [0, 2, 1, 3]] ** 2 @ model.a.weight**2
+    assert capacity.path(model, x) == pytest.approx(W.sum().sqrt().item())
+    assert list(capacity.layers(model, x)) == ["a", "b"]
+    act = nn.SiLU(inplace=True)  # writes into what it is given
+    chain = nn.Sequential(model.a, act, model.b, act)
+    W = model.b.weight**2 @ model.a.weight**2
+    assert capacity.path(chain, x) == pytest.approx(W.sum().sqrt().item())
+
+
+@pytest.mark.parametrize("look", [capacity.layers, capacity.path])
+def test_a_layer_called_twice_is_an_error(look):
+    layer = nn.Linear(4, 4)
+    with pytest.raises(DitherError, match="'0' is called twice"):
+        look(nn.Sequential(layer, nn.ReLU(), layer), torch.randn(3, 4))
+
+
+def test_parameters_of_no_layer_are_an_error():
+    model = Net(lambda n, x: n.scale * n.a(x))
+    model.scale = nn.Parameter(torch.tensor(10.0))
+    normed = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    for net, name in ((model, "'' \\(Net\\)"), (normed, "'1' \\(LayerNorm\\)")):
+        with pytest.raises(DitherError, match=f"{name} has parameters of its own"):
+            capacity.path(net, torch.randn(3, 4))
+
+
+def test_noise_kept_as_an_attribute_lists_and_parametrisations_are_beside_the_layers():
+    model, x = Net(CHAIN.how), torch.randn(3, 4)
+    before = capacity.capacity(model, x, torch.arange(3))
+    model.noise = dither.inject(model, {"a": dither.Node(0.1)}, seed=0)
+    model.rest = nn.ModuleList()
+    assert capacity.capacity(model, x, torch.arange(3)) == before
+    torch.nn.utils.parametrizations.weight_norm(model.a)
+    after = capacity.capacity(model, x, torch.arange(3))
+    assert after.path == pytest.approx(before.path, rel=1e-5)
+    assert after.spectral == pytest.approx(before.spectral, rel=1e-5)
+
+
+def test_a_path_norm_beyond_float32():
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Linear(512, 512) for _ in range(13)])
+    for layer in model:
+        layer.weight.data.normal_()
+    found = capacity.path(model, torch.ones(1, 512))
+    assert found == pytest.approx(capacity.path(model.double(), torch.ones(1, 512).double()))
+    assert found > 1e18
+
+
+@pytest.mark.parametrize("x", [torch.zeros(0, 4), torch.zeros(2, 4).long(), [1.0]])
+def test_other_inputs_are_sentences(x):
+    for look in (capacity.layers, capacity.path):
+        with pytest.raises(DitherError, match="a tensor of floats, one example or more: got"):
+            look(CHAIN, x)
+
+
+def test_classes_that_are_none_are_sentences():
+    with pytest.raises(DitherError, match="class numbers"):
+        capacity.capacity(CHAIN, torch.randn(3, 4), torch.zeros(3).bool())
+
+
 def test_a_quantile_is_a_share():
     with pytest.raises(DitherError, match=r"quantile = 10 is not in \[0, 1\]"):
         capacity.capacity(mlp(4, 3), torch.randn(3, 4).double(), torch.zeros(3).long(), quantile=10)

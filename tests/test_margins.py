@@ -122,11 +122,83 @@ def test_looking_changes_nothing_and_noise_is_off():
         (torch.ones(2, 4).double(), torch.full((2,), 3), r"class numbers 0 … 2"),
         (torch.ones(2, 4).double(), torch.zeros(2), r"class numbers 0 … 2"),
         (torch.ones(2, 4).double(), torch.zeros(2, 1).long(), r"y \[B\]: got"),
+        (torch.ones(2, 4).double(), torch.zeros(2).bool(), "as whole numbers: got torch.bool"),
+        (torch.ones(0, 4).double(), torch.zeros(0).long(), "one example or more"),
     ],
 )
 def test_bad_input_is_a_sentence(x, y, match):
-    with pytest.raises(DitherError, match=match):
-        margins.inputs(net(), x, y)
+    for measure in (margins.inputs, margins.boundary):
+        with pytest.raises(DitherError, match=match):
+            measure(net(), x, y)
+
+
+def test_output_margins_of_nothing_or_of_yes_and_no_are_sentences():
+    with pytest.raises(DitherError, match="one example or more"):
+        margins.outputs(torch.zeros(0, 3), torch.zeros(0).long())
+    with pytest.raises(DitherError, match=r"torch\.bool"):
+        margins.outputs(torch.zeros(2, 2), torch.zeros(2).bool())
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32])
+def test_short_whole_numbers_are_class_numbers(kind):
+    model, (x, y) = net(), examples()
+    for measure in (margins.inputs, margins.boundary):
+        for a, b in zip(measure(model, x, y.to(kind)), measure(model, x, y), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+    found = margins.outputs(model(x), y.to(kind))
+    torch.testing.assert_close(found, margins.outputs(model(x), y), rtol=0, atol=0)
+
+
+def test_it_works_in_inference_mode():
+    model, (x, y) = net(), examples()
+    outside = margins.inputs(model, x, y).value, margins.boundary(model, x, y)
+    with torch.inference_mode():
+        for a, b in ((x, y), (x.clone(), y.clone())):
+            inside = margins.inputs(model, a, b).value, margins.boundary(model, a, b)
+            torch.testing.assert_close(inside, outside, rtol=0, atol=0)
+        made = net()
+    with pytest.raises(DitherError, match=r"made under torch.inference_mode"):
+        margins.inputs(made, x, y)
+
+
+def test_outputs_in_float64_of_inputs_in_float32():
+    class Up(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).double()
+
+    model, (x, y) = Up(4, 3), examples()
+    found = margins.inputs(model, x.float(), y).value
+    assert found.dtype == torch.float64
+    plain = margins.inputs(nn.Linear.double(model), x, y).value
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
+    right = found > 0
+    distance = margins.boundary(model.float(), x.float(), y)
+    torch.testing.assert_close(distance[right].double(), found[right], rtol=1e-3, atol=1e-5)
+
+
+def test_what_is_no_number_has_no_margin():
+    model, (x, y) = net(), examples()
+    clean = margins.inputs(model, x, y).value, margins.boundary(model, x, y)
+    x[3, 1] = torch.nan
+    found = margins.inputs(model, x, y).value, margins.boundary(model, x, y)
+    for now, before in zip(found, clean, strict=True):
+        assert now[3].isnan()
+        rest = torch.arange(len(x)) != 3
+        torch.testing.assert_close(now[rest], before[rest], rtol=1e-12, atol=0)
+    assert margins.outputs(model(x), y).isnan().tolist() == (~rest).tolist()
+
+
+@pytest.mark.parametrize(("slope", "dtype"), [(1e-25, torch.float32), (1e-200, torch.float64)])
+def test_small_slopes_are_slopes(slope, dtype):
+    """f = ± slope · x₀: the boundary is where x₀ = 0, at any slope."""
+
+    class Flat(nn.Module):
+        def forward(self, x):
+            return torch.stack([slope * x[:, 0], -slope * x[:, 0]], 1)
+
+    x, y = torch.tensor([[2.0, 0.0]], dtype=dtype), torch.tensor([0])
+    assert margins.inputs(Flat(), x, y).value.item() == pytest.approx(2)
+    assert margins.boundary(Flat(), x, y).item() == pytest.approx(2)
 
 
 def test_outputs_that_are_cut_off_from_the_input_are_named():

@@ -8,6 +8,7 @@ perfect model too: `Reliability.chance` says by how much.
 """
 
 import math
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -65,15 +66,22 @@ def reliability(p: Tensor, y: Tensor, *, bins: int = 15) -> Reliability:
     """The reliability diagram of probabilities p [n, C] with classes y [n], in float64.
 
     DeGroot & Fienberg 1983; Guo et al. 2017, Fig. 1. Raises DitherError where p is not one
-    distribution a row (logits, say), y does not fit, or bins < 1.
+    distribution a row (logits, say), y is not of class numbers 0 … C − 1 that fit, or bins is no
+    whole number ≥ 1.
     """
-    if p.dim() != 2 or y.shape != p.shape[:1] or not len(y) or y.is_floating_point():
+    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    if p.dim() != 2 or y.shape != p.shape[:1] or not len(y) or not whole:
         raise DitherError(
             "calibration needs probabilities [n, C] and class numbers [n]: got "
             f"{list(p.shape)} and {list(y.shape)} of {y.dtype}"
         )
-    if bins < 1:
-        raise DitherError(f"calibration: bins = {bins}; give 1 or more")
+    if int(y.min()) < 0 or int(y.max()) >= p.shape[1]:
+        raise DitherError(
+            f"calibration: y must hold class numbers 0 … {p.shape[1] - 1}: got {int(y.min())} … "
+            f"{int(y.max())}"
+        )
+    if not isinstance(bins, Integral) or isinstance(bins, bool) or bins < 1:
+        raise DitherError(f"calibration: bins = {bins!r}; give a whole number, 1 or more")
     p = p.detach().double()
     if not bool(((p >= 0).all() & ((p.sum(1) - 1).abs() < 1e-3).all()).item()):
         raise DitherError(

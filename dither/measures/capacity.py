@@ -8,13 +8,16 @@
 
 and each divided by the output margin, which takes the scale of the outputs out. Neyshabur et al.
 2015 (path) and 2017; Bartlett et al. 2017, Neyshabur et al. 2018 (complexity); Camuto et al. 2020,
-App. E. Weights only: a bias has no part in a Jacobian. Noise on the input of a softmax classifier
+App. E. They describe a chain, in which each Linear or Conv layer is called once and takes what the
+layer before gave, through elementwise activations (modules; as functions those that leave numbers
+> 0 as they are, like relu) and reshapes; whether a network is one is tried, and what is none
+raises. Weights only: a bias has no part in a Jacobian. Noise on the input of a softmax classifier
 has R ≤ ½σ² E[1 − Σ_i p_i²] spectral² (docs/math.md, section 13), so a small capacity gives a small
 R; the converse is a question for experiments.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +33,9 @@ from dither.measures.jacobian import ACTIVATIONS
 __all__ = ["Capacity", "Norms", "capacity", "layers", "path"]
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LAYERS = (nn.Linear, *CONVS)
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+BESIDE = "beside_its_model"  # of an Injection, kept as an attribute of its model
 NEUTRAL = (nn.Flatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, *ACTIVATIONS)
 STEPS = 200  # of Lanczos, at most
 ACCURACY = 1e-6  # relative, of ‖A‖₂²
@@ -65,11 +71,11 @@ def capacity(model: nn.Module, x: Tensor, y: Tensor, *, quantile: float = 0.1) -
 
     x [B, …], y [B]: the training examples; `quantile` of their output margins f_y − max_j f_j is
     the margin (Jiang et al. 2020 take a tenth; a minimum would be one example's). Raises
-    DitherError where `layers` or `path` does, or quantile is not in [0, 1].
+    DitherError where `layers` or `path` does, for an empty batch, or quantile is not in [0, 1].
     """
     if not 0 <= quantile <= 1:
         raise DitherError(f"capacity: quantile = {quantile!r} is not in [0, 1]")
-    norms = layers(model, x[:1])
+    paths, norms = path(model, x[:1]), layers(model, x[:1])
     with robustness.silent(model), torch.no_grad():
         m = margins.outputs(output(model, x), y)
     spectral = math.prod(n.spectral for n in norms.values())
@@ -77,7 +83,7 @@ def capacity(model: nn.Module, x: Tensor, y: Tensor, *, quantile: float = 0.1) -
     return Capacity(
         frobenius=math.prod(n.frobenius for n in norms.values()),
         spectral=spectral,
-        path=path(model, x[:1]),
+        path=paths,
         complexity=spectral * math.sqrt(ratios),
         margin=float(m.double().quantile(quantile)),
     )
@@ -88,29 +94,21 @@ def layers(model: nn.Module, x: Tensor) -> Mapping[str, Norms]:
 
     A convolution's ‖A‖₂ is that of the whole linear map from its input (of the size it met, with
     its stride, zero padding and groups) to its output, not of the kernel reshaped to a matrix:
-    found by Lanczos' iteration on AᵀA in float64, to 1e-6. Raises DitherError where there is no
-    such layer, a convolution does not pad with zeros, or the iteration does not settle.
+    found by Lanczos' iteration on AᵀA in float64, to 1e-6. Of each layer by itself: whether they
+    are a chain is for `path`. Raises DitherError where there is no such layer, one is called twice,
+    a convolution does not pad with zeros, or the iteration does not settle.
     """
+    _check(x)
     shapes: dict[str, tuple[nn.Module, torch.Size]] = {}
 
-    def note(name: str):
-        def hook(module: nn.Module, args: tuple) -> None:
-            shapes.setdefault(name, (module, args[0].shape))
+    def note(name: str, module: nn.Module, h: Tensor) -> None:
+        if name in shapes:
+            raise DitherError(f"capacity: {name!r} is called twice; its norm counts for each call")
+        shapes[name] = module, h.shape
 
-        return hook
-
-    kinds = (nn.Linear, *CONVS)
-    handles = [
-        m.register_forward_pre_hook(note(name))
-        for name, m in model.named_modules()
-        if isinstance(m, kinds)
-    ]
-    try:
-        with robustness.silent(model), torch.no_grad():
-            output(model, x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    found = {n: m for n, m in _modules(model).items() if isinstance(m, LAYERS)}
+    with _taking(found, note), robustness.silent(model), torch.no_grad():
+        output(model, x)
     if not shapes:
         raise DitherError("capacity: x went through no Linear and no Conv layer")
     return {name: _norms(name, module, shape) for name, (module, shape) in shapes.items()}
@@ -118,43 +116,157 @@ def layers(model: nn.Module, x: Tensor) -> Mapping[str, Norms]:
 
 def path(model: nn.Module, x: Tensor) -> float:
     """√(Σ_paths Π w²): the root of the sum of outputs of the net with its weights squared, its
-    activations left out and its biases 0, at an input of ones.   Neyshabur et al. 2015, eq. 7
+    activations left out and its biases 0, at an input of ones, in float64.   Neyshabur et al.
+    2015, eq. 7
 
-    x [B, …] gives the input's shape. Raises DitherError for anything but Linear, Conv, elementwise
-    activations, dropout and flattening: a path has no weight there.
+    x [B, …] gives the input's shape. Raises DitherError for anything but a chain of Linear, Conv,
+    elementwise activations, dropout and flattening: a path has no weight there.
     """
-    for name, module in model.named_modules():
-        known = (nn.Linear, *CONVS, *NEUTRAL)
-        if not any(module.children()) and not isinstance(module, known):
+    _check(x)
+    modules = _modules(model)
+    for name, module in modules.items():
+        known = isinstance(module, (*LAYERS, *NEUTRAL, *CONTAINERS)) or any(module.children())
+        if not isinstance(module, LAYERS) and [*module.parameters(recurse=False)]:
+            raise DitherError(
+                f"path: {name!r} ({type(module).__name__}) has parameters of its own, and is no "
+                "Linear or Conv: no measure here counts them"
+            )
+        if not known:
             raise DitherError(
                 f"path: {name!r} ({type(module).__name__}) is no Linear, Conv, elementwise "
                 "activation, dropout or flattening, and its paths have no weights"
             )
-    with _squared(model), torch.no_grad():
-        total = output(model, torch.ones_like(x[:1])).sum()
+    ones = torch.ones_like(x[:1])
+    with robustness.silent(model), torch.no_grad():
+        _chain(model, modules, ones)
+        with _computing(modules, _squares):
+            total = output(model, ones).sum()
     return math.sqrt(float(total))
 
 
+def _check(x: Tensor) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not len(x):
+        got = f"{list(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise DitherError(f"capacity: x must be a tensor of floats, one example or more: got {got}")
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    """{name: module}, without those inside a layer (parametrisations) and noise kept as an
+    attribute.
+    """
+    found = dict(model.named_modules())
+    closed = [n for n, m in found.items() if isinstance(m, LAYERS) or hasattr(m, BESIDE)]
+    inside = tuple(f"{n}." if n else "" for n in closed)
+    kept = {n: m for n, m in found.items() if n in closed or not n.startswith(inside)}
+    return {n: m for n, m in kept.items() if not hasattr(m, BESIDE)}
+
+
+def _squares(name: str, module: nn.Module, h: Tensor) -> Tensor:
+    """A layer with W² and without bias."""
+    w: Tensor = module.weight.detach().double().square()  # type: ignore[union-attr]
+    if isinstance(module, nn.Linear):
+        return h @ w.T
+    return module._conv_forward(h, w, None)  # pyright: ignore
+
+
+def _chain(model: nn.Module, modules: Mapping[str, nn.Module], ones: Tensor) -> None:
+    """Raise unless each layer takes, up to their order, the numbers that the one before gave.
+
+    Every layer is made to give numbers of its own, ½ to 8: what adds, scales, pools or bends them
+    on the way shows, whatever the weights are.
+    """
+    rng = torch.Generator().manual_seed(0)
+
+    def numbers(shape: torch.Size) -> Tensor:  # exact in any precision
+        return (torch.randint(4, 65, shape, generator=rng) / 8).to(ones)
+
+    given, called = numbers(ones.shape), []
+    source = "the model's input"
+
+    def same(h: Tensor, taker: str) -> None:
+        a, b = (t.double().flatten().sort().values for t in (h, given))
+        if not torch.equal(a, b):
+            raise DitherError(
+                f"path: {taker} is not what {source} gave, so that the network is no chain of its "
+                "layers: something adds, scales, pools or bends on the way; activations must be "
+                "modules"
+            )
+
+    def answer(name: str, module: nn.Module, h: Tensor) -> Tensor:
+        nonlocal given, source
+        if name in called:
+            raise DitherError(f"path: {name!r} is called twice; its weights count for each call")
+        same(h, f"the input of {name!r}")
+        called.append(name)
+        source, given = repr(name), numbers(_squares(name, module, h.double()).shape)
+        return given.clone()
+
+    with _computing(modules, answer):
+        z = output(model, given.clone())
+    if not called:
+        raise DitherError("path: x went through no Linear and no Conv layer")
+    same(z, "the output")
+
+
 @contextmanager
-def _squared(model: nn.Module) -> Iterator[None]:
-    """Inside, layers compute with W² and without bias, and activations hand on what they get."""
+def _computing(
+    modules: Mapping[str, nn.Module], what: Callable[[str, nn.Module, Tensor], Tensor]
+) -> Iterator[None]:
+    """Inside, a layer gives what(name, layer, h) of its input h in float64, and activations hand on
+    what they get.
+    """
+    taken: dict[str, Tensor] = {}
 
-    def through(module: nn.Module, args: tuple, out: Any) -> Tensor:
-        (h,) = args
-        if isinstance(module, nn.Linear):
-            return h @ module.weight.square().T
-        if isinstance(module, CONVS):
-            return module._conv_forward(h, module.weight.square(), None)  # pyright: ignore
-        return h if not isinstance(module, nn.Flatten) else out
+    def take(name: str, module: nn.Module, h: Tensor) -> Tensor:
+        taken[name] = h if isinstance(module, NEUTRAL) else h.double()
+        weight = module.weight if isinstance(module, LAYERS) else h
+        return h.to(weight.dtype, copy=True)  # the layer itself may not know float64, or write
 
-    with robustness.silent(model):
-        leaves = [m for m in model.modules() if not any(m.children())]
-        handles = [m.register_forward_hook(through) for m in leaves]
-        try:
+    def give(name: str):
+        def hook(module: nn.Module, args: tuple, out: Any) -> Tensor | None:
+            if isinstance(module, LAYERS):
+                return what(name, module, taken.pop(name))
+            return None if isinstance(module, nn.Flatten) else taken.pop(name)
+
+        return hook
+
+    active = {n: m for n, m in modules.items() if isinstance(m, (*LAYERS, *NEUTRAL))}
+    handles = [m.register_forward_hook(give(n)) for n, m in active.items()]
+    try:
+        with _taking(active, take):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _taking(
+    modules: Mapping[str, nn.Module], what: Callable[[str, nn.Module, Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Inside, layers and activations hand their input h to what(name, module, h), by position or
+    keyword, and take what it gives, if anything, in its place.
+    """
+
+    def before(name: str):
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+            h = what(name, module, args[0] if args else kwargs["input"])
+            if h is None:
+                return None
+            return ((h, *args[1:]), kwargs) if args else (args, {**kwargs, "input": h})
+
+        return hook
+
+    handles = [
+        m.register_forward_pre_hook(before(name), with_kwargs=True)
+        for name, m in modules.items()
+        if isinstance(m, (*LAYERS, *NEUTRAL))
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _norms(name: str, module: nn.Module, shape: torch.Size) -> Norms:

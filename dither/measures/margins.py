@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dither.errors import DitherError
-from dither.forward import output
+from dither.forward import ordinary, output
 from dither.measures import robustness
 
 __all__ = ["Margins", "boundary", "inputs", "outputs"]
@@ -41,20 +41,24 @@ class Margins(NamedTuple):
 def outputs(z: Tensor, y: Tensor) -> Tensor:
     """The output margin z_y − max_{j≠y} z_j, [B], of z [B, C] and y [B]; below 0 it is wrong.
 
-    Bartlett et al. 2017. Raises DitherError for other shapes, one class, or y outside 0 … C − 1.
+    Bartlett et al. 2017. nan where z has one. Raises DitherError for other shapes, one class, no
+    example, or y outside 0 … C − 1.
     """
     _check(z, y)
-    return -robustness.margin(z, y)
+    return torch.where(z.isnan().any(1), torch.nan, -robustness.margin(z, y.long()))
 
 
 def inputs(model: nn.Module, x: Tensor, y: Tensor) -> Margins:
     """First-order input margins γ of x [B, …] with classes y [B], in ℓ₂ and the units of x.
 
-    Where m ≠ 0 and no gradient is left, γ is ±∞. The model is taken in eval mode with every noise
-    of dither off, and left as it was. Costs C + 1 backward passes for C outputs. Raises DitherError
-    where x is not of floats, the outputs are not [B, C], or do not depend on x.
+    Where m ≠ 0 and no gradient is left, γ is ±∞, and nan where an output or a gradient is. Computed
+    in float64, and given in the wider one of the types of x and the outputs. The model is taken in
+    eval mode with every noise of dither off, and left as it was; under torch.inference_mode too.
+    Costs C + 1 backward passes for C outputs. Raises DitherError where x is not of floats or empty,
+    the outputs are not [B, C], or do not depend on x.
     """
-    with robustness.silent(model):
+    x, y = _ready(model, x, y)
+    with torch.inference_mode(False), robustness.silent(model):
         parts = [_linearised(model, a, b)[:2] for a, b in _parts(x, y)]
     value, rival = (torch.cat(part) for part in zip(*parts, strict=True))
     return Margins(value, rival)
@@ -65,17 +69,33 @@ def boundary(model: nn.Module, x: Tensor, y: Tensor, *, steps: int = 50) -> Tens
 
     Steps to the nearest boundary of the linearisation (with 2 % on top) until the answer turns,
     then halvings on the way back to x. 0 where the answer is wrong already, ∞ where it did not turn
-    within `steps`. Costs up to `steps` times what `inputs` does; raises as it does.
+    within `steps`, nan where the outputs are. Costs up to `steps` times what `inputs` does; raises
+    as it does.
     """
-    with robustness.silent(model):
+    x, y = _ready(model, x, y)
+    with torch.inference_mode(False), robustness.silent(model):
         return torch.cat([_walk(model, a, b, steps) for a, b in _parts(x, y)])
 
 
-def _parts(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _ready(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The batch, checked; in inference mode too it can be differentiated by."""
     if not x.is_floating_point():
         raise DitherError(f"margins: x must be of floats to be differentiated by, got {x.dtype}")
     if len(x) != len(y) or not len(x):
-        raise DitherError(f"margins need a class for each example: got {len(x)} and {len(y)}")
+        raise DitherError(
+            "margins need one example or more, and a class for each example: got "
+            f"{len(x)} and {len(y)}"
+        )
+    if any(t.is_inference() for t in (*model.parameters(), *model.buffers())):
+        raise DitherError(
+            "margins: the model was made under torch.inference_mode(), where nothing can be "
+            "differentiated: make it outside, or under torch.no_grad()"
+        )
+    with torch.inference_mode(False):
+        return ordinary(x), ordinary(y)
+
+
+def _parts(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(x.split(CHUNK), y.split(CHUNK), strict=True)
 
 
@@ -85,8 +105,14 @@ def _check(z: Tensor, y: Tensor) -> None:
             "margins need outputs [B, C] of two classes or more and y [B]: got "
             f"{list(z.shape)} and {list(y.shape)}"
         )
-    if y.is_floating_point() or int(y.min()) < 0 or int(y.max()) >= z.shape[1]:
-        raise DitherError(f"margins: y must hold class numbers 0 … {z.shape[1] - 1}")
+    if not len(z):
+        raise DitherError("margins need one example or more: got none")
+    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    if not whole or int(y.min()) < 0 or int(y.max()) >= z.shape[1]:
+        raise DitherError(
+            f"margins: y must hold class numbers 0 … {z.shape[1] - 1}, as whole numbers: got "
+            f"{y.dtype}" + (f" of {int(y.min())} … {int(y.max())}" if whole else "")
+        )
 
 
 def _linearised(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,36 +123,52 @@ def _linearised(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor,
         _check(z, y)
         if not z.requires_grad:
             raise DitherError("margins: the outputs do not depend on x, or not differentiably")
+        y = y.long()
         own = z.gather(1, y[:, None])[:, 0]
-        gamma = torch.full_like(own, torch.inf, requires_grad=False)
-        rival, step = y.clone(), torch.zeros_like(x, requires_grad=False)
+        gamma = torch.full_like(own, torch.inf, dtype=torch.float64, requires_grad=False)
+        rival, step = y.clone(), torch.zeros_like(x, dtype=torch.float64, requires_grad=False)
         for j in range(z.shape[1]):
             m = own - z[:, j]
             (slope,) = torch.autograd.grad(m.sum(), x, retain_graph=True)
-            norm = slope.flatten(1).norm(dim=1)
-            m = m.detach()
-            far = torch.where(m == 0, torch.zeros_like(m), m / norm)
-            nearer = (y != j) & ((far < gamma) | (rival == y))
+            m, slope = m.detach().double(), slope.double()
+            norm, unit = _norm(slope)
+            far = torch.where(m == 0, 0.0, m / norm)
+            far = torch.where(m.isnan() | norm.isnan(), torch.nan, far)
+            better = (far < gamma) | (rival == y) | (far.isnan() & ~gamma.isnan())
+            nearer = (y != j) & better
             gamma, rival = torch.where(nearer, far, gamma), torch.where(nearer, j, rival)
-            size = torch.where(norm > 0, m / norm.square(), 0.0)
             shape = (-1, *[1] * (x.dim() - 1))
-            step = torch.where(nearer.view(shape), size.view(shape) * slope, step)
-    return gamma, rival, step
+            size = torch.where(norm > 0, far, 0.0).view(shape)
+            step = torch.where(nearer.view(shape), size * unit, step)
+    return gamma.to(torch.promote_types(x.dtype, z.dtype)), rival, step
+
+
+def _norm(slope: Tensor) -> tuple[Tensor, Tensor]:
+    """‖g‖ [B] and g/‖g‖ [B, …] of g [B, …]; scaled first, as the square of a small one is 0."""
+    shape = (-1, *[1] * (slope.dim() - 1))
+    largest = slope.flatten(1).abs().amax(1)
+    scaled = slope / torch.where(largest > 0, largest, 1.0).view(shape)
+    norm = scaled.flatten(1).norm(dim=1)
+    unit = scaled / torch.where(norm > 0, norm, 1.0).view(shape)
+    return torch.where(largest == 0, 0.0, norm * largest), unit
 
 
 def _walk(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
     def stands(at: Tensor) -> Tensor:
         with torch.no_grad():
-            return output(model, at).argmax(1) == y
+            return output(model, at).argmax(1) == y.long()
 
     shape = (-1, *[1] * (x.dim() - 1))
+    with torch.no_grad():
+        z = output(model, x)
+        _check(z, y)
     at, right = x.clone(), stands(x)
     walking = right.clone()
     for _ in range(steps):
         if not walking.any():
             break
         _, _, step = _linearised(model, at[walking], y[walking])
-        at[walking] = at[walking] - 1.02 * step
+        at[walking] = (at[walking] - 1.02 * step).to(x.dtype)
         walking = walking & stands(at)
     near, far = torch.zeros_like(y, dtype=x.dtype), torch.ones_like(y, dtype=x.dtype)
     for _ in range(HALVINGS):  # the answer stands at `near` of the way and not at `far`
@@ -135,4 +177,5 @@ def _walk(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
         near, far = torch.where(still, middle, near), torch.where(still, far, middle)
     length = far * (at - x).flatten(1).norm(dim=1)
     length = torch.where(walking, torch.inf, length)
-    return torch.where(right, length, torch.zeros_like(length))
+    length = torch.where(right, length, torch.zeros_like(length))
+    return torch.where(z.isnan().any(1), torch.nan, length)
