@@ -244,12 +244,12 @@ def test_noise_kept_as_an_attribute_lists_and_parametrisations_are_beside_the_la
 
 def test_a_path_norm_beyond_float32():
     torch.manual_seed(0)
-    model = nn.Sequential(*[nn.Linear(512, 512) for _ in range(13)])
+    model = nn.Sequential(*[nn.Linear(512, 512) for _ in range(15)])
     for layer in model:
         layer.weight.data.normal_()
     found = capacity.path(model, torch.ones(1, 512))
     assert found == pytest.approx(capacity.path(model.double(), torch.ones(1, 512).double()))
-    assert found > 1e18
+    assert 1e19 < found < math.inf
 
 
 @pytest.mark.parametrize("x", [torch.zeros(0, 4), torch.zeros(2, 4).long(), [1.0]])
