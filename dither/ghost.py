@@ -5,9 +5,11 @@ Sample i's gradient of a matrix used as z_t = W a_t is Σ_t g_t a_tᵀ, and
     ‖Σ_t g_t a_tᵀ‖² = Σ_{t,t'} (g_t·g_t')(a_t·a_t'),
     (ghost norm)
 
-so the T×T Gram matrices of what goes in and of the gradient that comes back will do; where they
-are larger than the matrix, the sum itself is formed. A convolution is such a product over
-unfolded patches; biases, norms and embeddings have simple sums.
+so T×T matrices will do; where they are larger than the matrix, the sum itself is formed. Over
+positions much can cancel (the gradients of attention's keys add up to 0), and a Gram matrix holds
+the square of what is to cancel: taken are the triangular factor of a, or Gram matrices in double
+precision. A convolution is such a product over unfolded patches; biases, norms and embeddings have
+simple sums.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from torch import Tensor
 from dither.layout import Layout
 
 KEPT = 2**25  # elements of an unfolded operand that are kept rather than unfolded again
+DOUBLE = 3  # what products in double precision cost, with what they need beside: times a product
 
 
 class Caught:
@@ -43,6 +46,37 @@ class Caught:
 def rows2(g: Tensor) -> Tensor:
     """‖g‖² of each row [K, B, …] → [K, B]."""
     return torch.linalg.vector_norm(g.flatten(2) if g.dim() > 2 else g.unsqueeze(2), dim=2).square()
+
+
+def factor(a: Tensor) -> Tensor:
+    """R [..., T, T], upper triangular, of aᵀ = Q R for a [..., T, I], T ≤ I:  ‖gᵀ a‖ = ‖R g‖."""
+    r = torch.linalg.qr(a.mT.to(torch.promote_types(a.dtype, torch.float32)), mode="r")[1]
+    return r.to(a.dtype)
+
+
+def _by_factor(r: Tensor, g: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(r @ g, dim=(-2, -1)).square()
+
+
+def gram(a: Tensor) -> Tensor:
+    """The Gram matrix a aᵀ [..., T, T] of a [..., T, I], in double precision."""
+    a = a.double()
+    return a @ a.mT
+
+
+def _by_gram(aa: Tensor, g: Tensor) -> Tensor:
+    return (gram(g) * aa).sum((-2, -1)).to(g.dtype)
+
+
+def contraction(t: int, i: int, o: int, a: Tensor, g: Tensor) -> tuple[Any, Any] | None:
+    """How a [..., T, I] is made small, and how this and g [..., T, O] then give ‖Σ_t g_t a_tᵀ‖²
+    [...]; None where forming the sum is cheaper. Where it is differentiated by Gram matrices, as
+    the factor has no slope where a's rank is not full.
+    """
+    recorded = a.requires_grad or g.requires_grad
+    if (DOUBLE if recorded else 1) * t * (i + o) >= i * o or g.is_mps:  # which has neither
+        return None
+    return (gram, _by_gram) if recorded else (factor, _by_factor)
 
 
 @dataclass
@@ -67,7 +101,8 @@ class Use:
     caught: Caught | None = None  # the columns under way, once they have come by
     g: Any = None  # the gradient of one of them
     unfolded: Tensor | None = None
-    gram: Tensor | None = None  # of the operand, kept from column to column
+    norm2: Tensor | None = None  # of the operand, kept from column to column
+    small: dict[Any, Tensor] = field(default_factory=dict)  # its factor, its Gram matrix: kept too
 
     def __post_init__(self) -> None:
         self.version = self.a._version if isinstance(self.a, Tensor) else 0
@@ -109,7 +144,7 @@ class Use:
         once; else None.
         """
         caught, layout = self.caught, self.candidates[0]
-        if caught is None or (layout.way, layout.at) != ("dim", 0) or self.g.requires_grad:
+        if caught is None or (layout.way, layout.at) != ("dim", 0):
             return None
         g = caught.g  # [K, B, …]
         if self.kind == "sum":
@@ -121,20 +156,21 @@ class Use:
         if self.kind == "scale" and self.options.get("channels") and g.dim() > 3:
             return rows2(torch.einsum("kncs,ncs->knc", g.flatten(3), self.a.flatten(2)))
         if self.kind == "outer" and g.dim() == 3:
-            if self.gram is None:
-                self.gram = rows2(self.a.unsqueeze(0))
-            return caught.norm2 * self.gram
+            if self.norm2 is None:
+                self.norm2 = rows2(self.a.unsqueeze(0))
+            return caught.norm2 * self.norm2
         if not (self.kind == "outer" or (self.is_outer and self.options["groups"] == 1)):
             return None
         i = self.shape.numel() // (o := g.shape[2] if self.kind == "conv" else g.shape[-1])
         t = g[0, 0].numel() // o
-        if t * (i + o) >= i * o:
+        way = contraction(t, i, o, self.a, g)
+        if way is None:
             return None
-        if self.gram is None:
-            a = self.split()[0].squeeze(1)  # [B, T, I]
-            self.gram = a @ a.mT
+        small, norm2 = way
+        if small not in self.small:
+            self.small[small] = small(self.split()[0].squeeze(1))  # [B, T, T]
         g = g.flatten(3).mT if self.kind == "conv" else g.flatten(2, -2)  # [K, B, T, O]
-        return (g @ g.mT).mul_(self.gram).sum((2, 3))
+        return norm2(self.small[small], g)
 
     def patches(self) -> Tensor:
         """A convolution's operand unfolded [N, C·k, T]; kept from column to column if not large."""
@@ -281,13 +317,16 @@ def square(uses: list[Use]) -> Tensor:
         t, i, o = a.shape[2], a.shape[3], g.shape[3]
         if t == 1:
             return (a.square().sum((2, 3)) * g.square().sum((2, 3))).sum(1)
-        if t * (i + o) < i * o:
-            return ((a @ a.mT) * (g @ g.mT)).sum((1, 2, 3))
-        return (g.mT @ a).square().sum((1, 2, 3))
+        way = contraction(t, i, o, a, g)
+        if way is None:
+            return (g.mT @ a).square().sum((1, 2, 3))
+        small, norm2 = way
+        return norm2(small(a), g).sum(1)
     if len(uses) == 1 and uses[0].kind == "rows":
         idx, g = uses[0].candidates[0](uses[0].a, 0), uses[0].candidates[0](uses[0].g, 1)
         if idx.shape[1] <= 512:
-            same = idx.unsqueeze(1) == idx.unsqueeze(2)  # [B, T, T]
-            return ((g @ g.mT) * same).sum((1, 2))
+            first = (idx.unsqueeze(1) == idx.unsqueeze(2)).byte().argmax(2)  # [B, T]: same index
+            first = first.unsqueeze(-1).expand_as(g)
+            return torch.zeros_like(g).scatter_add(1, first, g).square().sum((1, 2))
     g: Any = sum(u.dense() for u in uses)
     return g.reshape(g.shape[0], -1).square().sum(1)

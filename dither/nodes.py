@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dither.ghost import factor, gram, rows2
+
 Rule = Callable[[Sequence[Any], bool], tuple[Sequence[Any], bool]]
+QR, DOUBLE = 3, 2  # what W's factor, and double precision, cost: times a product
 FEW = 4  # channels, of which a convolution's gradient is made as a product and a fold
 
 
@@ -126,14 +129,45 @@ def relu(step: Any, total: int) -> Rule:
 
 
 class Product:
-    """g W for one whose norm alone is asked:  ‖g W‖² = g (W Wᵀ) gᵀ, the Gram matrix the smaller."""
+    """g W for one whose norm alone is asked:  ‖g W‖ = ‖g Rᵀ‖ where Wᵀ = Q R, R [out, out].
 
-    def __init__(self, g: Tensor, gram: Tensor) -> None:
-        self.g, self.gram, self.dtype = g, gram, g.dtype
+    Not g (W Wᵀ) gᵀ: what g's elements cancel, such as a direction that all rows of W share under
+    the columns of a softmax, would be squared before it is cancelled.
+    """
+
+    def __init__(self, g: Tensor, r: Tensor) -> None:
+        self.g, self.r, self.dtype = g, r, g.dtype
 
     def norm2(self) -> Tensor:
         """[K, B]."""
-        return (self.g * (self.g @ self.gram)).sum(-1)
+        return rows2(self.g @ self.r.mT)
+
+
+class Recorded(Product):
+    """The same where it is differentiated, as R has no slope where W's rank is not full: by
+    g (W Wᵀ) gᵀ after all, in double precision.
+    """
+
+    def norm2(self) -> Tensor:
+        """[K, B]."""
+        g = self.g.double()
+        return (g * (g @ self.r)).sum(-1).to(self.dtype)
+
+
+def _normed(w: Tensor, rows: int, recorded: bool) -> Callable[[Tensor], Product] | None:
+    """From g to the norm of g W [rows, in], by a matrix smaller than W [out, in] if it pays."""
+    o, i = w.shape
+    if w.is_mps:  # has neither of the two
+        return None
+    if recorded:
+        if rows * (i - DOUBLE * o) <= DOUBLE * o * i:
+            return None
+        square = gram(w)
+        return lambda g: Recorded(g, square)
+    if rows * (i - o) <= QR * o * i:
+        return None
+    r = factor(w)
+    return lambda g: Product(g, r)
 
 
 def unbound(step: Any, total: int) -> Rule | None:
@@ -168,9 +202,10 @@ def product(step: Any, total: int) -> Rule | None:
     w = step.node._saved_mat2.mT  # [out, in]
     edge, rows = step.next[0], total * step.shapes[0][0]
     (o, i), to = w.shape, edge.step
-    if to.tap and to.node.normed and not to.next and to.sources == 1 and rows * (i - o) > o * i:
-        gram = w @ w.mT
-        return lambda g, own: ([Product(g[0], gram)], True)
+    if to.tap and to.node.normed and not to.next and to.sources == 1:
+        normed = _normed(w, rows, step.recorded)
+        if normed is not None:
+            return lambda g, own: ([normed(g[0])], True)
     return lambda g, own: ([(g[0].reshape(-1, o) @ w).view(*g[0].shape[:-1], i)], True)
 
 

@@ -22,7 +22,7 @@ from dither.inject import Injection
 from dither.layout import belongs, start_at, tells
 from dither.noise import Additive, Weight
 from dither.read import leaves
-from dither.replay import Replay
+from dither.replay import Hooked, Replay
 from dither.site import CONV, Site
 from dither.uses import Tap, Uses
 
@@ -47,7 +47,7 @@ class Pull:
         self.noise, self.loss, self.samples = noise, loss, samples
         self.coupled, self.differentiable, self.unit = coupled, differentiable, unit
         self.totals: dict[str, Tensor] = {}
-        self.listening, self.alone, self.called = False, False, False
+        self.listening, self.alone, self.called, self.hooked = False, False, False, False
         self.signs: list[float] = [1.0]  # of the columns under way
         self.reached: list[tuple[str, Tensor]] | None = None
         self.weights = [s for s in noise.sites.values() if s.side == "parameter"]
@@ -126,7 +126,7 @@ class Pull:
         if self.called and self.samples is None:
             self.keep_apart(z)
         total = columns.count if self.samples is None else self.samples
-        replay = None if sites else self.replay(z, uses, total)
+        replay = None if sites else self.replay(z, uses, columns, total)
         for chunk in _chunks(self.chosen(columns, z), replay.chunk if replay else 1):
             self.signs = [sign for sign, _ in chunk]
             if replay is None:
@@ -155,20 +155,27 @@ class Pull:
                     use.turn(k)
                 self.add(site, law.variance(gradient, here), slice(k, k + 1))
 
-    def replay(self, z: Tensor, uses: list[Use], total: int) -> Replay | None:
+    def replay(
+        self, z: Tensor, uses: list[Use], columns: losses.Columns, total: int
+    ) -> Replay | None:
         """A faster way through the recorded graph, if it is one: once for a graph of these shapes,
-        a random column is pulled back both ways, and both must say the same.
+        a random column and the first of √H are pulled back both ways, and both must say the same.
         """
-        if not z.requires_grad or (self.differentiable and total == 1):
+        if not (z.requires_grad and total) or (self.differentiable and total == 1) or self.hooked:
             return None
         found = Replay(z, total, recorded=self.differentiable)
         if not found.fits or (self.differentiable and found.chunk == 1):
             return None
         mark, known = ("replay", found.mark), self.noise.layouts
         if mark not in known:
-            column = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z)
-            both = (lambda: self.back(z, column, []), lambda: found(column.unsqueeze(0)))
-            known[mark] = _agree(*(self.tally(back, uses) for back in both))
+            noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z)
+            known[mark] = all(
+                _agree(
+                    self.tally(functools.partial(self.back, z, column, []), uses),
+                    self.tally(functools.partial(found, column.unsqueeze(0)), uses),
+                )
+                for column in (noise, columns.column(0))
+            )
         return found if known[mark] else None
 
     def tally(self, back: Callable[[], None], uses: list[Use]) -> dict[str, Tensor]:
@@ -229,7 +236,10 @@ class Pull:
 
     def output(self, x: Any) -> Tensor:
         """The output; through DDP where a backward will follow, whose gradients it averages."""
-        return output(self.noise.wrapper if self.differentiable else self.noise.model, x)
+        with Hooked() as hooked:
+            z = output(self.noise.wrapper if self.differentiable else self.noise.model, x)
+        self.hooked = hooked.found
+        return z
 
     def forward(self, x: Any) -> tuple[Tensor, list[Use], set[str]]:
         """The output, the uses of parameters, and the parameters that rules can't meet.
@@ -301,7 +311,7 @@ class Pull:
         """
         self._engine(z, start_at(z, 0), uses)
         yield 0
-        ahead = None if self.called or self.differentiable else Replay(z, 2)
+        ahead = None if self.called or self.differentiable or self.hooked else Replay(z, 2)
         if ahead is not None and ahead.fits:
             found = [use.g for use in uses]
             for use in uses:

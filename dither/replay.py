@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+from torch.overrides import TorchFunctionMode
 
 from dither.nodes import RULES, Edge, Rule, asked
 from dither.uses import Tap
@@ -66,6 +67,22 @@ class Step:
         return found, self.own and len(found) == 1 and not self.recorded
 
 
+class Hooked(TorchFunctionMode):
+    """Notes whether a forward may have put hooks on gradients, by a tensor or by its node: they
+    stand in no node, so that a graph that has some can't be told from one that has none.
+    """
+
+    found = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.register_hook, _GRAD_FN):
+            self.found = True
+        return func(*args, **(kwargs or {}))
+
+
+_GRAD_FN = Tensor.grad_fn.__get__  # pyright: ignore
+
+
 class Replay:
     """All steps from z to its taps, in order; `total` columns are going to be asked for.
 
@@ -100,8 +117,8 @@ class Replay:
 
     @property
     def mark(self) -> tuple:
-        """By which the same graph is known again."""
-        return tuple((s.node.name(), *s.shapes) for s in self.steps)
+        """By which the same graph, gone through in the same way, is known again."""
+        return self.recorded, *((s.node.name(), *s.shapes) for s in self.steps)
 
     def __call__(self, columns: Tensor) -> None:
         """Pull columns [K, *z.shape] back; the taps catch them."""

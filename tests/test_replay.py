@@ -211,12 +211,53 @@ def test_a_hook_that_changes_gradients_is_found_out():
     noisy = inject(model, Additive(1.0))
     with torch.no_grad():
         found = explicit(noisy, x, y).by_site
-    assert [known for mark, known in noisy.layouts.items() if mark[0] == "replay"] == [False]
+    assert not any(mark[0] == "replay" for mark in noisy.layouts)
     model[1] = nn.Identity()
     plain = explicit(noisy, x, y).by_site
     first, last = plain
     torch.testing.assert_close(found[first], 4 * plain[first].detach())
     torch.testing.assert_close(found[last], plain[last].detach())
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("by", ["tensor", "node"])
+@pytest.mark.parametrize("noise", [Additive(1.0), Weight(1.0)], ids=lambda n: type(n).__name__)
+def test_a_hook_that_comes_later_counts(noise, by, recorded):
+    """The graph without it is known by then, and the hook is to be seen in no node."""
+    torch.manual_seed(0)
+    model = net(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4))
+    x, y = torch.randn(4, 3).double(), torch.tensor([0, 1, 2, 3])
+    noisy = inject(model, noise)
+
+    def found():
+        with torch.set_grad_enabled(recorded):
+            return {name: r.detach() for name, r in explicit(noisy, x, y).by_site.items()}
+
+    def triple(module, args, h):
+        if by == "tensor":
+            h.register_hook(lambda g: 3 * g)
+        else:
+            h.grad_fn.register_prehook(lambda g: (3 * g[0],))
+
+    before = found()
+    assert [known for mark, known in noisy.layouts.items() if mark[0] == "replay"] == [True]
+    hook = model[1].register_forward_hook(triple)
+    during = found()
+    hook.remove()
+    for name, r in before.items():
+        torch.testing.assert_close(during[name], (9 if name[0] == "0" else 1) * r)
+    torch.testing.assert_close(found(), before)
+
+
+def test_a_graph_is_verified_for_values_and_for_slopes():
+    model = net(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4))
+    x, y = torch.randn(4, 3).double(), torch.tensor([0, 1, 2, 3])
+    noisy = inject(model, Additive(1.0))
+    with torch.no_grad():
+        explicit(noisy, x, y)
+    explicit(noisy, x, y)
+    marks = {mark[1][0]: known for mark, known in noisy.layouts.items() if mark[0] == "replay"}
+    assert marks == {False: True, True: True}
 
 
 def test_functions_with_a_backward_of_their_own_are_left_to_autograd():
@@ -240,8 +281,8 @@ def test_what_is_recomputed_is_left_to_autograd(reentrant):
     assert not Replay(z, K).fits
 
 
-def test_the_norm_of_a_product_by_the_smaller_gram_matrix():
-    """A wide input under few units: W Wᵀ instead of g W."""
+def test_the_norm_of_a_product_by_the_smaller_matrix():
+    """A wide input under few units: the triangular factor of W instead of W."""
     torch.manual_seed(0)
     model = net(nn.Linear(300, 5), nn.ReLU(), nn.Linear(5, 4))
     x, y = torch.randn(200, 300).double(), torch.randint(4, (200,))
