@@ -26,8 +26,8 @@ $(READY): requirements.lock pyproject.toml
 	  { echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv, or say which Python can: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the packages of requirements.lock into $(VENV): about three minutes, silent unless something fails"
-	@$(BIN)/python -m pip install -q --no-compile -r requirements.lock
-	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip install -qq --no-compile -r requirements.lock
+	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	@touch $@
 
 venv: $(READY)

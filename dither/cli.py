@@ -130,6 +130,10 @@ def reproduce(
     seeds: Annotated[
         str | None, typer.Option(metavar="N|A:B", help="How many, or from A to B − 1.")
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN", help="These runs alone, by label or glob; may be repeated."),
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(metavar="N", help="Processes; as many as there are cores, up to 8."),
@@ -158,6 +162,7 @@ def reproduce(
                 figures or (),
                 scale=scale,
                 seeds=chosen,
+                only=only or (),
                 jobs=jobs,
                 out=out,
                 cluster=cluster,

@@ -49,6 +49,7 @@ class Study:
     command: str
     figure: Figure | None = None
     runs: Mapping[str, Run | Task] = field(default_factory=dict)
+    left: set[str] = field(default_factory=set)  # labels of runs that were not asked for
     problem: str = ""  # why it was not run at all
     waits: set[tuple[str, int]] = field(default_factory=set)  # (key, seed) not computed yet
     failures: dict[str, str] = field(default_factory=dict)  # label → sentence
@@ -107,7 +108,9 @@ def tabulate(study: Study, store: Store) -> Table:
         except DitherError as error:  # one unreadable result must not hide the others
             missing[label] = str(error)
             continue
-        if found:
+        if label in study.left and len(found) < len(study.seeds):
+            missing[label] = "it was left out (--only)"
+        elif found:
             there[label] = found
         else:
             missing[label] = study.failures.get(label, "it has no results")

@@ -86,6 +86,7 @@ def write_page(root: Path) -> Path:
         "paragraphs": _paragraphs,
         "prose": _prose,
         "duration": duration,
+        "by_reason": by_reason,
         "title": catalogue.title,
     }
     environment.globals |= {"verdicts": VERDICTS}
@@ -110,6 +111,14 @@ def spelt(number: Any) -> str:
     if isinstance(number, float):
         return re.sub(r"e([+-])0?", r"e\1", f"{number:.3g}").replace("e+", "e")
     return "–" if number is None else str(number)
+
+
+def by_reason(missing: dict[str, str]) -> list[tuple[str, list[str]]]:
+    """[(why, labels)]: the runs that are missing for the same reason, together."""
+    found: dict[str, list[str]] = {}
+    for label, why in missing.items():
+        found.setdefault(why, []).append(label)
+    return list(found.items())
 
 
 def _with_spread(mean: Any, spread: Any) -> str:

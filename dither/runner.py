@@ -6,10 +6,13 @@ one stopped.
 """
 
 import contextlib
+import difflib
 import math
+import shlex
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,7 @@ def reproduce(
     *,
     scale: str = "quick",
     seeds: int | Iterable[int] | None = None,
+    only: str | Sequence[str] = (),
     jobs: int = 1,
     out: str | Path = "results",
     cluster: str | None = None,
@@ -66,8 +70,9 @@ def reproduce(
     """Compute what is missing of the named figures ("levi2022/fig3", "levi2022", globs; none: all),
     judge and show them.
 
-    seeds: how many, or which; None: as many as each figure says for the scale.   jobs: processes
-    (above 1, the calling script needs the usual `if __name__ == "__main__":`).   cluster: a Dask
+    seeds: how many, or which; None: as many as each figure says for the scale.   only: labels of
+    runs, or globs of them: the others are not computed, and claims that ask for one are not judged.
+    jobs: processes (above 1, the calling script needs the usual `if __name__ == "__main__":`).   cluster: a Dask
     scheduler's address, or "local". again: compute finished runs once more.   Raises DitherError
     for what can't be run at all; a run that fails is told in `failures` and on the page, and the
     others go on.
@@ -80,8 +85,10 @@ def reproduce(
     found = catalogue.match([names] if isinstance(names, str) else names)
     if not found:
         raise DitherError(f"there is no figure in {catalogue.PAPERS}")
-    session = Session(Store(out), screen or Quiet(), again)
+    only = (only,) if isinstance(only, str) else tuple(only)
+    session = Session(Store(out), screen or Quiet(), again, only)
     studies = [session.study(name, scale, chosen) for name in found]
+    _check_only(only, studies)
     studies.sort(
         key=lambda s: s.figure.cost.get(scale, math.inf) if s.figure else 0
     )  # cheapest first; stable
@@ -91,15 +98,18 @@ def reproduce(
 class Session:
     """One call of `reproduce`: the store it writes to, the screen it tells."""
 
-    def __init__(self, store: Store, screen: Screen, again: bool) -> None:
-        self.store, self.screen, self.again = store, screen, again
+    def __init__(
+        self, store: Store, screen: Screen, again: bool, only: tuple[str, ...] = ()
+    ) -> None:
+        self.store, self.screen, self.again, self.only = store, screen, again, only
         self.failures: dict[str, str] = {}
         self.absent: dict[str, str] = {}  # data set → why it isn't here ("" if it is)
         store.prepare()
 
     def study(self, name: str, scale: str, seeds: tuple[int, ...] | None) -> Study:
         """A figure, found and asked for its runs; what is wrong with it becomes its problem."""
-        study = Study(name, scale, seeds or (), command(name, scale, seeds, self.store.root))
+        typed = command(name, scale, seeds, self.store.root, self.only)
+        study = Study(name, scale, seeds or (), typed)
         try:
             study.figure = catalogue.find(name)
             study.seeds = seeds or tuple(range(study.figure.seeds[scale]))
@@ -107,6 +117,7 @@ class Session:
             for run in runs.values():
                 identity.key(run)  # what has none shows here, not halfway
             study.runs = runs
+            study.left = {label for label in runs if self.only and not _named(label, self.only)}
         except DitherError as error:
             study.problem = str(error)
         except Exception as error:  # a figure is anybody's code: its bug must not hide the others
@@ -152,6 +163,7 @@ class Session:
             missing = {
                 label: [seed for seed in study.seeds if self.again or not self.store.has(run, seed)]
                 for label, run in study.runs.items()
+                if label not in study.left
             }
             if any(missing.values()) and (absent := self._absent(study)):
                 study.problem = absent
@@ -211,9 +223,12 @@ class Session:
         self.screen.say(str(study))
 
 
-def command(name: str, scale: str, seeds: Sequence[int] | None, out: Path) -> str:
+def command(
+    name: str, scale: str, seeds: Sequence[int] | None, out: Path, only: Sequence[str] = ()
+) -> str:
     """What to type to get this result."""
     words = ["dither reproduce", name, f"--scale {scale}"]
+    words += [f"--only {shlex.quote(pattern)}" for pattern in only]
     if seeds:
         first, last = seeds[0], seeds[-1] + 1
         words.append(f"--seeds {last}" if first == 0 else f"--seeds {first}:{last}")
@@ -229,6 +244,21 @@ def _chosen(seeds: int | Iterable[int] | None) -> tuple[int, ...] | None:
             f"seeds = {seeds!r} names none, or one below 0, or one twice: give a number above 0"
         )
     return chosen
+
+
+def _named(label: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(label, pattern) for pattern in patterns)
+
+
+def _check_only(only: Sequence[str], studies: Sequence[Study]) -> None:
+    """Raises DitherError for a pattern that no run of these figures has."""
+    labels = list(dict.fromkeys(label for study in studies for label in study.runs))
+    for pattern in only:
+        if labels and not any(fnmatchcase(label, pattern) for label in labels):
+            near = difflib.get_close_matches(pattern, labels, n=3, cutoff=0.3) or labels[:3]
+            raise DitherError(
+                f"--only {pattern}: no run is called that; there is {', '.join(map(repr, near))}"
+            )
 
 
 def _opening(studies: list[Study], total: int, width: int, cluster: str | None) -> str:

@@ -384,3 +384,25 @@ def test_an_unreadable_result_does_not_hide_the_other_figures(toy, tmp_path):
     assert claims[0]["holds"] is None
     assert "can't be read" in json.dumps(claims[0]["numbers"])
     assert any(said.startswith("toy2024/fig2: 1 claim holds") for said in told.said)
+
+
+# ------------------------------------------------------------------------------- a part of a figure
+
+
+def test_only_some_runs(toy, tmp_path):
+    more, noted = counting(tmp_path)
+    reproduce = toy(fig1=plain(smoke=more))
+    study = reproduce(only="*0.5").figures["toy2024/fig1"]
+    assert noted() == ["0.5 0", "0.5 1"]
+    (claim,) = study.claims
+    assert claim["holds"] is None
+    assert "'rate 0.1' has no results: it was left out (--only)" in claim["numbers"]["why"]
+    assert study.command.startswith("dither reproduce toy2024/fig1 --scale smoke --only '*0.5'")
+    (claim,) = reproduce(only=["rate 0.1"]).claims  # what is there counts, asked for or not
+    assert claim["holds"] is True
+    assert sorted(noted()) == ["0.1 0", "0.1 1", "0.5 0", "0.5 1"]
+
+
+def test_only_runs_that_there_are(toy):
+    with pytest.raises(DitherError, match=r"--only rate 0.7: no run is called that.*'rate 0.5'"):
+        toy(fig1=plain())(only=["rate 0.7"])

@@ -69,30 +69,26 @@ def cost_of_corruption(net: str):
 
 
 def shown(t: Table, net: str, reading: str) -> dict[str, str]:
-    """{run: method} of a panel: the reading's runs where there are any."""
+    """{run: method} of a panel: the reading's runs where there are any; no runs left out."""
     found = {}
     for m in SHOWN:
         label = f"{net} {m}{reading}"
         found[label if label in t.labels else f"{net} {m}"] = m
-    return found
+    return {label: m for label, m in found.items() if label in t.labels}
 
 
 def plot(t: Table):
-    picture, axes = style.grid(2, 2, height=3.4)
+    nets = [net for net in ("FC", "CNN") if any(label.startswith(net) for label in t.labels)]
+    picture, axes = style.grid(2, len(nets), height=3.4)
     for row, reading in zip(axes, ("", ", clipped"), strict=True):
-        for ax, net in zip(row, ("FC", "CNN"), strict=True):
+        for ax, net in zip(row, nets, strict=True):
             lines(ax, t, shown(t, net, reading))
             ax.set_title(f"{net}, {'clipped softmax' if reading else 'logits'}")
     scan = "FC in catapult, scan"
-    ax = axes[0, 0]
-    ax.plot(
-        LEVELS,
-        curve(t, scan).mean(0),
-        ":",
-        color=style.BLUE,
-        lw=2.2,
-        label="in catapult, σ of the scan",
-    )
+    if scan in t.labels:
+        name = "in catapult, σ of the scan"
+        mean = curve(t, scan).mean(0)
+        axes[0, 0].plot(LEVELS, mean, ":", color=style.BLUE, lw=2.2, label=name)
     for ax in axes[1]:
         ax.set_xlabel("corruption s")
     for ax in axes[:, 0]:
