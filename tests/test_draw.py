@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -167,7 +168,9 @@ def test_a_long_fill_reaches_every_element_and_repeats(write, n):
     assert once(0).isfinite().all()
     assert torch.equal(once(0), once(0))
     assert (once(0) != once(1)).float().mean() > 0.99
-    assert once(0).unique().numel() > 0.9 * min(n, 2**19)
+    values = {fill.normal: fill.CELLS, fill.uniform: 2**24}[write]
+    there = values * -math.expm1(-n / values)  # of so many, in n draws
+    assert once(0).unique().numel() > 0.98 * there
 
 
 def test_a_long_normal_has_the_tails_of_one():
@@ -193,13 +196,55 @@ def test_a_long_normal_follows_its_law_everywhere():
     assert max((cdf - k).abs().max(), (cdf - k + 1 / len(e)).abs().max()) < 2.75 / len(e) ** 0.5
 
 
-def test_the_two_of_a_pair_are_independent():
-    """They share a radius: their products of any order must not. E x²y² = 1, E x y = E x³y = 0."""
+def test_a_long_normal_follows_its_law_in_the_tails():
+    """The same beyond ±2.5, on both sides of 3, where the table ends: 20 million draws, of which
+    1.2 % are there.
+    """
+    e = fill.normal(torch.empty(20_000_000), torch.Generator().manual_seed(5)).double()
+    for side in (e, -e):
+        far = side[side > 2.5].sort().values
+        cdf = 1 - torch.special.ndtr(-far) / torch.special.ndtr(torch.tensor(-2.5).double())
+        k = torch.arange(1, len(far) + 1) / len(far)
+        assert max((cdf - k).abs().max(), (cdf - k + 1 / len(far)).abs().max()) < (
+            2.75 / len(far) ** 0.5
+        )
+
+
+def test_the_table_of_a_long_normal_has_its_moments():
+    """With the tails beside it: mean 0 to the bit, and variance 1."""
+    x = fill._body().double()
+    assert torch.equal(x, -x.flip(0))
+    c, q = fill.BODY, fill.BEYOND
+    beyond = q + 2 * c * math.exp(-c * c / 2) / math.sqrt(2 * math.pi)  # E x² where |x| > c
+    assert abs((1 - q) * x.square().mean() + beyond - 1) < 1e-8
+    edges = torch.special.ndtri(q / 2 + (1 - q) * torch.arange(fill.CELLS + 1).double() / fill.CELLS)
+    assert (edges[:-1] < x).all()
+    assert (x < edges[1:]).all()
+
+
+def test_the_places_of_the_tails_are_tosses_of_a_coin():
+    """Their number, their gaps' mean, both ends reached; in standard errors."""
+    n, p, bits = 1000, 0.01, np.random.SFC64(1)
+    tosses = torch.zeros(2000, n)
+    for row in tosses:
+        at = fill._places(n, p, bits)
+        assert (np.diff(at) > 0).all()
+        row[torch.from_numpy(at)] = 1
+    by_place, by_toss = tosses.mean(0), tosses.sum(1)
+    assert ((by_place - p).abs() < ALARM * math.sqrt(p * (1 - p) / 2000)).all()
+    assert (by_toss.mean() - n * p).abs() < ALARM * math.sqrt(n * p * (1 - p) / 2000)
+    assert by_toss.var() == pytest.approx(n * p * (1 - p), rel=ALARM * math.sqrt(2 / 2000))
+    assert ((tosses[:, 1:] * tosses[:, :-1]).mean() - p * p).abs() < ALARM * p / math.sqrt(2e6)
+
+
+def test_neighbours_in_a_long_normal_are_independent():
+    """Four of them share a word: E x y = E x³y = 0, E x²y² = 1, E x⁴y⁴ = 9."""
     e = fill.normal(torch.empty(30, fill.PIECE), torch.Generator().manual_seed(4)).double()
-    x, y = e[:, : fill.PIECE // 2].flatten(), e[:, fill.PIECE // 2 :].flatten()
-    for product, truth in ((x * y, 0), (x**2 * y**2, 1), (x**3 * y, 0), (x**4 * y**4, 9)):
-        sem = product.std() / math.sqrt(len(x))
-        assert (product.mean() - truth).abs() < ALARM * sem
+    for lag in (1, 2, 3, fill.PIECE // 2):
+        x, y = e[:, lag:].flatten(), e[:, :-lag].flatten()
+        for product, truth in ((x * y, 0), (x**2 * y**2, 1), (x**3 * y, 0), (x**4 * y**4, 9)):
+            sem = product.std() / math.sqrt(len(x) / 2)  # neighbours' products are dependent
+            assert (product.mean() - truth).abs() < ALARM * sem
 
 
 def test_long_draws_of_neighbours_sites_and_steps_are_independent():
