@@ -217,7 +217,9 @@ def test_the_table_of_a_long_normal_has_its_moments():
     c, q = fill.BODY, fill.BEYOND
     beyond = q + 2 * c * math.exp(-c * c / 2) / math.sqrt(2 * math.pi)  # E x² where |x| > c
     assert abs((1 - q) * x.square().mean() + beyond - 1) < 1e-8
-    edges = torch.special.ndtri(q / 2 + (1 - q) * torch.arange(fill.CELLS + 1).double() / fill.CELLS)
+    edges = torch.special.ndtri(
+        q / 2 + (1 - q) * torch.arange(fill.CELLS + 1).double() / fill.CELLS
+    )
     assert (edges[:-1] < x).all()
     assert (x < edges[1:]).all()
 

@@ -17,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,11 @@ __all__ = ["Trace", "trace"]
 
 PILOT = 16  # probes that only tell how many there must be; none of them is kept
 STEIN = (PILOT - 1) / (PILOT - 3)  # E t² of Student's t at the pilot's PILOT − 1 degrees of freedom
+
+
+# What an exact trace has learnt of a model's graph (where its samples are, that a replay agrees with
+# autograd), kept while the model lives and says the same of itself: asking anew costs a plain step.
+LEARNT: WeakKeyDictionary[nn.Module, tuple[Any, dict]] = WeakKeyDictionary()
 
 
 class Trace(NamedTuple):
@@ -175,12 +181,25 @@ def _exact(model: nn.Module, loss: Any, batches: Iterable[tuple[Any, Tensor]]) -
     sums: dict[str, float] = {}
     count = 0
     with inject(model, Weight(1.0)) as noise, torch.no_grad():
+        noise.layouts = _learnt(model)
         for x, y in _ready(batches):
             count += len(y)
             for name, part in explicit(noise, x, y, loss).by_site.items():
                 sums[name] = sums.get(name, 0.0) + 2 * len(y) * part.item()
     parts = {name: Estimate(s / count, 0.0) for name, s in sums.items()}
     return Trace(sum(p.value for p in parts.values()), 0.0, parts, 0)
+
+
+def _learnt(model: nn.Module) -> dict:
+    """What is known of the model's graph, unless a module was changed since."""
+    plain = (bool, int, float, str, tuple, type(None))
+    says = tuple(
+        (name, type(m), *((k, v) for k, v in vars(m).items() if isinstance(v, plain)))
+        for name, m in model.named_modules()
+    )
+    if model not in LEARNT or LEARNT[model][0] != says:
+        LEARNT[model] = says, {}
+    return LEARNT[model][1]
 
 
 def _probed(
