@@ -67,7 +67,7 @@ def _long(out: Tensor, generator: torch.Generator, write: Write) -> Tensor:
 
 
 def _quantiles(out: Tensor, bits: np.random.SFC64) -> None:
-    """A mixture: 16 bits choose from the body of the law; one in 370 places is drawn from the tails.
+    """A mixture: 16 bits choose from the law's body; one place in 370 is drawn from its tails.
 
     The body's variance is off by 10^−9, its distribution function by 2^−17 at most.
     """

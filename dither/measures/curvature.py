@@ -42,8 +42,8 @@ PILOT = 16  # probes that only tell how many there must be; none of them is kept
 STEIN = (PILOT - 1) / (PILOT - 3)  # E t² of Student's t at the pilot's PILOT − 1 degrees of freedom
 
 
-# What an exact trace has learnt of a model's graph (where its samples are, that a replay agrees with
-# autograd), kept while the model lives and says the same of itself: asking anew costs a plain step.
+# What an exact trace has learnt of a model's graph (where its samples are, that a replay agrees
+# with autograd), while the model lives and says the same of itself: asking anew costs a plain step.
 LEARNT: WeakKeyDictionary[nn.Module, tuple[Any, dict]] = WeakKeyDictionary()
 
 
