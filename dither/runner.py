@@ -74,8 +74,8 @@ def reproduce(
     runs, or globs of them: the others are not computed, and claims that ask for one not judged.
     jobs: processes (above 1, the calling script needs the usual `if __name__ == "__main__":`).
     cluster: a Dask scheduler's address, or "local". again: compute finished runs once more.
-    Raises DitherError for what can't be run at all; a run that fails is told in `failures` and on the page, and the
-    others go on.
+    Raises DitherError for what can't be run at all; a run that fails is told in `failures` and on
+    the page, and the others go on.
     """
     if scale not in SCALES:
         raise DitherError(f"scale {scale!r} is none of {', '.join(SCALES)}")

@@ -47,8 +47,10 @@ def injected(run: "Run", model: nn.Module, seed: int | list[int], x: Tensor) -> 
     example = x[:2]
     if isinstance(seed, list):
         example = x[:, :2] if run.data.per_seed else example.expand(len(seed), *example.shape)
-    how = {"draw": run.draw, "by": run.by, "statistics": run.statistics}
-    return inject(model, what, seed=seed, example=example, **how)
+    return inject(
+        model, what, seed=seed, example=example,
+        draw=run.draw, by=run.by, statistics=run.statistics,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
