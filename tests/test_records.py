@@ -1,0 +1,42 @@
+"""The recorded results belong to today's figures, and say what they say."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dither import catalogue, report
+from dither.judge import Study, tabulate
+from dither.store import Store
+
+ROOT = Path(__file__).parents[1] / "records"
+FIGURES = sorted(ROOT.glob("figures/*/*/figure.json"))
+
+
+def recorded(file: Path) -> Study:
+    """The study a record is of, as its figure's code has it now."""
+    about = json.loads(file.read_text(encoding="utf-8"))
+    figure = catalogue.find(about["name"])
+    runs = figure.at(about["scale"])
+    study = Study(about["name"], about["scale"], tuple(about["seeds"]), "", figure, runs)
+    study.left = set(about["missing"])
+    return study
+
+
+@pytest.mark.parametrize("file", FIGURES, ids=lambda file: "/".join(file.parts[-3:-1]))
+def test_every_record_is_of_todays_runs_and_claims(file):
+    study = recorded(file)
+    table = tabulate(study, Store(ROOT))
+    about, entries = report.judged(file.parent)
+    assert set(table.labels) == set(study.runs) - study.left
+    assert set(table.seeds) == set(about["seeds"]) - set(about["left out"])
+    assert study.figure
+    for claim, entry in zip(study.figure.claims, entries, strict=True):
+        assert claim.id == entry["id"]
+        if entry["holds"] is not None:
+            assert claim.check(table)[0] == entry["holds"], claim.id
+
+
+def test_no_run_is_kept_that_no_figure_has():
+    known = {run.key for file in FIGURES for run in recorded(file).runs.values()}
+    assert {folder.name for folder in ROOT.glob("runs/*")} <= known
