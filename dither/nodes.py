@@ -71,7 +71,8 @@ def plus(step: Any, total: int) -> Rule | None:
     """The sum a + b, nothing broadcast."""
     if step.node._saved_alpha != 1 or any(_shape(edge) != step.shapes[0] for edge in step.next):
         return None
-    return lambda g, own: ([g[0]] * len(step.next), own)
+    n = len(step.next)
+    return lambda g, own: ([g[0]] * n, own)
 
 
 def permuted(step: Any, total: int) -> Rule:

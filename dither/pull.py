@@ -113,9 +113,12 @@ class Pull:
             )
         scale = 0.5 / z.shape[0]
         zero = torch.zeros_like(value)
+        # the taps hold this object: what it holds of their graph would never be let go
+        totals, self.totals, self.leaf, self.reached = self.totals, {}, {}, None
+        for use in uses:
+            use.forget()
         return value, {
-            name: scale * self.totals[name] if name in self.totals else zero
-            for name in self.noise.sites
+            name: scale * totals[name] if name in totals else zero for name in self.noise.sites
         }
 
     def columns(
