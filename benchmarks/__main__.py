@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import environments, figures, record
 from benchmarks.environments import BENCH, ROOT, Environment
-from benchmarks.targets import judge
+from benchmarks.targets import Judged, judge
 from benchmarks.workloads import WORKLOADS, trained
 
 GROWTH = "growth"
@@ -45,6 +45,8 @@ def main() -> None:
             found[f"{name} {env.peer}"] = _measured(env, name, args.rounds)
             made = record.gather(args.rounds, peers, found, extras, time.perf_counter() - start)
             record.write(made, BENCH / "last")  # what a run that is cut short leaves
+    missed = [j for j in judge(record.rows_of({"runs": found})) if j.held is False]
+    extras["spent"] = {f"{j.what} | {j.workload}": _spent(j) for j in missed if j.own}
     made = record.gather(args.rounds, peers, found, extras, time.perf_counter() - start)
     page = record.write(made, ROOT / "benchmarks" / "records" if whole else BENCH / "last")
     drawn = figures.draw(made, ROOT / "docs" if whole else BENCH / "last")
@@ -109,6 +111,12 @@ def _measured(env: Environment, workload: str, rounds: int) -> dict[str, Any]:
         found = {"rows": [{**row, "refuses": found["died"]}]}
     print(f"{workload}, {env.peer}: {time.perf_counter() - start:.0f} s", flush=True)
     return found
+
+
+def _spent(missed: Judged) -> list[dict[str, Any]]:
+    """Where the time of a call that missed its target goes."""
+    found = _worker(Path(sys.executable), "benchmarks.spent", missed.workload, missed.what)
+    return found.get("rows", [])
 
 
 def _worker(python: Path, module: str, *args: str) -> dict[str, Any]:

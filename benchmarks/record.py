@@ -94,6 +94,9 @@ def page(record: dict[str, Any], date: str) -> str:
         "## Targets",
         _targets(rows, record.get("seeds", [])),
     ]
+    for name, spent in record.get("spent", {}).items():
+        quantity, workload = name.split(" | ")
+        parts += [f"## Where the time goes: {LABELS[quantity].lower()}, {workload}", _spent(spent)]
     for quantity, label in LABELS.items():
         of_it = [r for r in rows if r["quantity"] == quantity and _shown(r, record)]
         if of_it:
@@ -129,6 +132,14 @@ def _targets(rows: list[Row], seeds: list[dict[str, Any]]) -> str:
         mark = "✔" if faster >= SEEDS_FASTER else "✗"
         cells = ("ten seeds at once, " + s["how"], "2-64-64-1", f"≥ {SEEDS_FASTER:g} × faster")
         lines.append("| " + " | ".join((*cells, _spread(s["faster"]) + " ×", mark)) + " |")
+    return "\n".join(lines)
+
+
+def _spent(rows: list[dict[str, Any]]) -> str:
+    """Operators whose own time is above the plain step's, in plain steps."""
+    lines = ["| operator | here | in a plain step | calls |", "|---|---|---|---|"]
+    for r in rows:
+        lines.append(f"| {r['what']} | {r['here']:.3f} | {r['plain']:.3f} | {r['calls']} |")
     return "\n".join(lines)
 
 

@@ -85,6 +85,11 @@ class Judged:
         return None if self.found is None else self.found <= self.target
 
     @property
+    def own(self) -> bool:
+        """A cost in plain steps, not in a peer's."""
+        return (self.what, self.workload) in AT_MOST and self.what != "memory"
+
+    @property
     def mark(self) -> str:
         return {True: "✔", False: "✗", None: "–"}[self.held]
 

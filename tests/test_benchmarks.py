@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import clock, figures, growth, oracle, record, targets
+from benchmarks import clock, figures, growth, oracle, record, spent, targets
 from benchmarks.methods import DITHER
 from benchmarks.naive import NAIVE
 from benchmarks.peers import PEERS
@@ -199,3 +199,22 @@ def test_a_layers_input_is_not_what_a_shortcut_reads():
     job = Job(work, net, torch.randn(5, 4), torch.randint(3, (5,)))
     said = oracle.check(DITHER[0].build, job, True, oracle.truth("R", job))
     assert said["verdict"] == "same"
+
+
+@pytest.mark.parametrize("quantity", ["R", "activations"])
+def test_what_was_spent_adds_up_and_names_the_products(job, quantity):
+    rows = spent.spent(job, quantity)
+    *parts, whole = rows
+    assert whole["what"] == "all"
+    assert whole["plain"] == 1
+    assert sum(r["here"] for r in parts) <= whole["here"] + 1e-9
+    above = [r["here"] - r["plain"] for r in parts]
+    assert above == sorted(above, reverse=True)
+    assert {"aten::mm", "aten::addmm"} & {r["what"] for r in parts} or quantity != "R"
+    assert f"| all | {whole['here']:.3f} | 1.000 |" in record._spent(rows)
+
+
+def test_what_missed_its_own_target_is_looked_into_and_nothing_else():
+    judged = targets.judge([row(median=9.0)])
+    assert [j.what for j in judged if j.held is False and j.own] == ["GN trace"]
+    assert not [j for j in targets.judge([row(median=0.1)]) if j.held is False]

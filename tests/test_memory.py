@@ -76,7 +76,9 @@ CALLS = {
     "training on two samples": training(2),
     "exact R": value(),
     "sampled R": value(samples=1),
-    "a graph that nobody differentiates": lambda noise, model: dither.explicit(noise, X, Y) and None,
+    "a graph that nobody differentiates": lambda noise, model: (
+        dither.explicit(noise, X, Y) and None
+    ),
     "balance": lambda noise, model: dither.balance(noise, X, Y) and None,
     "expected": lambda noise, model: dither.expected(noise, X, Y, draws=4) and None,
     "remainder": lambda noise, model: dither.remainder(noise, X, Y, draws=4) and None,
