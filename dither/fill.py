@@ -2,7 +2,8 @@
 
 torch draws one number at a time on a CPU, which is what noise on the weights of a wide network
 costs. Long float32 tensors there are filled from SFC64's bits (numpy) instead, in pieces that stay
-in the cache: in less than half of the time. All else is torch's own.
+in the cache: normals in .86 of torch's time at 65 536 elements, in .5 at 3 million (best of 400
+calls, one core of an AMD EPYC, torch 2.13). All else is torch's own.
 """
 
 from __future__ import annotations
@@ -69,40 +70,40 @@ def _long(out: Tensor, generator: torch.Generator, write: Write) -> Tensor:
 def _quantiles(out: Tensor, bits: np.random.SFC64) -> None:
     """A mixture: 16 bits choose from the law's body; one place in 370 is drawn from its tails.
 
-    The body's variance is off by 10^−9, its distribution function by 2^−17 at most.
+    The body's variance is 3·10^−9 short, its distribution function off by 2^−17 at most.
     """
-    body = _body()
+    body = torch.from_numpy(_body())
     for piece in out.split(PIECE):
         cell = bits.random_raw(-(-len(piece) // 4)).view(np.uint16)[: len(piece)]
         torch.index_select(body, 0, torch.from_numpy(cell.astype(np.int32)), out=piece)
     at = _places(len(out), BEYOND, bits)
-    p = (_units53(len(at), bits) - 0.5) * BEYOND  # below 0 the left tail, above it the right one
-    x = torch.special.ndtri(torch.from_numpy(abs(p))).numpy()
-    out.numpy()[at] = np.where(p < 0, x, -x)
+    p = torch.from_numpy((_units52(len(at), bits) - 0.5) * BEYOND)  # below 0: the left tail
+    x = torch.special.ndtri(p.abs())
+    out[torch.from_numpy(at)] = torch.where(p < 0, x, -x).float()
 
 
 @cache
-def _body() -> Tensor:
+def _body() -> np.ndarray:
     """Means of N(0, 1) in CELLS cells of equal chance between ±BODY: E[x | a < x < b] = (φ(a) −
     φ(b)) / (Φ(b) − Φ(a)).
     """
     p = BEYOND / 2 + (1 - BEYOND) * np.arange(CELLS + 1) / CELLS
-    a = torch.special.ndtri(torch.from_numpy(p))
-    x = -((-a.square() / 2).exp() / math.sqrt(2 * math.pi)).diff() * CELLS / (1 - BEYOND)
-    return ((x - x.flip(0)) / 2).float()  # as many below 0 as above, to the bit
+    a = torch.special.ndtri(torch.from_numpy(p)).numpy()
+    x = -np.diff(np.exp(-(a**2) / 2) / math.sqrt(2 * math.pi)) * CELLS / (1 - BEYOND)
+    return ((x - x[::-1]) / 2).astype(np.float32)  # as many below 0 as above, to the bit
 
 
 def _places(n: int, chance: float, bits: np.random.SFC64) -> np.ndarray:
     """Those of 0 … n − 1 where a coin of that chance fell on heads, by the gaps between them."""
     most = int(n * chance + 10 * math.sqrt(n * chance) + 20)  # more are needed once in 10^20
-    gaps = np.log(_units53(most, bits)) / math.log1p(-chance)
+    gaps = np.log(_units52(most, bits)) / math.log1p(-chance)
     at = np.cumsum(gaps.astype(np.int64) + 1) - 1
     return at[at < n]
 
 
-def _units53(n: int, bits: np.random.SFC64) -> np.ndarray:
-    """U(0, 1) in double precision, never 0."""
-    return ((bits.random_raw(n) >> np.uint64(11)) + 0.5) * 2.0**-53
+def _units52(n: int, bits: np.random.SFC64) -> np.ndarray:
+    """U(0, 1) in double precision: odd multiples of 2^−53, never 0, ½ or 1."""
+    return ((bits.random_raw(n) >> np.uint64(12)) + 0.5) * 2.0**-52
 
 
 def _units(out: Tensor, bits: np.random.SFC64) -> None:

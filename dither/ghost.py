@@ -101,6 +101,7 @@ class Use:
     caught: Caught | None = None  # the columns under way, once they have come by
     g: Any = None  # the gradient of one of them
     unfolded: Tensor | None = None
+    over: bool = False  # all columns have been pulled back
     norm2: Tensor | None = None  # of the operand, kept from column to column
     small: dict[Any, Tensor] = field(default_factory=dict)  # its factor, its Gram matrix: kept too
 
@@ -113,6 +114,8 @@ class Use:
         return isinstance(self.a, Tensor) and self.a._version != self.version
 
     def catch(self, caught: Caught) -> None:
+        if self.over:
+            return
         self.caught = caught if self.caught is None else Caught(self.caught.g + caught.g)
         self.turn(0)
 
@@ -123,6 +126,11 @@ class Use:
     def forget(self) -> None:
         """No column is under way."""
         self.caught = self.g = None
+
+    def let_go(self) -> None:
+        """No column will come any more: what still comes by is a backward of somebody else's."""
+        self.over = True
+        self.forget()
 
     def split(self) -> tuple[Tensor, Tensor]:
         """(a, g) of an outer product as [B, G, T, I] and [B, G, T, O]."""

@@ -48,6 +48,7 @@ class Pull:
         self.coupled, self.differentiable, self.unit = coupled, differentiable, unit
         self.totals: dict[str, Tensor] = {}
         self.listening, self.alone, self.called, self.hooked = False, False, False, False
+        self.met: list[Uses] = []  # of every forward
         self.signs: list[float] = [1.0]  # of the columns under way
         self.reached: list[tuple[str, Tensor]] | None = None
         self.weights = [s for s in noise.sites.values() if s.side == "parameter"]
@@ -98,12 +99,15 @@ class Pull:
         """(loss, {site: its share of R})."""
         device = next((t.device for t in [*self.noise.model.parameters(), *tensors(x)]), None)
         self.anchor = torch.zeros((), device=device, requires_grad=True)
-        with leaves(self.noise) as self.leaf:
-            z, uses, stray = self.forward(x)
-            value = self.loss.per_sample(z, y).mean()
-            self.columns(
-                x, z, self.loss.columns(z if self.differentiable else z.detach(), y), uses, stray
-            )
+        try:
+            with leaves(self.noise) as self.leaf:
+                z, uses, stray = self.forward(x)
+                value = self.loss.per_sample(z, y).mean()
+                columns = self.loss.columns(z if self.differentiable else z.detach(), y)
+                self.columns(x, z, columns, uses, stray)
+            totals = self.totals
+        finally:
+            self.let_go()
         if not (self.called or self.weights) and any(
             self.law(s).sigma for s in self.noise.sites.values()
         ):
@@ -113,13 +117,19 @@ class Pull:
             )
         scale = 0.5 / z.shape[0]
         zero = torch.zeros_like(value)
-        # the taps hold this object: what it holds of their graph would never be let go
-        totals, self.totals, self.leaf, self.reached = self.totals, {}, {}, None
-        for use in uses:
-            use.forget()
         return value, {
             name: scale * totals[name] if name in totals else zero for name in self.noise.sites
         }
+
+    def let_go(self) -> None:
+        """The taps hold this object and the uses: what these hold of the taps' graph would stay for
+        ever, and so would what a user's own backward hands them.
+        """
+        self.totals, self.leaf, self.reached, self.listening = {}, {}, None, False
+        for uses in self.met:
+            for use in uses.uses:
+                use.let_go()
+        self.met.clear()
 
     def columns(
         self, x: Any, z: Tensor, columns: losses.Columns, uses: list[Use], stray: set[str]
@@ -258,6 +268,7 @@ class Pull:
         while True:
             names = {id(leaf): name for name, leaf in self.leaf.items() if name not in stray}
             uses = Uses(names, self.anchor, self.differentiable)
+            self.met.append(uses)
             with uses:
                 z = self.output(x)
             new = self.place(uses, z)

@@ -2,9 +2,6 @@
 parameter space gives.
 """
 
-import gc
-import weakref
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -328,40 +325,3 @@ def test_bad_input_is_told(arguments, says):
         trace(model, "cross_entropy", [(x, y), (x[:0], y[:0])])
     with pytest.raises(dither.DitherError, match="more than once"):
         trace(model, "cross_entropy", iter([(x, y)]))
-
-
-class Turned(nn.Module):
-    """A product over features, or over samples' places: as many of each as there are samples."""
-
-    def __init__(self):
-        super().__init__()
-        self.turned, self.layer = False, nn.Linear(4, 4)
-
-    def forward(self, x):  # [4, 4, 4]
-        h = self.layer(x.transpose(0, 1) if self.turned else x)
-        return torch.relu(h.transpose(0, 1) if self.turned else h).sum(1)
-
-
-def test_a_model_that_was_changed_is_looked_at_anew():
-    model, x, y = Turned().double(), torch.randn(4, 4, 4).double(), torch.tensor([0, 1, 2, 3])
-    for turned in (False, True):
-        model.turned = turned
-        fresh = Turned().double()
-        fresh.load_state_dict(model.state_dict())
-        fresh.turned = turned
-        for _ in range(2):
-            again = trace(model, "cross_entropy", (x, y))
-            assert again.exact
-            assert again.value == pytest.approx(
-                trace(fresh, "cross_entropy", (x, y)).value, rel=1e-12
-            )
-
-
-def test_what_was_learnt_of_a_model_dies_with_it():
-    model, data = nn.Linear(3, 2), (torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
-    trace(model, "cross_entropy", data)
-    assert model in curvature.LEARNT
-    alive = weakref.ref(model)
-    del model
-    gc.collect()
-    assert alive() is None

@@ -212,7 +212,7 @@ def test_a_long_normal_follows_its_law_in_the_tails():
 
 def test_the_table_of_a_long_normal_has_its_moments():
     """With the tails beside it: mean 0 to the bit, and variance 1."""
-    x = fill._body().double()
+    x = torch.from_numpy(fill._body()).double()
     assert torch.equal(x, -x.flip(0))
     c, q = fill.BODY, fill.BEYOND
     beyond = q + 2 * c * math.exp(-c * c / 2) / math.sqrt(2 * math.pi)  # E x² where |x| > c
@@ -225,18 +225,42 @@ def test_the_table_of_a_long_normal_has_its_moments():
 
 
 def test_the_places_of_the_tails_are_tosses_of_a_coin():
-    """Their number, their gaps' mean, both ends reached; in standard errors."""
-    n, p, bits = 1000, 0.01, np.random.SFC64(1)
-    tosses = torch.zeros(2000, n)
+    """Each place, the first and the last too, as often as it should be; their number's spread; and
+    one place says nothing about the next.
+    """
+    n, p, rows, bits = 60, 0.2, 20_000, np.random.SFC64(1)
+    tosses = torch.zeros(rows, n)
     for row in tosses:
-        at = fill._places(n, p, bits)
-        assert (np.diff(at) > 0).all()
-        row[torch.from_numpy(at)] = 1
-    by_place, by_toss = tosses.mean(0), tosses.sum(1)
-    assert ((by_place - p).abs() < ALARM * math.sqrt(p * (1 - p) / 2000)).all()
-    assert (by_toss.mean() - n * p).abs() < ALARM * math.sqrt(n * p * (1 - p) / 2000)
-    assert by_toss.var() == pytest.approx(n * p * (1 - p), rel=ALARM * math.sqrt(2 / 2000))
-    assert ((tosses[:, 1:] * tosses[:, :-1]).mean() - p * p).abs() < ALARM * p / math.sqrt(2e6)
+        row[torch.from_numpy(fill._places(n, p, bits))] = 1
+    variance = p * (1 - p)
+    assert ((tosses.mean(0) - p).abs() < ALARM * math.sqrt(variance / rows)).all()  # .014
+    assert tosses.sum(1).var() == pytest.approx(n * variance, rel=ALARM * math.sqrt(2 / rows))
+    apart = tosses - p
+    for lag in range(1, 6):
+        products = apart[:, lag:] * apart[:, :-lag]
+        assert products.mean().abs() < ALARM * variance / math.sqrt(products.numel())
+
+
+def test_the_gaps_between_the_places_of_the_tails_are_geometric():
+    """Their mean 1/p, and the share of gaps of 1."""
+    p, n = fill.BEYOND, 20_000_000
+    gaps = torch.from_numpy(np.diff(fill._places(n, p, np.random.SFC64(2)))).double()
+    sem = math.sqrt((1 - p) / len(gaps))
+    assert (gaps.mean() * p - 1).abs() < ALARM * sem
+    assert ((gaps == 1).double().mean() - p).abs() < ALARM * math.sqrt(p * (1 - p) / len(gaps))
+
+
+def test_no_bits_make_a_normal_infinite():
+    class Bits:
+        def __init__(self, word):
+            self.word = word
+
+        def random_raw(self, n):
+            return np.full(n, self.word, np.uint64)
+
+    for word in (0, 2**63 - 1, 2**63, 2**64 - 1):
+        u = fill._units52(3, Bits(word))
+        assert ((u > 0) & (u < 1) & (u != 0.5)).all()
 
 
 def test_neighbours_in_a_long_normal_are_independent():
@@ -306,17 +330,20 @@ def test_what_a_law_returns_is_not_written_over():
     assert (law.table == 1).all()
 
 
-def test_displaced_tensors_may_be_batched_by_vmap():
-    model, x = nn.Linear(3, 4), torch.randn(5, 3)
+@pytest.mark.parametrize("width", [3, fill.LONG // 4])
+def test_displaced_tensors_may_be_differentiated_and_batched_by_torch_func(width):
+    model, x = nn.Linear(width, 4), torch.randn(5, width)
     for what in (dither.Additive(0.1), dither.Weight(0.1)):
         with dither.inject(model, what, seed=0):
 
             def loss(weight, one, model=model):
                 return torch.func.functional_call(model, {"weight": weight}, (one,)).sum()
 
+            slope = torch.func.grad(loss)(model.weight.detach(), x[0])
             weights = torch.stack([model.weight.detach()] * 5)
             slopes = torch.func.vmap(torch.func.grad(loss), randomness="same")(weights, x)
-        torch.testing.assert_close(slopes, x[:, None].expand(5, 4, 3), atol=1.0, rtol=1.0)
+        torch.testing.assert_close(slope, x[0].expand(4, width), atol=1.0, rtol=1.0)
+        torch.testing.assert_close(slopes, x[:, None].expand(5, 4, width), atol=1.0, rtol=1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

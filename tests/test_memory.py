@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import dither
 from dither.measures import curvature, explosion, margins, phases
+from dither.noise import norm2
 
 X, Y = torch.randn(6, 1, 8, 8), torch.randint(3, (6,))
 NOISES = {
@@ -62,6 +63,16 @@ def training(samples):
     return step
 
 
+def penalised(noise, model):
+    """A user's own backward through R, whose gradient has a graph of its own."""
+    loss, R, _ = dither.explicit(noise, X, Y)
+    parameters = list(model.parameters())
+    slopes = torch.autograd.grad(loss + R, parameters, create_graph=True, allow_unused=True)
+    sum(s.square().sum() for s in slopes if s is not None).backward()
+    for p in parameters:
+        p.grad = None
+
+
 def value(**more):
     def call(noise, model):
         with torch.no_grad():
@@ -74,6 +85,7 @@ CALLS = {
     "training on exact R": training(None),
     "training on sampled R": training(1),
     "training on two samples": training(2),
+    "a penalty on the gradient of R": penalised,
     "exact R": value(),
     "sampled R": value(samples=1),
     "a graph that nobody differentiates": lambda noise, model: (
@@ -131,3 +143,32 @@ def test_nothing_is_held_after_a_measure(name):
     activation, measure = MEASURES[name]
     model = cnn(activation)
     assert not left(lambda: measure(model) and None)
+
+
+class Broken(dither.Weight):
+    """Fails in its second face, when the columns are under way."""
+
+    def variance(self, g, site):
+        norm2(g)
+        raise MemoryError("no room")
+
+
+class BrokenAdditive(dither.Additive):
+    def variance(self, g, site):
+        if site.name.startswith("0"):  # the last one the columns come to
+            raise KeyboardInterrupt
+        return super().variance(g, site)
+
+
+@pytest.mark.usefixtures("without_collector")
+@pytest.mark.parametrize("noise", [Broken(0.1), BrokenAdditive(0.1)], ids=["weight", "additive"])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+def test_nothing_is_held_after_an_exception(noise, mode):
+    model = cnn(nn.ReLU)
+    injected = dither.inject(model, noise, seed=0)
+
+    def call():
+        with pytest.raises((MemoryError, KeyboardInterrupt)), mode():
+            dither.explicit(injected, X, Y)
+
+    assert not left(call)

@@ -17,7 +17,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -40,11 +39,6 @@ __all__ = ["Trace", "trace"]
 
 PILOT = 16  # probes that only tell how many there must be; none of them is kept
 STEIN = (PILOT - 1) / (PILOT - 3)  # E t² of Student's t at the pilot's PILOT − 1 degrees of freedom
-
-
-# What an exact trace has learnt of a model's graph (where its samples are, that a replay agrees
-# with autograd), while the model lives and says the same of itself: asking anew costs a plain step.
-LEARNT: WeakKeyDictionary[nn.Module, tuple[Any, dict]] = WeakKeyDictionary()
 
 
 class Trace(NamedTuple):
@@ -96,7 +90,9 @@ def trace(
                are and what they say are independent. One call's sem may be somewhat above or below.
     probes     instead: how many probes a batch gets, ≥ 2 (default 16 where neither is given).
 
-    Cost: exact, C − 1 columns of √H, each about half a plain step; a probe about 1.5 steps.
+    Cost: exact, C − 1 columns of √H, each a third to a half of a plain step, and one step more for
+    finding where the samples are (an `inject(model, Weight(1.0))` that is kept finds it once: twice
+    its R is the trace). A probe: about 1.5 steps.
     Raises DitherError where `limit` probes would not reach the precision, the data or a batch is
     empty, or the model was made under torch.inference_mode().
     """
@@ -181,25 +177,12 @@ def _exact(model: nn.Module, loss: Any, batches: Iterable[tuple[Any, Tensor]]) -
     sums: dict[str, float] = {}
     count = 0
     with inject(model, Weight(1.0)) as noise, torch.no_grad():
-        noise.layouts = _learnt(model)
         for x, y in _ready(batches):
             count += len(y)
             for name, part in explicit(noise, x, y, loss).by_site.items():
                 sums[name] = sums.get(name, 0.0) + 2 * len(y) * part.item()
     parts = {name: Estimate(s / count, 0.0) for name, s in sums.items()}
     return Trace(sum(p.value for p in parts.values()), 0.0, parts, 0)
-
-
-def _learnt(model: nn.Module) -> dict:
-    """What is known of the model's graph, unless a module was changed since."""
-    plain = (bool, int, float, str, tuple, type(None))
-    says = tuple(
-        (name, type(m), *((k, v) for k, v in vars(m).items() if isinstance(v, plain)))
-        for name, m in model.named_modules()
-    )
-    if model not in LEARNT or LEARNT[model][0] != says:
-        LEARNT[model] = says, {}
-    return LEARNT[model][1]
 
 
 def _probed(
