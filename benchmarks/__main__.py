@@ -116,7 +116,8 @@ def _measured(env: Environment, workload: str, rounds: int) -> dict[str, Any]:
 def _spent(missed: Judged) -> list[dict[str, Any]]:
     """Where the time of a call that missed its target goes."""
     found = _worker(Path(sys.executable), "benchmarks.spent", missed.workload, missed.what)
-    return found.get("rows", [])
+    died = {"what": found.get("died"), "here": 0.0, "plain": 0.0, "calls": 0}
+    return found.get("rows", [died])
 
 
 def _worker(python: Path, module: str, *args: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Where a call's time goes: `python -m benchmarks.spent WORKLOAD QUANTITY` prints a JSON line.
 
 The operators of dither's call beside those of a plain step, in multiples of one plain step's time;
-what is left is time outside torch's operators: Python, and numpy's random bits.
+what is left is time outside torch's operators: Python, numpy's random bits, the profiler itself.
 """
 
 from __future__ import annotations

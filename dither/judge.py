@@ -49,7 +49,7 @@ class Study:
     command: str
     figure: Figure | None = None
     runs: Mapping[str, Run | Task] = field(default_factory=dict)
-    left: set[str] = field(default_factory=set)  # labels of runs that were not asked for
+    unasked: set[str] = field(default_factory=set)  # labels of runs that --only leaves out
     problem: str = ""  # why it was not run at all
     waits: set[tuple[str, int]] = field(default_factory=set)  # (key, seed) not computed yet
     failures: dict[str, str] = field(default_factory=dict)  # label → sentence
@@ -76,7 +76,8 @@ def conclude(study: Study, store: Store) -> None:
     """Judge and draw a figure whose runs are over, into DIR/figures/<name>/."""
     table = None if study.problem else tabulate(study, store)
     if table is not None and not table.seeds:
-        study.problem = next(iter(table.missing.values()), "no seed has a result of every run")
+        reasons = (*study.failures.values(), *table.missing.values())
+        study.problem = next(iter(reasons), "no seed has a result of every run")
         table = None
     study.table = table
     record, files = _record(study, store), {}
@@ -108,12 +109,11 @@ def tabulate(study: Study, store: Store) -> Table:
         except DitherError as error:  # one unreadable result must not hide the others
             missing[label] = str(error)
             continue
-        if label in study.left and len(found) < len(study.seeds):
-            missing[label] = "it was left out (--only)"
-        elif found:
+        if found:
             there[label] = found
         else:
-            missing[label] = study.failures.get(label, "it has no results")
+            why = "left out (--only)" if label in study.unasked else "it has no results"
+            missing[label] = study.failures.get(label, why)
     shared = set.intersection(*map(set, there.values())) if there else set()
     frames = [
         rows.select(pl.lit(label).alias("run"), pl.lit(seed, pl.Int64).alias("seed"), pl.all())
@@ -129,7 +129,7 @@ def judge(claim: Claim, table: Table, scale: str) -> tuple[dict[str, Any], str]:
     said = {"id": claim.id, "claim": claim.text, "holds": None}
     over = {"seeds": len(table.seeds), "scale": scale}
     try:
-        holds, numbers = claim.check(table)
+        holds, numbers = claim.check(table.whole())
         if not (holds is None or isinstance(holds, (bool, np.bool_))):
             raise TypeError(f"its check says holds = {holds!r}, not True, False or None")
         said["holds"] = None if holds is None else bool(holds)

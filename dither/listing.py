@@ -70,6 +70,8 @@ def _claims(found: Figure, folder: Path) -> Iterator[str | Grid]:
         yield f"claims, judged at scale {about['scale']} over {count} seed{s}:"
     else:
         yield "claims, not judged yet:"
+    for why, labels in report.by_reason(about.get("missing", {})):
+        yield f"not run: {' · '.join(labels)}: {why}"
     for claim in found.claims:
         entry = judged.get(claim.id, {})
         word, mark = report.VERDICTS[entry.get("holds")]

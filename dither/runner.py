@@ -87,8 +87,8 @@ def reproduce(
         raise DitherError(f"there is no figure in {catalogue.PAPERS}")
     only = (only,) if isinstance(only, str) else tuple(only)
     session = Session(Store(out), screen or Quiet(), again, only)
-    studies = [session.study(name, scale, chosen) for name in found]
-    _check_only(only, studies)
+    studies = _asked([session.study(name, scale, chosen) for name in found], only)
+    session.store.prepare()
     studies.sort(
         key=lambda s: s.figure.cost.get(scale, math.inf) if s.figure else 0
     )  # cheapest first; stable
@@ -104,7 +104,6 @@ class Session:
         self.store, self.screen, self.again, self.only = store, screen, again, only
         self.failures: dict[str, str] = {}
         self.absent: dict[str, str] = {}  # data set → why it isn't here ("" if it is)
-        store.prepare()
 
     def study(self, name: str, scale: str, seeds: tuple[int, ...] | None) -> Study:
         """A figure, found and asked for its runs; what is wrong with it becomes its problem."""
@@ -117,7 +116,6 @@ class Session:
             for run in runs.values():
                 identity.key(run)  # what has none shows here, not halfway
             study.runs = runs
-            study.left = {label for label in runs if self.only and not _named(label, self.only)}
         except DitherError as error:
             study.problem = str(error)
         except Exception as error:  # a figure is anybody's code: its bug must not hide the others
@@ -163,7 +161,7 @@ class Session:
             missing = {
                 label: [seed for seed in study.seeds if self.again or not self.store.has(run, seed)]
                 for label, run in study.runs.items()
-                if label not in study.left
+                if label not in study.unasked
             }
             if any(missing.values()) and (absent := self._absent(study)):
                 study.problem = absent
@@ -246,12 +244,12 @@ def _chosen(seeds: int | Iterable[int] | None) -> tuple[int, ...] | None:
     return chosen
 
 
-def _named(label: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(label, pattern) for pattern in patterns)
-
-
-def _check_only(only: Sequence[str], studies: Sequence[Study]) -> None:
-    """Raises DitherError for a pattern that no run of these figures has."""
+def _asked(studies: list[Study], only: Sequence[str]) -> list[Study]:
+    """The studies of which a run is asked for, with what is not noted in each; a run that figures
+    share is asked for by either's label. Raises DitherError for a pattern that fits none.
+    """
+    if not only:
+        return studies
     labels = list(dict.fromkeys(label for study in studies for label in study.runs))
     for pattern in only:
         if labels and not any(fnmatchcase(label, pattern) for label in labels):
@@ -259,6 +257,15 @@ def _check_only(only: Sequence[str], studies: Sequence[Study]) -> None:
             raise DitherError(
                 f"--only {pattern}: no run is called that; there is {', '.join(map(repr, near))}"
             )
+    asked = {
+        run.key
+        for study in studies
+        for label, run in study.runs.items()
+        if any(fnmatchcase(label, pattern) for pattern in only)
+    }
+    for study in studies:
+        study.unasked = {label for label, run in study.runs.items() if run.key not in asked}
+    return [s for s in studies if s.problem or len(s.unasked) < len(s.runs)]
 
 
 def _opening(studies: list[Study], total: int, width: int, cluster: str | None) -> str:
@@ -272,7 +279,11 @@ def _opening(studies: list[Study], total: int, width: int, cluster: str | None) 
         if width > 1
         else "in this process"
     )
-    known = sum(s.figure.cost.get(s.scale, 0) for s in studies if s.figure and s.waits)
+    known = sum(
+        s.figure.cost.get(s.scale, 0) * (1 - len(s.unasked) / len(s.runs))
+        for s in studies
+        if s.figure and s.waits
+    )
     cost = f" (about {duration(60 * known)} on one core if all are missing)" if known else ""
     return f"{figures}: {total} run{'s' * (total != 1)} to do {where}{cost}"
 

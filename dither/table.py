@@ -2,6 +2,7 @@
 step, quantity, value).
 """
 
+import copy
 import difflib
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -32,7 +33,8 @@ class Table:
     def __init__(self, frame: pl.DataFrame, missing: Mapping[str, str] | None = None) -> None:
         self.frame = frame
         self.missing = dict(missing or {})
-        self.labels: tuple[str, ...] = tuple(frame["run"].unique(maintain_order=True))
+        self._whole = False
+        self.there: tuple[str, ...] = tuple(frame["run"].unique(maintain_order=True))
         self.seeds: tuple[int, ...] = tuple(sorted(frame["seed"].unique()))
 
     @classmethod
@@ -50,6 +52,23 @@ class Table:
         ]
         return cls(pl.DataFrame(rows, schema=SCHEMA, orient="row"), missing)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All runs. Raises in a `whole` table that lacks one; `there` has those with results."""
+        if self._whole and self.missing:
+            label, why = next(iter(self.missing.items()))
+            more = f", nor have {len(self.missing) - 1} others" if len(self.missing) > 1 else ""
+            raise DitherError(f"{label!r} has no results{more}: {why}")
+        return self.there
+
+    def whole(self) -> "Table":
+        """The same for one who speaks of all runs: what holds of those that are there says nothing
+        of the others.
+        """
+        table = copy.copy(self)
+        table._whole = True
+        return table
+
     @cached_property
     def _parts(self) -> dict[tuple[str, str], pl.DataFrame]:
         parts = self.frame.partition_by("run", "quantity", as_dict=True, maintain_order=True)
@@ -60,8 +79,8 @@ class Table:
             return part
         if label in self.missing:
             raise DitherError(f"{label!r} has no results: {self.missing[label]}")
-        known = self.quantities(label) if label in self.labels else list(self.labels)
-        what, got = ("quantity", quantity) if label in self.labels else ("run", label)
+        known = self.quantities(label) if label in self.there else list(self.there)
+        what, got = ("quantity", quantity) if label in self.there else ("run", label)
         near = difflib.get_close_matches(got, known, n=3, cutoff=0.3) or known[:8]
         there = ", ".join(map(repr, near)) or "nothing in it"
         raise DitherError(f"the table has no {what} {got!r}; there is {there}")

@@ -217,4 +217,6 @@ def test_what_was_spent_adds_up_and_names_the_products(job, quantity):
 def test_what_missed_its_own_target_is_looked_into_and_nothing_else():
     judged = targets.judge([row(median=9.0)])
     assert [j.what for j in judged if j.held is False and j.own] == ["GN trace"]
-    assert not [j for j in targets.judge([row(median=0.1)]) if j.held is False]
+    beside = [row(environment="backpack"), row("BackPACK", environment="backpack", median=1.5)]
+    missed = [j for j in targets.judge([row(median=0.1), *beside]) if j.held is False]
+    assert [(j.what, j.own) for j in missed] == [("GN trace, of BackPACK's", False)]

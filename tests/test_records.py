@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dither import catalogue, report
-from dither.judge import Study, tabulate
+from dither.judge import Study, judge, tabulate
 from dither.store import Store
 
 ROOT = Path(__file__).parents[1] / "records"
@@ -19,7 +19,7 @@ def recorded(file: Path) -> Study:
     figure = catalogue.find(about["name"])
     runs = figure.at(about["scale"])
     study = Study(about["name"], about["scale"], tuple(about["seeds"]), "", figure, runs)
-    study.left = set(about["missing"])
+    study.unasked = set(about["missing"])
     return study
 
 
@@ -28,13 +28,12 @@ def test_every_record_is_of_todays_runs_and_claims(file):
     study = recorded(file)
     table = tabulate(study, Store(ROOT))
     about, entries = report.judged(file.parent)
-    assert set(table.labels) == set(study.runs) - study.left
+    assert set(table.labels) == set(study.runs) - study.unasked
     assert set(table.seeds) == set(about["seeds"]) - set(about["left out"])
     assert study.figure
     for claim, entry in zip(study.figure.claims, entries, strict=True):
-        assert claim.id == entry["id"]
-        if entry["holds"] is not None:
-            assert claim.check(table)[0] == entry["holds"], claim.id
+        assert (claim.id, claim.text) == (entry["id"], entry["claim"])
+        assert judge(claim, table, study.scale)[0] == entry, claim.id
 
 
 def test_no_run_is_kept_that_no_figure_has():

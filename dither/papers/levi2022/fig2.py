@@ -15,6 +15,7 @@ from dither.figure import Claim, Figure, Run
 from dither.papers import style
 from dither.papers.levi2022.methods import (
     BASELINES,
+    CATAPULTS,
     DEPARTURES,
     LEVELS,
     METHODS,
@@ -44,8 +45,8 @@ def best(net: str, reading: str):
 
     def check(t: Table):
         ours = f"{net} in catapult{reading}"
-        others = [f"{net} {m}" for m in SHOWN if m != "in catapult"]
-        others = [f"{o}{reading}" if f"{o}{reading}" in t.labels else o for o in others]
+        too = CATAPULTS if reading == ", clipped" else ()  # those trained in this reading
+        others = [f"{net} {m}{reading if m in too else ''}" for m in SHOWN if m != "in catapult"]
         return at_least(t, [ours], others, large)
 
     return judged(net, check)

@@ -103,7 +103,7 @@ def plot(t: Table):
             for label, m in labels.items():
                 faint = under(method, "margin")(t, label).mean(0)
                 ax.plot(STRENGTHS, faint, color=COLOURS[m], lw=0.8, alpha=0.6)
-            if (scan := f"{net} in catapult, scan") in t.labels:
+            if (scan := f"{net} in catapult, scan") in t.there:
                 seen = under(method)(t, scan).mean(0)
                 ax.plot(STRENGTHS, seen, ":", color=style.BLUE, lw=2.2, label="σ of the scan")
             ax.set(xlabel="strength δ, in pixels", title=f"{net}, {method.upper()}")

@@ -53,7 +53,7 @@ def above(net: str, name: str, methods: tuple[str, ...]):
 
     def check(t: Table):
         ours = [f"{net} {m}, {name}" for m in methods]
-        if missing := [label for label in ours if label not in t.labels]:
+        if missing := [label for label in ours if label not in t.there]:
             return None, {"why": f"not trained at this scale: {', '.join(missing)}"}
         return at_least(t, ours, [f"{net} none, {name}"], large)
 

@@ -95,7 +95,7 @@ def runs(fc: Setting, cnn: Setting) -> dict[str, Run]:
 
 def target(t: Table) -> str:
     """Which digits the nets were tested on."""
-    theirs = any("accuracy/usps" in t.quantities(label) for label in t.labels)
+    theirs = any("accuracy/usps" in t.quantities(label) for label in t.there)
     return "accuracy/usps" if theirs else "accuracy/shifted"
 
 

@@ -127,7 +127,7 @@ def judged(net: Net, data: str, check: Callable[[Table, dict[str, str]], Any]):
 
     def said(t: Table) -> Verdict:
         labels = named(net, data)
-        if labels[GD] not in t.labels:
+        if labels[GD] not in t.there:
             return None, {"why": f"{SAID[data]} is not among these runs"}
         if why := unlearnt(t, [labels[GD]]):
             return None, {"why": why, **report(t, labels)}
@@ -175,7 +175,7 @@ def claims(net: Net) -> list[Claim]:
 
 def drawn(t: Table, net: str) -> dict[str, str]:
     """The runs to draw: CIFAR-10's, else Fashion-MNIST's."""
-    return next(labels for data in SAID if (labels := named(net, data))[GD] in t.labels)
+    return next(labels for data in SAID if (labels := named(net, data))[GD] in t.there)
 
 
 def plot(t: Table, net: str):

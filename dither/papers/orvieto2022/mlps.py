@@ -156,7 +156,7 @@ def judged(name: str, check: Callable[[Table, dict[str, str]], Any], *learnt: st
 def constant(t: Table, name: str) -> dict[str, Any]:
     """The same at a constant rate, as released, where it was run."""
     labels = named(name, "constant")
-    if labels[GD] not in t.labels:
+    if labels[GD] not in t.there:
         return {}
     ends = {
         f"constant rate: {q}, {scheme}": t.last(label, q)
