@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from dither.nodes import RULES, Edge, Rule, asked
 from dither.uses import Tap
 
-ELEMENTS = 2**22  # of the largest gradient with its columns, at most: 16 MiB of float32
+ELEMENTS = 2**21  # of the largest gradient with its columns, at most: 8 MiB of float32
 ALONE = 0.1  # the share of elements in steps that take one column after another, at most
 
 
