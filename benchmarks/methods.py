@@ -116,12 +116,10 @@ def returning(job: Job) -> Call:
 
 
 def _hessian(job: Job) -> Call:
-    seed = itertools.count()
+    seed, sites = itertools.count(), inject(job.model, Weight(1.0))
 
     def call() -> float:
-        return trace(
-            job.model, "cross_entropy", (job.x, job.y), probes=PROBES, seed=next(seed)
-        ).value
+        return trace(sites, "cross_entropy", (job.x, job.y), probes=PROBES, seed=next(seed)).value
 
     return call
 

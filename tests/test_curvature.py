@@ -9,7 +9,7 @@ from torch import nn
 
 import dither
 from dither.forward import twice
-from dither.measures import curvature
+from dither.measures import probes
 from dither.measures.curvature import trace
 from dither.measures.multilinear import multilinear
 from dither.models import DiagonalNet
@@ -151,7 +151,7 @@ def test_probes_in_activation_space_spread_less(name, monkeypatch):
     """Against signs on the parameters themselves: the ratio of the variances, 200 probes each."""
     model, x, y, _ = case(name, batch=16)
     ours = trace(model, "cross_entropy", (x, y), probes=200)
-    monkeypatch.setattr(curvature.Places, "settle_in", lambda self, z: None)
+    monkeypatch.setattr(probes.Places, "settle_in", lambda self, z: None)
     plain = trace(model, "cross_entropy", (x, y), probes=200)
     assert ours.sem**2 < plain.sem**2 / 1.5  # F(199, 199) stays below 1.5 but once in 400
 
@@ -325,3 +325,36 @@ def test_bad_input_is_told(arguments, says):
         trace(model, "cross_entropy", [(x, y), (x[:0], y[:0])])
     with pytest.raises(dither.DitherError, match="more than once"):
         trace(model, "cross_entropy", iter([(x, y)]))
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh], ids=["exact", "probed"])
+def test_an_injection_names_the_parameters(activation):
+    """At σ = 1 and each at all of it, whatever the injection's noise, draws and schedule are; and
+    it is left as it was.
+    """
+    model = nn.Sequential(nn.Linear(4, 5), activation(), nn.Linear(5, 3)).double()
+    x, y = torch.randn(6, 4).double(), torch.tensor([0, 1, 2, 0, 1, 2])
+    data = (x, y)
+    whole = trace(model, "cross_entropy", data, of="gauss_newton")  # the last layer's whole Hessian
+    law = dither.Weight(0.3, dither.uniform)
+    with dither.inject(model, {"2.*": law}, draw="cycle", seed=0) as noise:
+        before = noise.get_extra_state()
+        for _ in range(2):
+            part = trace(noise, "cross_entropy", data, probes=400)
+        assert noise.sites["2.weight"].noise is law
+        assert noise.draw == "cycle"
+        assert noise.get_extra_state() == before
+    assert set(part.by_parameter) == {"2.weight", "2.bias"}
+    assert part.exact == (activation is nn.ReLU)
+    for name, found in part.by_parameter.items():
+        there = whole.by_parameter[name].value
+        assert abs(found.value - there) < (1e-12 * there if part.exact else Z * found.sem)
+
+
+def test_an_injection_on_activations_has_no_trace():
+    model = nn.Sequential(nn.Linear(4, 3))
+    with (
+        dither.inject(model, dither.Additive(0.1)) as noise,
+        pytest.raises(dither.DitherError, match="'0:in' is an activation; pass the model"),
+    ):
+        trace(noise, "cross_entropy", (torch.randn(2, 4), torch.tensor([0, 1])))

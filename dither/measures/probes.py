@@ -1,0 +1,217 @@
+"""Probes of a Hessian's trace in activation space: vᵀ (∇² ℓ) v whose mean is the trace in the
+parameters.
+
+For z_t = W a_t, sample by sample, r and s random signs: v_t = s ⟨a_t, r⟩ (s ‖a‖ where there is one
+position), since E v_t v_t'ᵀ = (a_t·a_t') I. Each sample has signs of its own, so the spread of a
+probe is that of one sample over √B. Parameters without such a product (norms, embeddings, bare
+ones) are probed as they are, in the same pass. Proof: docs/math.md, §11.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dither.draw import key
+from dither.forward import output, twice
+from dither.ghost import Use
+from dither.layout import Layout, belongs, start_at
+from dither.uses import Uses
+
+
+def probed(
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    loss: Any,
+    x: Any,
+    y: Tensor,
+    probes: range,
+    seed: tuple[int, int],
+) -> Tensor:
+    """One forward and backward with probes in place, then one double backward for each probe."""
+    frozen = [p for p in parameters.values() if not p.requires_grad]
+    with torch.enable_grad(), twice(True), _leaves(frozen):
+        places = Places({id(p): name for name, p in parameters.items()})
+        with places:
+            z = output(model, x)
+        each = loss.per_sample(z, y)
+        places.settle_in(z)
+        bare = [parameters[n] for n in parameters if n not in places.covered]
+        points = [t.probe for t in places.kept] + bare
+        slopes = torch.autograd.grad(each.mean(), points, create_graph=True, allow_unused=True)
+        live = [
+            (p, s) for p, s in zip(points, slopes, strict=True) if s is not None and s.requires_grad
+        ]
+        rows = []
+        for probe in probes:
+            generator = torch.Generator(z.device).manual_seed(key(*seed, probe))
+            rows.append(_probe(places, parameters, live, generator))
+        return torch.stack(rows, 1)
+
+
+def _probe(
+    places: "Places", parameters: Mapping[str, Tensor], live: list, generator: torch.Generator
+) -> Tensor:
+    """vᵀ ∇²L v of one draw of v, shared out among the parameters [P]."""
+    drawn = {id(t.probe): t.signs(generator) for t in places.kept}
+    for name, p in parameters.items():
+        if name not in places.covered:
+            drawn[id(p)] = {name: _signs(p, generator)}
+    if not live:  # nothing is curved
+        return torch.zeros(len(parameters), dtype=torch.float64)
+    points, slopes = zip(*live, strict=True)
+    v = [torch.stack(list(drawn[id(p)].values())).sum(0) for p in points]
+    curved = torch.autograd.grad(slopes, points, v, retain_graph=True, allow_unused=True)
+    found = dict.fromkeys(parameters, 0.0)
+    for p, hv in zip(points, curved, strict=True):
+        for name, part in drawn[id(p)].items() if hv is not None else ():
+            found[name] += (hv * part).sum().item()
+    return torch.tensor([found[n] for n in parameters], dtype=torch.float64)
+
+
+class Places(Uses):
+    """Puts a zero probe behind each product with a parameter, in one forward."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__(names, torch.empty(0), differentiable=True)
+        self.taps: list[Tap] = []
+        self.kept: list[Tap] = []
+        self.covered: set[str] = set()
+
+    def meet(
+        self, out: Tensor, *uses: tuple[Any, str, Any, dict[str, Any]], features: int = 1
+    ) -> Tensor:
+        tap = Tap(torch.zeros_like(out, requires_grad=True), features)
+        for w, kind, a, options in uses:
+            name = self.name_of(w)
+            if name:
+                a = a.detach() if isinstance(a, Tensor) else a
+                tap.uses.append(Use(name, kind, a, w.shape, (), out.shape, features, options))
+        self.uses += tap.uses
+        self.taps.append(tap)
+        return out + tap.probe
+
+    def settle_in(self, z: Tensor) -> None:
+        """Keep the probes whose parameters are used there only, in a layout that is known."""
+        count = Counter(use.name for use in self.uses)
+        self.settle(z.shape[0])
+        stray = self.stray(z)
+        fit = [
+            tap
+            for tap in self.taps
+            if tap.uses
+            and tap.product
+            and all(count[u.name] == 1 and u.name not in stray for u in tap.uses)
+        ]
+        silent = set(map(id, fit))
+        for i in (
+            dict.fromkeys((0, z.shape[0] - 1)) if fit else ()
+        ):  # whose gradients must stay with them
+            start = start_at(z, i)
+            probes = [tap.probe for tap in fit]
+            found = torch.autograd.grad(z, probes, start, retain_graph=True, allow_unused=True)
+            for tap, g in zip(fit, found, strict=True):
+                if g is not None:
+                    tap.layouts = [c for c in tap.layouts if belongs(g, c, tap.features, i)]
+                    silent -= {id(tap)} if g.any() else set()
+        self.kept = [tap for tap in fit if tap.layouts and id(tap) not in silent]
+        self.covered = {use.name for tap in self.kept for use in tap.uses}
+
+
+class Tap:
+    """A zero probe behind z_t = W a_t (+ b), and how to draw v there."""
+
+    def __init__(self, probe: Tensor, features: int) -> None:
+        self.probe, self.features = probe, features
+        self.uses: list[Use] = []
+        self._layouts: list[Layout] | None = None
+
+    @property
+    def layouts(self) -> list[Layout]:
+        """Those still possible, of the plain ones: a dimension of its own counts the samples."""
+        if self._layouts is None:
+            plain = self.uses[0].candidates
+            self._layouts = [
+                c for c in plain if c.way == "dim" and (c.at == 0 or self.features == 1)
+            ]
+        return self._layouts
+
+    @layouts.setter
+    def layouts(self, left: list[Layout]) -> None:
+        self._layouts = left
+
+    @property
+    def product(self) -> bool:
+        """Whether all that enters is a matrix product, a convolution, or a bias."""
+        kinds = {u.kind for u in self.uses}
+        plain = all(not u.options.get("is_transposed") for u in self.uses)
+        return plain and kinds <= {"outer", "conv", "sum"}
+
+    def signs(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """{parameter: its v in the probe's shape}."""
+        return {use.name: self._v(use, generator) for use in self.uses}
+
+    def _v(self, use: Use, generator: torch.Generator) -> Tensor:
+        probe, at, batch = self.probe, self.layouts[0].at, self.layouts[0].batch
+        one = [1] * probe.dim()
+        one[at] = batch
+        channel = probe.dim() - self.features if self.features > 1 else -1
+        one[channel] = probe.shape[channel]
+        s = _signs(probe.new_empty(one), generator)  # per sample and output, one for all positions
+        if use.kind == "sum":
+            return s.expand_as(probe)
+        if use.kind == "conv":
+            return s * _patch_products(use, generator).repeat_interleave(
+                probe.shape[1] // use.options["groups"], 1
+            )
+        a = use.a  # [.., I] with the samples at dimension `at`
+        if a.numel() == batch * a.shape[-1]:
+            return s * a.norm(dim=-1, keepdim=True)
+        one[-1] = a.shape[-1]
+        r = _signs(a.new_empty(one), generator)
+        return s * (a * r).sum(-1, keepdim=True)
+
+
+def _patch_products(use: Use, generator: torch.Generator) -> Tensor:
+    """⟨patch_t, r⟩ for signs r of each sample and group: [N, groups, *positions]."""
+    x, o = use.a, use.options
+    n, groups = x.shape[0], o["groups"]
+    convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[x.dim() - 2]
+    r = _signs(x.new_empty(n * groups, use.shape[1], *use.shape[2:]), generator)
+    out = convolve(
+        x.reshape(1, -1, *x.shape[2:]),
+        r,
+        None,
+        o["stride"],
+        o["padding"],
+        o["dilation"],
+        n * groups,
+    )
+    return out.view(n, groups, *out.shape[2:])
+
+
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    return (
+        torch.empty_like(like, requires_grad=False)
+        .random_(0, 2, generator=generator)
+        .mul_(2)
+        .sub_(1)
+    )
+
+
+class _leaves:
+    """Frozen parameters take gradients inside, and are frozen again afterwards."""
+
+    def __init__(self, frozen: Sequence[Tensor]) -> None:
+        self.frozen = frozen
+
+    def __enter__(self) -> None:
+        for p in self.frozen:
+            p.requires_grad_(True)
+
+    def __exit__(self, *_: object) -> None:
+        for p in self.frozen:
+            p.requires_grad_(False)
