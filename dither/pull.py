@@ -22,7 +22,7 @@ from dither.inject import Injection
 from dither.layout import belongs, start_at, tells
 from dither.noise import Additive, Weight
 from dither.read import leaves
-from dither.replay import Hooked, Replay
+from dither.replay import Hooked, Replay, agree, equal
 from dither.site import CONV, Site
 from dither.uses import Tap, Uses
 
@@ -183,7 +183,7 @@ class Pull:
         if mark not in known:
             noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z)
             known[mark] = all(
-                _agree(
+                agree(
                     self.tally(functools.partial(self.back, z, column, []), uses),
                     self.tally(functools.partial(found, column.unsqueeze(0)), uses),
                 )
@@ -331,7 +331,7 @@ class Pull:
             for use in uses:
                 use.forget()
             ahead(torch.stack([start_at(z, 0), start_at(z, len(z) - 1)]))
-            agrees = all(_equal(g, use.g) for g, use in zip(found, uses, strict=True))
+            agrees = all(equal(g, use.g) for g, use in zip(found, uses, strict=True))
             self.noise.layouts["replay", ahead.mark] = agrees
             for use in uses:
                 use.turn(1)
@@ -386,24 +386,8 @@ class Pull:
         return z_i if same else None
 
 
-def _equal(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether two gradients differ by rounding only."""
-    if a is None or b is None:
-        return a is b
-    near = torch.finfo(a.dtype).eps ** 0.5 * torch.linalg.vector_norm(a)
-    return a.shape == b.shape and bool(torch.linalg.vector_norm(a - b) <= near)
-
-
 def _chunks(columns: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """So many at a time."""
     columns = iter(columns)
     while chunk := list(itertools.islice(columns, size)):
         yield chunk
-
-
-def _agree(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Whether two computations of the same numbers differ by rounding only."""
-    return one.keys() == other.keys() and all(
-        torch.allclose(a, other[name], rtol=torch.finfo(a.dtype).eps ** 0.5, atol=0, equal_nan=True)
-        for name, a in one.items()
-    )

@@ -202,3 +202,19 @@ def _size(shape: Sequence[int]) -> int:
     for k in shape:
         n *= k
     return n
+
+
+def equal(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two gradients differ by rounding only."""
+    if a is None or b is None:
+        return a is b
+    near = torch.finfo(a.dtype).eps ** 0.5 * torch.linalg.vector_norm(a)
+    return a.shape == b.shape and bool(torch.linalg.vector_norm(a - b) <= near)
+
+
+def agree(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether two computations of the same numbers differ by rounding only."""
+    return one.keys() == other.keys() and all(
+        torch.allclose(a, other[name], rtol=torch.finfo(a.dtype).eps ** 0.5, atol=0, equal_nan=True)
+        for name, a in one.items()
+    )
