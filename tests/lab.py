@@ -60,6 +60,16 @@ def plain(**more: object) -> str:
     return PLAIN.replace("**MORE", ", ".join(f"{k}={v!r}" for k, v in more.items()))
 
 
+def counting(tmp_path):
+    """Settings of a figure that notes each of its computations; and what was noted."""
+    log = tmp_path / "log"
+
+    def noted():
+        return [line.rpartition(" ")[0] for line in log.read_text(encoding="utf-8").splitlines()]
+
+    return {"function": "lab:counted", "log": str(log)}, noted
+
+
 def decay(seed, progress, rate, steps):
     for t in range(steps):
         progress.update(t + 1, steps)

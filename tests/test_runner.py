@@ -4,7 +4,7 @@ import re
 
 import lab
 import pytest
-from lab import paper, plain
+from lab import counting, plain
 
 from dither import needs, runner
 from dither.errors import DitherError
@@ -12,31 +12,6 @@ from dither.figure import Run
 from dither.screen import Quiet
 from dither.store import Store
 from dither.workers import Job
-
-
-def counting(tmp_path):
-    """Settings of a figure that notes each of its computations; and what was noted."""
-    log = tmp_path / "log"
-
-    def noted():
-        return [line.rpartition(" ")[0] for line in log.read_text(encoding="utf-8").splitlines()]
-
-    return {"function": "lab:counted", "log": str(log)}, noted
-
-
-@pytest.fixture
-def toy(tmp_path, monkeypatch):
-    """toy(fig1=plain(…), …) → reproduce, with results in tmp_path/results."""
-
-    def toy(**figures):
-        paper(tmp_path / "papers", monkeypatch, **figures)
-
-        def reproduce(names="toy2024", scale="smoke", **more):
-            return runner.reproduce(names, scale=scale, out=tmp_path / "results", **more)
-
-        return reproduce
-
-    return toy
 
 
 class Told(Quiet):
@@ -384,75 +359,3 @@ def test_an_unreadable_result_does_not_hide_the_other_figures(toy, tmp_path):
     assert claims[0]["holds"] is None
     assert "can't be read" in json.dumps(claims[0]["numbers"])
     assert any(said.startswith("toy2024/fig2: 1 claim holds") for said in told.said)
-
-
-# ------------------------------------------------------------------------------- a part of a figure
-
-
-def test_only_some_runs(toy, tmp_path):
-    more, noted = counting(tmp_path)
-    reproduce = toy(fig1=plain(smoke=more))
-    study = reproduce(only="*0.5").figures["toy2024/fig1"]
-    assert noted() == ["0.5 0", "0.5 1"]
-    (claim,) = study.claims
-    assert claim["holds"] is None
-    assert "'rate 0.1' has no results: left out (--only)" in claim["numbers"]["why"]
-    assert study.command.startswith("dither reproduce toy2024/fig1 --scale smoke --only '*0.5'")
-    (claim,) = reproduce(only=["rate 0.1"]).claims  # what is there counts, asked for or not
-    assert claim["holds"] is True
-    assert sorted(noted()) == ["0.1 0", "0.1 1", "0.5 0", "0.5 1"]
-
-
-def test_only_runs_that_there_are(toy):
-    with pytest.raises(DitherError, match=r"--only rate 0.7: no run is called that.*'rate 0.5'"):
-        toy(fig1=plain())(only=["rate 0.7"])
-
-
-ALL_OF_THEM = """
-
-    def small(table):
-        return all((table.last(label, "value") < 9).all() for label in table.labels), {}
-
-    claims.append(Claim("all", "every rate ends below 9", small))
-    figure = Figure(runs, plot, claims=claims, seeds=dict(smoke=2, quick=2, paper=4))
-"""
-
-
-def test_a_claim_about_all_runs_is_not_judged_on_some(toy):
-    reproduce = toy(fig1=plain().rstrip() + ALL_OF_THEM)
-    *_, claim = reproduce(only="*0.5").claims
-    assert claim["holds"] is None
-    assert "'rate 0.1' has no results: left out (--only)" in claim["numbers"]["why"]
-    *_, claim = reproduce().claims
-    assert claim["holds"] is True
-
-
-def test_only_leaves_other_figures_and_earlier_results_alone(toy, tmp_path):
-    other = plain().replace("(0.1, 0.5)", "(0.2, 0.7)")
-    reproduce = toy(fig1=plain(), fig2=other)
-    reproduce(seeds=1)
-    before = (tmp_path / "results/figures/toy2024/fig2/claims.json").read_bytes()
-    results = reproduce(seeds=2, only="*0.5")
-    assert set(results.figures) == {"toy2024/fig1"}
-    assert (tmp_path / "results/figures/toy2024/fig2/claims.json").read_bytes() == before
-    (claim,) = results.claims  # the seed that both runs have
-    assert (claim["holds"], claim["seeds"]) == (True, 1)
-    assert (tmp_path / "results/figures/toy2024/fig1/figure.svg").is_file()
-
-
-def test_only_takes_a_shared_run_by_either_label(toy):
-    other = plain().replace('"rate ', '"speed ')
-    results = toy(fig1=plain(), fig2=other)(only=["rate 0.1", "speed 0.5"])
-    assert [claim["holds"] for claim in results.claims] == [True, True]
-
-
-def test_an_asked_run_that_fails_is_what_is_told(toy):
-    reproduce = toy(fig1=plain(smoke={"function": "lab:faulty", "how": "sentence"}))
-    study = reproduce(only="*0.5").figures["toy2024/fig1"]
-    assert "site 'fc9' matches nothing" in study.problem
-
-
-def test_a_wrong_pattern_leaves_no_folder(toy, tmp_path):
-    with pytest.raises(DitherError, match="no run is called that"):
-        toy(fig1=plain())(only=["rate 0.7"])
-    assert not (tmp_path / "results").exists()
