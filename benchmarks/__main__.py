@@ -1,8 +1,9 @@
-"""`python -m benchmarks [--only cnn,mlp1024] [--peers backpack,none] [--rounds 9] [--quick]`:
+"""`python -m benchmarks [--only cnn,mlp1024] [--peers backpack,none] [--rounds 9] [--resume]`:
 measure, record, draw.
 
 The whole of it writes benchmarks/records/<date>.{md,json} and docs/{benchmarks,growth}.svg; a part
-of it, or fewer than nine rounds, writes the same under `.bench/`.
+of it, or fewer than nine rounds, writes the same under `.bench/`. Each process' numbers are kept
+under `.bench/parts/`, by the hash of the code: `--resume` goes on where the last call was stopped.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from benchmarks import environments, figures, record
 from benchmarks.environments import BENCH, ROOT, Environment
 from benchmarks.targets import Judged, judge
 from benchmarks.workloads import WORKLOADS, trained
+from dither.store import write
 
 GROWTH = "growth"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -33,16 +37,20 @@ def main() -> None:
     wanted = args.only or [*WORKLOADS, GROWTH]
     chosen = [p for p in environments.PACKAGES if args.peers is None or p in args.peers]
     peers = [_said(environments.ready(peer)) for peer in chosen]
+    parts = BENCH / "parts" / f"{record.code_hash()}, {args.rounds} rounds"
+    kept = partial(_kept, parts, args.resume)
     found: dict[str, dict[str, Any]] = {}
     extras: dict[str, Any] = {}
     here = Environment("dither", Path(sys.executable))
     for name in wanted:
         if name == GROWTH:
-            extras = _worker(Path(sys.executable), "benchmarks.growth", str(args.rounds))
+            extras = kept("growth", _growth, args.rounds)
             continue
         trained(WORKLOADS[name])
         for env in (here, *(e for e in peers if e.python and _useful(e.peer, name))):
-            found[f"{name} {env.peer}"] = _measured(env, name, args.rounds)
+            found[f"{name} {env.peer}"] = kept(
+                f"{name} {env.peer}", _measured, env, name, args.rounds
+            )
             made = record.gather(args.rounds, peers, found, extras, time.perf_counter() - start)
             record.write(made, BENCH / "last")  # what a run that is cut short leaves
     missed = [j for j in judge(record.rows_of({"runs": found})) if j.held is False]
@@ -69,6 +77,7 @@ def _arguments() -> argparse.Namespace:
         type=_names((*environments.PACKAGES, "none")),
         help="which, by commas, or none (default: all)",
     )
+    parser.add_argument("--resume", action="store_true", help="keep what this code has measured")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each method (default: 9)")
     return parser.parse_args()
 
@@ -87,6 +96,23 @@ def _names(known: tuple[str, ...]) -> Any:
 def _said(env: Environment) -> Environment:
     print(f"{env.peer} {env.version or 'is left out: ' + env.reason}", flush=True)
     return env
+
+
+def _kept(
+    folder: Path, resume: bool, name: str, measure: Callable[..., dict[str, Any]], *args: Any
+) -> dict[str, Any]:
+    """What was measured of that name before, or now, and then kept."""
+    file = folder / f"{name}.json"
+    if resume and file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))
+    found = measure(*args)
+    folder.mkdir(parents=True, exist_ok=True)
+    write(file, json.dumps(found))
+    return found
+
+
+def _growth(rounds: int) -> dict[str, Any]:
+    return _worker(Path(sys.executable), "benchmarks.growth", str(rounds))
 
 
 def _useful(peer: str, workload: str) -> bool:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import clock, figures, growth, oracle, record, spent, targets
+from benchmarks.__main__ import _kept
 from benchmarks.methods import DITHER
 from benchmarks.naive import NAIVE
 from benchmarks.peers import PEERS
@@ -220,3 +221,18 @@ def test_what_missed_its_own_target_is_looked_into_and_nothing_else():
     beside = [row(environment="backpack"), row("BackPACK", environment="backpack", median=1.5)]
     missed = [j for j in targets.judge([row(median=0.1), *beside]) if j.held is False]
     assert [(j.what, j.own) for j in missed] == [("GN trace, of BackPACK's", False)]
+
+
+def test_what_was_measured_is_kept_and_taken_up_when_asked(tmp_path):
+    seen = []
+
+    def measure(n):
+        seen.append(n)
+        return {"rows": [n]}
+
+    assert _kept(tmp_path / "a", True, "cnn dither", measure, 1) == {"rows": [1]}
+    assert _kept(tmp_path / "a", True, "cnn dither", measure, 2) == {"rows": [1]}
+    assert _kept(tmp_path / "a", True, "cnn backpack", measure, 3) == {"rows": [3]}
+    assert _kept(tmp_path / "a", False, "cnn dither", measure, 4) == {"rows": [4]}
+    assert _kept(tmp_path / "b", True, "cnn dither", measure, 5) == {"rows": [5]}
+    assert seen == [1, 3, 4, 5]
