@@ -57,7 +57,8 @@ class Table:
         """All runs. Raises in a `whole` table that lacks one; `there` has those with results."""
         if self._whole and self.missing:
             label, why = next(iter(self.missing.items()))
-            more = f", nor have {len(self.missing) - 1} others" if len(self.missing) > 1 else ""
+            n = len(self.missing) - 1
+            more = f", nor have {n} others" if n > 1 else ", nor has one other" if n else ""
             raise DitherError(f"{label!r} has no results{more}: {why}")
         return self.there
 
