@@ -78,16 +78,20 @@ class Table:
     def _part(self, label: str, quantity: str) -> pl.DataFrame:
         if (part := self._parts.get((label, quantity))) is not None:
             return part
-        if label in self.missing:
-            raise DitherError(f"{label!r} has no results: {self.missing[label]}")
+        self._check(label)
         known = self.quantities(label) if label in self.there else list(self.there)
         what, got = ("quantity", quantity) if label in self.there else ("run", label)
         near = difflib.get_close_matches(got, known, n=3, cutoff=0.3) or known[:8]
         there = ", ".join(map(repr, near)) or "nothing in it"
         raise DitherError(f"the table has no {what} {got!r}; there is {there}")
 
+    def _check(self, label: str) -> None:
+        if label in self.missing:
+            raise DitherError(f"{label!r} has no results: {self.missing[label]}")
+
     def quantities(self, label: str) -> list[str]:
-        """What a run recorded."""
+        """What a run recorded. Raises for one without results, whose silence says nothing."""
+        self._check(label)
         return [quantity for name, quantity in self._parts if name == label]
 
     def series(self, label: str, quantity: str) -> tuple[Array, Array]:

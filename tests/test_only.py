@@ -4,6 +4,8 @@ import pytest
 from lab import counting, plain
 
 from dither.errors import DitherError
+from dither.papers.levi2022 import methods
+from dither.table import Table
 
 
 def test_only_some_runs(toy, tmp_path):
@@ -73,3 +75,12 @@ def test_a_wrong_pattern_leaves_no_folder(toy, tmp_path):
     with pytest.raises(DitherError, match="no run is called that"):
         toy(fig1=plain())(only=["rate 0.7"])
     assert not (tmp_path / "results").exists()
+
+
+def test_a_run_that_is_missing_has_not_diverged_or_scored_chance():
+    """A quantity that a run did not record is one thing, a run that is not there another."""
+    table = Table.of({"FC none": {0: [(0, "accuracy/test", 0.9)]}}, {"FC L2": "left out (--only)"})
+    assert methods.final(table, "FC none", "corrupted/0.5").tolist() == [methods.CHANCE]
+    for ask in (methods.diverged, methods.large, lambda t, label: t.quantities(label)):
+        with pytest.raises(DitherError, match="'FC L2' has no results: left out"):
+            ask(table, "FC L2")
