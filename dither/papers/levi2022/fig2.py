@@ -40,13 +40,17 @@ def runs(fc: Setting, cnn: Setting) -> dict[str, Run]:
     return compared(fc, SHOWN) | compared(cnn, SHOWN)
 
 
+def label(net: str, method: str, reading: str) -> str:
+    """A method's run in a reading: only the catapults are trained with the clipped softmax too."""
+    return f"{net} {method}{reading if reading == ', clipped' and method in CATAPULTS else ''}"
+
+
 def best(net: str, reading: str):
     """L1, L2: the in-node's catapult above all others, the same reading where there is one."""
 
     def check(t: Table):
         ours = f"{net} in catapult{reading}"
-        too = CATAPULTS if reading == ", clipped" else ()  # those trained in this reading
-        others = [f"{net} {m}{reading if m in too else ''}" for m in SHOWN if m != "in catapult"]
+        others = [label(net, m, reading) for m in SHOWN if m != "in catapult"]
         return at_least(t, [ours], others, large)
 
     return judged(net, check)
@@ -70,23 +74,20 @@ def cost_of_corruption(net: str):
 
 
 def shown(t: Table, net: str, reading: str) -> dict[str, str]:
-    """{run: method} of a panel: the reading's runs where there are any; no runs left out."""
-    found = {}
-    for m in SHOWN:
-        label = f"{net} {m}{reading}"
-        found[label if label in t.labels else f"{net} {m}"] = m
-    return {label: m for label, m in found.items() if label in t.labels}
+    """{run: method} of a panel, without those that are missing."""
+    found = {label(net, m, reading): m for m in SHOWN}
+    return {name: m for name, m in found.items() if name in t.there}
 
 
 def plot(t: Table):
-    nets = [net for net in ("FC", "CNN") if any(label.startswith(net) for label in t.labels)]
+    nets = [net for net in ("FC", "CNN") if any(name.startswith(net) for name in t.there)]
     picture, axes = style.grid(2, len(nets), height=3.4)
     for row, reading in zip(axes, ("", ", clipped"), strict=True):
         for ax, net in zip(row, nets, strict=True):
             lines(ax, t, shown(t, net, reading))
             ax.set_title(f"{net}, {'clipped softmax' if reading else 'logits'}")
     scan = "FC in catapult, scan"
-    if scan in t.labels:
+    if scan in t.there:
         name = "in catapult, σ of the scan"
         mean = curve(t, scan).mean(0)
         axes[0, 0].plot(LEVELS, mean, ":", color=style.BLUE, lw=2.2, label=name)
