@@ -5,11 +5,9 @@ Sample i's gradient of a matrix used as z_t = W a_t is Σ_t g_t a_tᵀ, and
     ‖Σ_t g_t a_tᵀ‖² = Σ_{t,t'} (g_t·g_t')(a_t·a_t'),
     (ghost norm)
 
-so T×T matrices will do; where they are larger than the matrix, the sum itself is formed. Over
-positions much can cancel (the gradients of attention's keys add up to 0), and a Gram matrix holds
-the square of what is to cancel: taken are the triangular factor of a, or Gram matrices in double
-precision. A convolution is such a product over unfolded patches; biases, norms and embeddings have
-simple sums.
+so T×T matrices will do; where they are larger than the matrix, the sum itself is formed
+(`dither.contract` knows the ways). A convolution is such a product over patches; biases, norms and
+embeddings have simple sums.
 """
 
 from __future__ import annotations
@@ -22,10 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dither.contract import Way, cheapest, rows2
 from dither.layout import Layout
+from dither.patches import Patch
 
+HOW = ("stride", "padding", "dilation")
 KEPT = 2**25  # elements of an unfolded operand that are kept rather than unfolded again
-DOUBLE = 3  # what products in double precision cost, with what they need beside: times a product
 
 
 class Caught:
@@ -41,42 +41,6 @@ class Caught:
         if self._norm2 is None:
             self._norm2 = rows2(self.g)
         return self._norm2
-
-
-def rows2(g: Tensor) -> Tensor:
-    """‖g‖² of each row [K, B, …] → [K, B]."""
-    return torch.linalg.vector_norm(g.flatten(2) if g.dim() > 2 else g.unsqueeze(2), dim=2).square()
-
-
-def factor(a: Tensor) -> Tensor:
-    """R [..., T, T], upper triangular, of aᵀ = Q R for a [..., T, I], T ≤ I:  ‖gᵀ a‖ = ‖R g‖."""
-    r = torch.linalg.qr(a.mT.to(torch.promote_types(a.dtype, torch.float32)), mode="r")[1]
-    return r.to(a.dtype)
-
-
-def _by_factor(r: Tensor, g: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(r @ g, dim=(-2, -1)).square()
-
-
-def gram(a: Tensor) -> Tensor:
-    """The Gram matrix a aᵀ [..., T, T] of a [..., T, I], in double precision."""
-    a = a.double()
-    return a @ a.mT
-
-
-def _by_gram(aa: Tensor, g: Tensor) -> Tensor:
-    return (gram(g) * aa).sum((-2, -1)).to(g.dtype)
-
-
-def contraction(t: int, i: int, o: int, a: Tensor, g: Tensor) -> tuple[Any, Any] | None:
-    """How a [..., T, I] is made small, and how this and g [..., T, O] then give ‖Σ_t g_t a_tᵀ‖²
-    [...]; None where forming the sum is cheaper. Where it is differentiated by Gram matrices, as
-    the factor has no slope where a's rank is not full.
-    """
-    recorded = a.requires_grad or g.requires_grad
-    if (DOUBLE if recorded else 1) * t * (i + o) >= i * o or g.is_mps:  # which has neither
-        return None
-    return (gram, _by_gram) if recorded else (factor, _by_factor)
 
 
 @dataclass
@@ -103,7 +67,9 @@ class Use:
     unfolded: Tensor | None = None
     over: bool = False  # all columns have been pulled back
     norm2: Tensor | None = None  # of the operand, kept from column to column
-    small: dict[Any, Tensor] = field(default_factory=dict)  # its factor, its Gram matrix: kept too
+    columns: int = 1  # how many will come by, in all
+    way: Way | None = None  # how their norms are had together, once it is chosen
+    small: Tensor | None = None  # what that makes of the operand: kept too
 
     def __post_init__(self) -> None:
         self.version = self.a._version if isinstance(self.a, Tensor) else 0
@@ -169,22 +135,32 @@ class Use:
             return caught.norm2 * self.norm2
         if not (self.kind == "outer" or (self.is_outer and self.options["groups"] == 1)):
             return None
-        i = self.shape.numel() // (o := g.shape[2] if self.kind == "conv" else g.shape[-1])
-        t = g[0, 0].numel() // o
-        way = contraction(t, i, o, self.a, g)
-        if way is None:
+        o = g.shape[2] if self.kind == "conv" else g.shape[-1]
+        if self.way is None:
+            t, i = g[0, 0].numel() // o, self.shape.numel() // o
+            self.way = cheapest(self.columns, t, i, o, self.a, g, self.patch)
+        if self.way is None:
             return None
-        small, norm2 = way
-        if small not in self.small:
-            self.small[small] = small(self.split()[0].squeeze(1))  # [B, T, T]
-        g = g.flatten(3).mT if self.kind == "conv" else g.flatten(2, -2)  # [K, B, T, O]
-        return norm2(self.small[small], g)
+        if self.small is None:
+            a = self.a if self.way.whole else self.split()[0].squeeze(1)  # [B, T, I]
+            self.small = self.way.small(a)
+        if not self.way.whole:
+            g = g.flatten(3).mT if self.kind == "conv" else g.flatten(2, -2)  # [K, B, T, O]
+        return self.way.norm2(self.small, g)
+
+    @property
+    def patch(self) -> Patch | None:
+        """Where the operand is an image: how the kernel meets it."""
+        if self.kind != "conv":
+            return None
+        stride, padding, dilation = (tuple(self.options[k]) for k in HOW)
+        return Patch(tuple(self.shape[2:]), stride, padding, dilation, tuple(self.out[2:]))
 
     def patches(self) -> Tensor:
         """A convolution's operand unfolded [N, C·k, T]; kept from column to column if not large."""
         if self.unfolded is not None:
             return self.unfolded
-        how = {k: self.options[k] for k in ("stride", "padding", "dilation")}
+        how = {k: self.options[k] for k in HOW}
         found = F.unfold(self.a, tuple(self.shape[2:]), **how)
         if found.numel() <= KEPT:
             self.unfolded = found
@@ -325,11 +301,10 @@ def square(uses: list[Use]) -> Tensor:
         t, i, o = a.shape[2], a.shape[3], g.shape[3]
         if t == 1:
             return (a.square().sum((2, 3)) * g.square().sum((2, 3))).sum(1)
-        way = contraction(t, i, o, a, g)
+        way = cheapest(1, t, i, o, a, g)
         if way is None:
             return (g.mT @ a).square().sum((1, 2, 3))
-        small, norm2 = way
-        return norm2(small(a), g).sum(1)
+        return way.norm2(way.small(a), g).sum(1)
     if len(uses) == 1 and uses[0].kind == "rows":
         idx, g = uses[0].candidates[0](uses[0].a, 0), uses[0].candidates[0](uses[0].g, 1)
         if idx.shape[1] <= 512:

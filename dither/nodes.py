@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dither.ghost import factor, gram, rows2
+from dither.contract import factor, gram, rows2
 
 Rule = Callable[[Sequence[Any], bool], tuple[Sequence[Any], bool]]
 QR, DOUBLE = 3, 2  # what W's factor, and double precision, cost: times a product

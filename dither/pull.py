@@ -139,6 +139,8 @@ class Pull:
         if self.called and self.samples is None:
             self.keep_apart(z)
         total = columns.count if self.samples is None else self.samples
+        for use in uses:
+            use.columns = max(total, 1)
         replay = None if sites else self.replay(z, uses, columns, total)
         for chunk in _chunks(self.chosen(columns, z), replay.chunk if replay else 1):
             self.signs = [sign for sign, _ in chunk]

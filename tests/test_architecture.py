@@ -34,7 +34,7 @@ ROOMS = {
     "files": ("files", ""),
     "noise": ("noise laws draw fill schedule", ""),
     "loss": ("loss columns", ""),
-    "ghost": ("ghost uses rules layout", "noise"),
+    "ghost": ("ghost contract patches uses rules layout", "noise"),
     "estimate": ("estimate", ""),
     "errors": ("errors", ""),
 }
