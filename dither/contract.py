@@ -15,21 +15,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dither.patches import Patch, by_tiles, pixels, tiled
+from dither.patches import READ, Patch, by_tiles, in_blocks, norm2, pixels, tiled
 
 # What things cost beside a multiply-add of a product in float32, as measured on a CPU.
 DOUBLE = 3  # one in double precision, with what it needs beside
 QR = 3  # one of a factor
 ROOT = 2  # one of T³ in a Cholesky factor, in double precision
-UNFOLD = 150  # a number of the unfolded operand
+UNFOLD = 75  # a number of the unfolded operand
 DIAGONAL = 20  # a number of the patches' Gram matrix, for each row or column of the kernel
-READ, TILE, BACK = 500, 100, 1000  # by tiles: a pixel; a number of g; one of the kernel's gradient
+PIXEL, GRADIENT, BACK = 120, 45, 28  # by tiles, a number that is transformed: of x; of g; of G
+KEPT = 2**25  # elements that are kept for the columns to come
+UNEVEN = 1e3  # the largest number over the typical one, from which tiles lose single precision
 
 
 class Way(NamedTuple):
-    """What is made once of the operand (`whole`: of the image itself, else of a [B, T, I]), how
-    this and g (`whole`: [K, B, O, H', W'], else [K, B, T, O]) give ‖Σ_t g_t a_tᵀ‖² [K, B], and
-    its cost.
+    """What is made of the operand (`whole`: of the image itself, else of a [B, T, I]), how this
+    and g (`whole`: [K, B, O, H', W'], else [K, B, T, O]) give ‖Σ_t g_t a_tᵀ‖² [K, B], and its cost;
+    `numbers` is how many are made for a sample.
     """
 
     name: str
@@ -37,11 +39,17 @@ class Way(NamedTuple):
     small: Callable[[Tensor], Tensor]
     norm2: Callable[[Tensor, Tensor], Tensor]
     whole: bool = False
+    numbers: float = 0
+
+    def once(self, a: Tensor, g: Tensor) -> Tensor:
+        """‖Σ_t g_t a_tᵀ‖² [K, B], with nothing kept: so many samples at a time as fit a block."""
+        numbers = max(self.numbers, g[:, 0].numel())
+        return in_blocks(lambda a, g: self.norm2(self.small(a), g), (a, g), (0, 1), 1, numbers)
 
 
 def rows2(g: Tensor) -> Tensor:
     """‖g‖² of each row [K, B, …] → [K, B]."""
-    return torch.linalg.vector_norm(g.flatten(2) if g.dim() > 2 else g.unsqueeze(2), dim=2).square()
+    return norm2(g.flatten(2) if g.dim() > 2 else g.unsqueeze(2), (2,))
 
 
 def factor(a: Tensor) -> Tensor:
@@ -59,29 +67,39 @@ def gram(a: Tensor) -> Tensor:
 def root(aa: Tensor) -> Tensor:
     """R [B, T, T] with Rᵀ R = `aa`, a Gram matrix in double precision: ‖R g‖ to single precision.
 
-    Where `aa` is singular, rounding can make it indefinite: so much is added to its diagonal that
-    it can not, T ε tr(aa), whose root is of the size of single precision's own rounding.
+    Where `aa` is singular, rounding can make it indefinite. An element is off by some ε‖a_t‖‖a_t'‖,
+    so each of the diagonal is raised by T ε of itself: by less than single precision's rounding of
+    that row of a.
     """
     fine = aa.isfinite().all(-1).all(-1)[:, None, None]
-    aa = aa.where(fine, torch.zeros((), dtype=aa.dtype, device=aa.device))
-    lifted = aa.diagonal(dim1=-2, dim2=-1)
-    small = len(lifted.mT) * torch.finfo(aa.dtype).eps * lifted.sum(-1, keepdim=True)
-    lifted += small.clamp(min=torch.finfo(torch.float32).tiny)
+    aa = aa.where(fine, aa.new_zeros(()))
+    diagonal = aa.diagonal(dim1=-2, dim2=-1)
+    raised = diagonal * aa.shape[-1] * torch.finfo(aa.dtype).eps
+    diagonal += raised.clamp(min=torch.finfo(aa.dtype).tiny)
     r, failed = torch.linalg.cholesky_ex(aa, upper=True)
     if bool(failed.any()):  # a root that is not triangular
         value, vector = torch.linalg.eigh(aa)
         r = value.clamp(min=0).sqrt().unsqueeze(-1) * vector.mT
-    return r.where(fine, torch.full_like(r, torch.nan)[:1])
+    return r.where(fine, r.new_full((), torch.nan))
 
 
 def by_factor(r: Tensor, g: Tensor) -> Tensor:
     """‖R g‖² of a factor [..., T, T] and g [..., T, O]."""
-    return torch.linalg.vector_norm(r @ g, dim=(-2, -1)).square()
+    return norm2(r @ g, (-2, -1))
 
 
 def by_gram(aa: Tensor, g: Tensor) -> Tensor:
     """Σ (g gᵀ)∘(a aᵀ) of a Gram matrix in double precision and g [..., T, O]."""
     return (gram(g) * aa).sum((-2, -1)).to(g.dtype)
+
+
+def even(x: Tensor) -> bool:
+    """Whether no number of x is far larger than those that are not 0 are: within a tile, what is
+    large leaves its rounding errors on what is small.
+    """
+    size = x.detach().abs()
+    typical = (size.sqrt().sum() / size.count_nonzero().clamp(min=1)).square()
+    return bool(size.amax() <= UNEVEN * typical)
 
 
 def cheapest(
@@ -98,31 +116,40 @@ def cheapest(
     found: list[Way] = []
     if not g.is_mps:  # which has neither double precision nor factors
         if recorded:
-            found.append(Way("gram", DOUBLE * t * t * (i + n * o) + unfold, gram, by_gram))
+            found.append(
+                Way("gram", DOUBLE * t * t * (i + n * o) + unfold, gram, by_gram, numbers=t * t)
+            )
         else:
-            found.append(Way("factor", t * t * (QR * i + n * o) + unfold, factor, by_factor))
+            found.append(
+                Way("factor", t * t * (QR * i + n * o) + unfold, factor, by_factor, numbers=t * t)
+            )
         if patch and (recorded or a.dtype is not torch.float64):
             found.append(_by_pixels(n, t, o, a, patch, recorded))
     if patch and patch.can_tile and a.dtype in (torch.float32, torch.float64):
         found.append(_by_tiles(n, t, o, a, patch))
-    best = min(found, key=lambda way: way.cost, default=None)
-    return None if best is None or best.cost >= n * t * i * o + unfold else best
+    formed = n * t * i * o + unfold
+    while found:
+        best = min(found, key=lambda way: way.cost)
+        if best.cost >= formed:
+            return None
+        if best.name != "tiles" or even(a):
+            return best
+        found.remove(best)
+    return None
 
 
 def _by_pixels(n: int, t: int, o: int, a: Tensor, patch: Patch, recorded: bool) -> Way:
-    once = DOUBLE * patch.read(a) ** 2 * a.shape[1] + DIAGONAL * sum(patch.kernel) * t * t
+    read = patch.area(a) ** 2
+    once = DOUBLE * read * a.shape[1] + DIAGONAL * sum(patch.kernel) * t * t
 
     def small(x: Tensor) -> Tensor:
         aa = pixels(patch, x)
         return aa if recorded else root(aa).to(x.dtype)
 
-    if recorded:
-        return Way(
-            "pixels", once + DOUBLE * n * t * t * o, small, _positions_last(by_gram), whole=True
-        )
-    return Way(
-        "pixels", once + ROOT * t**3 + n * t * t * o, small, _positions_last(by_factor), whole=True
-    )
+    each = (DOUBLE if recorded else 1) * t * t * o
+    cost = once + n * each + (0 if recorded else ROOT * t**3)
+    norm2 = _positions_last(by_gram if recorded else by_factor)
+    return Way("pixels", cost, small, norm2, True, t * t)
 
 
 def _positions_last(norm2: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
@@ -130,9 +157,8 @@ def _positions_last(norm2: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., 
 
 
 def _by_tiles(n: int, t: int, o: int, a: Tensor, patch: Patch) -> Way:
-    c = a.shape[1]
-    once = READ * a[0].numel()
-    each = patch.products * t * c * o + TILE * t * o + BACK * c * o
-    return Way(
-        "tiles", once + n * each, partial(tiled, patch), partial(by_tiles, patch), whole=True
-    )
+    c, products = a.shape[1], patch.products
+    numbers = products * a[0].numel()
+    each = products * t * (c * o + GRADIENT * o) + BACK * READ**2 * c * o
+    cost = PIXEL * numbers + n * each
+    return Way("tiles", cost, partial(tiled, patch), partial(by_tiles, patch), True, numbers)

@@ -20,12 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dither.contract import Way, cheapest, rows2
+from dither.contract import KEPT, Way, cheapest, rows2
 from dither.layout import Layout
 from dither.patches import Patch
 
 HOW = ("stride", "padding", "dilation")
-KEPT = 2**25  # elements of an unfolded operand that are kept rather than unfolded again
 
 
 class Caught:
@@ -141,11 +140,13 @@ class Use:
             self.way = cheapest(self.columns, t, i, o, self.a, g, self.patch)
         if self.way is None:
             return None
-        if self.small is None:
-            a = self.a if self.way.whole else self.split()[0].squeeze(1)  # [B, T, I]
-            self.small = self.way.small(a)
         if not self.way.whole:
             g = g.flatten(3).mT if self.kind == "conv" else g.flatten(2, -2)  # [K, B, T, O]
+        if self.small is None:
+            a = self.a if self.way.whole else self.split()[0].squeeze(1)  # [B, T, I]
+            if self.columns == 1 or self.way.numbers * len(a) > KEPT:
+                return self.way.once(a, g)
+            self.small = self.way.small(a)
         return self.way.norm2(self.small, g)
 
     @property

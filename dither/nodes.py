@@ -17,7 +17,7 @@ from torch import Tensor
 from dither.contract import factor, gram, rows2
 
 Rule = Callable[[Sequence[Any], bool], tuple[Sequence[Any], bool]]
-QR, DOUBLE = 3, 2  # what W's factor, and double precision, cost: times a product
+FACTOR, TWICE = 3, 2  # what W's factor, and double precision, cost: times a product
 FEW = 4  # channels, of which a convolution's gradient is made as a product and a fold
 
 
@@ -161,11 +161,11 @@ def _normed(w: Tensor, rows: int, recorded: bool) -> Callable[[Tensor], Product]
     if w.is_mps:  # has neither of the two
         return None
     if recorded:
-        if rows * (i - DOUBLE * o) <= DOUBLE * o * i:
+        if rows * (i - TWICE * o) <= TWICE * o * i:
             return None
         square = gram(w)
         return lambda g: Recorded(g, square)
-    if rows * (i - o) <= QR * o * i:
+    if rows * (i - o) <= FACTOR * o * i:
         return None
     r = factor(w)
     return lambda g: Product(g, r)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,8 @@ from torch import Tensor
 
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0)  # and ∞
 READ = len(POINTS) + 1  # n, the pixels a tile reads in each direction
-BLOCK = 2**18  # elements that are transformed at once: what fits in a cache
+BLOCK = {"cpu": 2**18}  # elements under way at once: what fits in a cache; elsewhere ELEMENTS
+ELEMENTS = 2**25
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Patch:
         dense = set(self.stride) == set(self.dilation) == {1}
         return dense and all(1 < r < READ for r in self.kernel)
 
-    def read(self, x: Tensor) -> int:
+    def area(self, x: Tensor) -> int:
         """Pixels of an image of x [B, C, H, W], padding included."""
         return math.prod(n + 2 * p for n, p in zip(x.shape[2:], self.padding, strict=True))
 
@@ -81,7 +82,7 @@ def toom(r: int) -> tuple[list[list[float]], list[list[float]], list[list[float]
 
     def reads(count: int) -> Tensor:
         rows = [[p**j for j in range(count)] for p in POINTS]
-        return torch.tensor([*rows, [0.0] * (count - 1) + [1.0]], dtype=torch.float64)
+        return torch.tensor([*rows, [0.0] * (count - 1) + [1.0]], dtype=torch.float64, device="cpu")
 
     b = torch.linalg.inv(reads(READ)).mT
     return reads(r).tolist(), reads(READ + 1 - r).tolist(), b.tolist()
@@ -107,7 +108,7 @@ def tiled(patch: Patch, x: Tensor) -> Tensor:
         d = d.permute(4, 5, 0, 1, 2, 3)  # [n, n, B, I, tiles…]
         return (b @ d.reshape(READ**2, -1)).view(READ**2, *x.shape[:2], -1)
 
-    return _in_blocks(block, [x], x[0].numel(), dim=0, out=1)
+    return in_blocks(block, (x,), (0,), 1, patch.products * x[0].numel())
 
 
 def by_tiles(patch: Patch, u: Tensor, g: Tensor) -> Tensor:
@@ -122,10 +123,13 @@ def by_tiles(patch: Patch, u: Tensor, g: Tensor) -> Tensor:
         g = g.transpose(0, 1).reshape(b * k * o, ny, my, nx, mx).permute(2, 4, 0, 1, 3)
         v = (forward @ g.reshape(my * mx, -1)).view(READ**2, b, k * o, ny * nx)
         w = back @ (v @ u.mT).view(READ**2, -1)  # [r², B·K·O·I]
-        w = torch.linalg.vector_norm(w.view(len(back), b, k, -1), dim=3).square()
-        return w.sum(0).mT
+        return norm2(w.view(len(back), b, k, -1), (3,)).sum(0).mT
 
-    return _in_blocks(block, [u, g], g[:, 0].numel(), dim=1, out=1)
+    o, i = g.shape[2], u.shape[2]
+    one = max(READ**2 * o * i, patch.products * g[0, 0].numel())  # of one sample's one column
+    columns = max(1, int(ELEMENTS // one))
+    parts = [in_blocks(block, (u, part), (1, 1), 1, one * len(part)) for part in g.split(columns)]
+    return torch.cat(parts)
 
 
 def pixels(patch: Patch, x: Tensor) -> Tensor:
@@ -142,7 +146,7 @@ def pixels(patch: Patch, x: Tensor) -> Tensor:
             ])  # fmt: skip
         return p.reshape(len(x), *2 * [patch.out[0] * patch.out[1]])
 
-    return _in_blocks(block, [x], patch.read(x) ** 2, dim=0, out=0)
+    return in_blocks(block, (x,), (0,), 0, patch.area(x) ** 2)
 
 
 def _strided(p: Tensor, patch: Patch, axis: int, first: int, at: int) -> Tensor:
@@ -152,13 +156,22 @@ def _strided(p: Tensor, patch: Patch, axis: int, first: int, at: int) -> Tensor:
     return p[(slice(None),) * (first + axis) + (where,)]
 
 
-def _in_blocks(
-    work: Callable[..., Tensor], of: list[Tensor], size: int, *, dim: int, out: int
+def norm2(t: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """‖t‖² over `dims`; where it is recorded, with all its derivatives at 0 too."""
+    if t.requires_grad:
+        return t.square().sum(dims)
+    return torch.linalg.vector_norm(t, dim=dims).square()
+
+
+def in_blocks(
+    work: Callable[..., Tensor], of: Sequence[Tensor], dims: Sequence[int], out: int, size: float
 ) -> Tensor:
-    """`work` on so many samples at a time that BLOCK elements, `size` for each, are under way."""
-    batch, step = of[0].shape[dim], max(1, BLOCK // max(size, 1))
+    """`work` on so many samples at a time, in `dims` of its operands and `out` of its result, that
+    a block's elements, `size` for each, are under way; one at least.
+    """
+    batch = of[0].shape[dims[0]]
+    step = max(1, int(BLOCK.get(of[0].device.type, ELEMENTS) // max(size, 1)))
     if step >= batch:
         return work(*of)
-    parts = [work(*(t.narrow(dim, b, min(step, batch - b)) for t in of))
-             for b in range(0, batch, step)]  # fmt: skip
-    return torch.cat(parts, out)
+    parts = [t.split(step, dim) for t, dim in zip(of, dims, strict=True)]
+    return torch.cat([work(*part) for part in zip(*parts, strict=True)], out)
