@@ -156,6 +156,22 @@ def test_probes_in_activation_space_spread_less(name, monkeypatch):
     assert ours.sem**2 < plain.sem**2 / 1.5  # F(199, 199) stays below 1.5 but once in 400
 
 
+def test_probes_of_two_samples_are_uncorrelated():
+    """One V serves all samples. The probe of a batch of the same sample B times over must still be
+    a mean of B uncorrelated ones: its variance is that of one sample over B. Of F with (399, 399)
+    degrees of freedom 1.5 is the quantile 1 − 3·10⁻⁵; of signs shared by the batch the ratio is B.
+    """
+    model, x, y, _ = case("attention", batch=1)
+    one = trace(model, "cross_entropy", (x, y), probes=400)
+    b = 8
+    many = (x.repeat(b, 1, 1), y.repeat(b))
+    all_of_them = trace(model, "cross_entropy", many, probes=400)
+    inner = ("self_attn.in_proj_weight", "linear1.weight", "linear2.weight")
+    for name in (*(f"block.{n}" for n in inner), "head.weight"):
+        ratio = one.by_parameter[name].sem ** 2 / all_of_them.by_parameter[name].sem ** 2
+        assert 1 / 1.5 < ratio / b < 1.5, name
+
+
 def test_gauss_newton_is_exact_everywhere():
     model, x, y, _ = case("attention")
     with dither.inject(model, dither.Weight(1.0)) as noise, torch.no_grad():

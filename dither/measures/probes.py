@@ -1,10 +1,11 @@
 """Probes of a Hessian's trace in activation space: vᵀ (∇² ℓ) v whose mean is the trace in the
 parameters.
 
-For z_t = W a_t, sample by sample, r and s random signs: v_t = s ⟨a_t, r⟩ (s ‖a‖ where there is one
-position), since E v_t v_t'ᵀ = (a_t·a_t') I. Each sample has signs of its own, so the spread of a
-probe is that of one sample over √B. Parameters without such a product (norms, embeddings, bare
-ones) are probed as they are, in the same pass. Proof: docs/math.md, §11.
+For z_t = W a_t, with random signs r and s of each sample's own and V for all: v_t = s∘V(r∘a_t)
+(s ‖a‖ where there is one position; for convolutions s ⟨a_t, r⟩), since E v_t v_t'ᵀ = (a_t·a_t') I.
+Samples are uncorrelated, so the spread of a probe is that of one sample over √B. Parameters without
+such a product (norms, embeddings, bare ones) are probed as they are, in the same pass. Proof:
+docs/math.md, §11.
 """
 
 from collections import Counter
@@ -171,8 +172,8 @@ class Tap:
         if a.numel() == batch * a.shape[-1]:
             return s * a.norm(dim=-1, keepdim=True)
         one[-1] = a.shape[-1]
-        r = _signs(a.new_empty(one), generator)
-        return s * (a * r).sum(-1, keepdim=True)
+        v = _signs(a.new_empty(probe.shape[-1], a.shape[-1]), generator)
+        return s * F.linear(a * _signs(a.new_empty(one), generator), v)
 
 
 def _patch_products(use: Use, generator: torch.Generator) -> Tensor:
