@@ -166,7 +166,12 @@ def test_probes_of_two_samples_are_uncorrelated():
     b = 8
     many = (x.repeat(b, 1, 1), y.repeat(b))
     all_of_them = trace(model, "cross_entropy", many, probes=400)
-    inner = ("self_attn.in_proj_weight", "linear1.weight", "linear2.weight")
+    inner = (
+        "self_attn.in_proj_weight",
+        "self_attn.out_proj.weight",
+        "linear1.weight",
+        "linear2.weight",
+    )
     for name in (*(f"block.{n}" for n in inner), "head.weight"):
         ratio = one.by_parameter[name].sem ** 2 / all_of_them.by_parameter[name].sem ** 2
         assert 1 / 1.5 < ratio / b < 1.5, name

@@ -22,6 +22,8 @@ from dither.ghost import Use
 from dither.layout import Layout, belongs, start_at
 from dither.uses import Uses
 
+FOLDED = ("major", "minor")  # dimension 0 is (sample, place), or (place, sample)
+
 
 def probed(
     model: nn.Module,
@@ -132,12 +134,12 @@ class Tap:
 
     @property
     def layouts(self) -> list[Layout]:
-        """Those still possible, of the plain ones: a dimension of its own counts the samples."""
+        """Those still possible: a dimension counts the samples, or the first has them folded in."""
         if self._layouts is None:
-            plain = self.uses[0].candidates
             self._layouts = [
-                c for c in plain if c.way == "dim" and (c.at == 0 or self.features == 1)
-            ]
+                c for c in self.uses[0].candidates
+                if c.way in ("dim", *FOLDED) and (self.features == 1 or (c.way, c.at) == ("dim", 0))
+            ]  # fmt: skip
         return self._layouts
 
     @layouts.setter
@@ -156,7 +158,19 @@ class Tap:
         return {use.name: self._v(use, generator) for use in self.uses}
 
     def _v(self, use: Use, generator: torch.Generator) -> Tensor:
-        probe, at, batch = self.probe, self.layouts[0].at, self.layouts[0].batch
+        layout, probe, a = self.layouts[0], self.probe, use.a
+        at, batch = layout.at, layout.batch
+        if folded := layout.way in FOLDED:
+            at = FOLDED.index(layout.way)
+            sizes = (batch, -1) if at == 0 else (-1, batch)
+            probe, a = (t.unflatten(0, sizes) if isinstance(t, Tensor) else t for t in (probe, a))
+        v = self._drawn(use, probe, a, at, batch, generator)
+        return v.flatten(0, 1) if folded else v
+
+    def _drawn(
+        self, use: Use, probe: Tensor, a: Any, at: int, batch: int, generator: torch.Generator
+    ) -> Tensor:
+        """V in the probe's shape; `at` is the dimension of it and of a that counts the samples."""
         one = [1] * probe.dim()
         one[at] = batch
         channel = probe.dim() - self.features if self.features > 1 else -1
@@ -168,7 +182,6 @@ class Tap:
             return s * _patch_products(use, generator).repeat_interleave(
                 probe.shape[1] // use.options["groups"], 1
             )
-        a = use.a  # [.., I] with the samples at dimension `at`
         if a.numel() == batch * a.shape[-1]:
             return s * a.norm(dim=-1, keepdim=True)
         one[-1] = a.shape[-1]
