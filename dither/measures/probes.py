@@ -4,7 +4,7 @@ parameters.
 For z_t = W a_t, with random signs r and s of each sample's own and V for all: v_t = s∘V(r∘a_t)
 (s ‖a‖ where there is one position; for convolutions s ⟨a_t, r⟩), since E v_t v_t'ᵀ = (a_t·a_t') I.
 Samples are uncorrelated, so the spread of a probe is that of one sample over √B. Parameters without
-such a product (norms, embeddings, bare ones) are probed as they are, in the same pass. Proof:
+such a product (embeddings, bare ones) are probed as they are, in the same pass. Proof:
 docs/math.md, §11.
 """
 
@@ -148,10 +148,15 @@ class Tap:
 
     @property
     def product(self) -> bool:
-        """Whether all that enters is a matrix product, a convolution, or a bias."""
+        """Whether all that enters is a matrix product, a convolution, a bias or a norm's scale, the
+        last two along one dimension, the features' or the channels'.
+        """
         kinds = {u.kind for u in self.uses}
         plain = all(not u.options.get("is_transposed") for u in self.uses)
-        return plain and kinds <= {"outer", "conv", "sum"}
+        line = self.features == 1 or all(
+            u.kind == "conv" or u.options.get("channels") for u in self.uses
+        )
+        return plain and line and kinds <= {"outer", "conv", "sum", "scale"}
 
     def signs(self, generator: torch.Generator) -> dict[str, Tensor]:
         """{parameter: its v in the probe's shape}."""
@@ -178,6 +183,8 @@ class Tap:
         s = _signs(probe.new_empty(one), generator)  # per sample and output, one for all positions
         if use.kind == "sum":
             return s.expand_as(probe)
+        if use.kind == "scale":
+            return s * a
         if use.kind == "conv":
             return s * _patch_products(use, generator).repeat_interleave(
                 probe.shape[1] // use.options["groups"], 1
