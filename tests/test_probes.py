@@ -12,7 +12,8 @@ from dither.noise import Weight
 def test_probes_of_two_samples_are_uncorrelated():
     """One V serves all samples. The probe of a batch of the same sample B times over must still be
     a mean of B uncorrelated ones: its variance is that of one sample over B. Of F with (399, 399)
-    degrees of freedom 1.5 is the quantile 1 − 3·10⁻⁵; of signs shared by the batch the ratio is B.
+    degrees of freedom (were probes normal) 1.5 is the quantile 1 − 3·10⁻⁵; of signs shared by the
+    batch the ratio is off by B.
     """
     model, x, y, _ = case("attention", batch=1)
     one = trace(model, "cross_entropy", (x, y), probes=400)

@@ -128,7 +128,10 @@ def verdict(differences: Iterable[Array]) -> bool | None:
 def told(holds: bool | None, numbers: Mapping[str, Any]) -> Verdict:
     """A verdict with its reason where there is none."""
     if holds is None:
-        return None, {"why": "a paired difference is within one standard error of 0", **numbers}
+        return None, {
+            "why": "a paired difference is within one standard error of 0, or has none (one seed)",
+            **numbers,
+        }
     return holds, numbers
 
 
