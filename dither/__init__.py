@@ -52,12 +52,30 @@ _HOME = {
 }
 _MODULES = ("loss", "measures", "noise", "schedule")
 
+_LAB = ("compare", "reproduce")  # what the packages of dither[lab] are for
+
 __all__ = [*_HOME, *_MODULES]
+
+
+def _without_lab(name: str, package: str | None) -> Any:
+    """What stands for `compare` and `reproduce` where only the library is installed."""
+
+    def absent(*_: Any, **__: Any) -> Any:
+        from dither.errors import DitherError
+
+        raise DitherError(f"dither.{name} needs the package {package}: pip install 'dither[lab]'")
+
+    return absent
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
+        try:
+            value = getattr(importlib.import_module(_HOME[name]), name)
+        except ModuleNotFoundError as e:
+            if name not in _LAB or (e.name or "").partition(".")[0] in ("dither", "torch", "numpy"):
+                raise
+            return _without_lab(name, e.name)
     elif name in _MODULES:
         value = importlib.import_module(f"dither.{name}")
     else:

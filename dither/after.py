@@ -71,7 +71,8 @@ class After:
             return
         self.step += 1
         for index, w in enumerate(self._parameters()):
-            self._displace(index, w)
+            if w.requires_grad:  # frozen ones are no part of the descent
+                self._displace(index, w)
 
     def _displace(self, index: int, w: Tensor) -> None:
         w += self.xi(index, w, self.step)
@@ -137,8 +138,9 @@ def langevin(
     walk, their variance grows by σ² a step. Jin et al. 2021; Orvieto et al. 2022a, eq. 2.
 
     sigma  a number or a schedule, in the units of the parameters; √(2ηT) is the temperature T.
-    seed   as in `inject`; a list for a stacked model. Every parameter of the optimiser is moved,
-           by its number in the optimiser: two optimisers with one seed move alike.
+    seed   as in `inject`; a list for a stacked model. Every parameter of the optimiser that is
+           not frozen is moved, by its number in the optimiser: two optimisers with one seed move
+           alike.
 
     >>> w = torch.nn.Parameter(torch.zeros(2))
     >>> optimiser = torch.optim.SGD([w], 0.1)

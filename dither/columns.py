@@ -30,6 +30,17 @@ class Columns(NamedTuple):
         return ((self.sign(k), self.column(k)) for k in range(self.count))
 
 
+def of_type(columns: Columns, dtype: torch.dtype) -> Columns:
+    """The same columns in the precision of the outputs, which they are pulled back from."""
+    made, mixed = columns.column, columns.mixed
+    return Columns(
+        columns.count,
+        lambda k: made(k).to(dtype),
+        lambda r: [(sign, column.to(dtype)) for sign, column in mixed(r)],
+        columns.sign,
+    )
+
+
 def diagonal(root: Tensor) -> Columns:
     """Columns of a diagonal H = diag(root²), root [B, …]: one per output of a sample."""
     d = root[0].numel()

@@ -19,6 +19,7 @@ from dither.data import Tensors
 from dither.errors import DitherError
 from dither.explicit import explicit
 from dither.figure import Run, Silent
+from dither.measures import calibration
 from dither.noise import is_noise
 from dither.train import SGD, State, train
 from dither.watch import Accuracy, Loss
@@ -228,13 +229,9 @@ class Calibration:
     every: int | None = None
 
     def __call__(self, state: State) -> dict[str, float]:
-        from torchmetrics.functional.classification import multiclass_calibration_error
-
         z, y = (t[0] for t in state.outputs("test"))
-        p = z.softmax(-1).clamp(max=1 - 1e-6)  # a confidence of 1.0 would get a bin of its own
-        p, y = p.flatten(0, -2), y.flatten()
-        error = multiclass_calibration_error(p, y, p.shape[-1], n_bins=15)
-        return {"calibration error": error.item()}
+        p = z.softmax(-1).flatten(0, -2)
+        return {"calibration error": calibration.error(p, y.flatten(), bins=15)}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ anew in each step.
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import sys
 import weakref
 from typing import Any
 
@@ -24,6 +26,12 @@ def register(injection: Any) -> int:
     number = next(_NUMBERS)
     _INJECTIONS[number] = injection
     return number
+
+
+def forget_compiled() -> None:
+    """Compiled code does not look at hooks again: make it trace anew."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 class Traced:
@@ -47,7 +55,14 @@ class Traced:
         return draw(like.detach(), self.handle, self.site.index, self.call)
 
 
-@torch.library.custom_op("dither::draw", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+# Drawn by Python at run time: a captured CUDA graph would replay one draw for ever.
+_TAGS = [getattr(torch.Tag, t) for t in ("nondeterministic_seeded", "cudagraph_unsafe")
+         if hasattr(torch.Tag, t)]  # fmt: skip
+_TAGGED = "tags" in inspect.signature(torch.library.custom_op).parameters  # since torch 2.8
+_KNOWN: dict[str, Any] = {"tags": _TAGS} if _TAGGED else {}
+
+
+@torch.library.custom_op("dither::draw", mutates_args=(), **_KNOWN)
 def draw(like: Tensor, handle: int, site: int, call: int) -> Tensor:
     """σ of the step times a draw of the site's law, in the shape of `like`."""
     injection = _INJECTIONS[handle]

@@ -7,6 +7,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+def double(t: Tensor) -> Tensor:
+    """In double precision; from a device that has none (MPS), on the CPU."""
+    return (t.cpu() if t.is_mps else t).double()
+
+
 class Estimate(NamedTuple):
     """`value` ± `sem`: a mean over independent draws and the standard error of that mean, in the
     same units.
@@ -18,7 +23,7 @@ class Estimate(NamedTuple):
     @classmethod
     def of(cls, draws: Tensor) -> Estimate:
         """From independent draws [N], N ≥ 2."""
-        draws = draws.double()
+        draws = double(draws)
         return cls(draws.mean().item(), (draws.std() / draws.numel() ** 0.5).item())
 
     def __str__(self) -> str:

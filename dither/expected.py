@@ -10,10 +10,12 @@ from torch import Tensor
 from dither import loss as losses
 from dither.draw import Source, key
 from dither.errors import DitherError
-from dither.estimate import Estimate
+from dither.estimate import Estimate, double
 from dither.explicit import explicit
 from dither.forward import check_devices, evaluating, output, tensors
+from dither.hooks import real
 from dither.inject import Injection, put, take
+from dither.noise import wide
 from dither.read import reading
 from dither.site import Site
 
@@ -52,7 +54,7 @@ def expected(
         quiet = Draw(noise, seed, 0, off=True)
         with reading(noise, quiet):
             z = output(noise.model, x)
-            clean = each.per_sample(z, y)
+            clean = each.per_sample(wide(z), y)
             n = _together(noise, x, z, quiet.largest)
         if not antithetic:
             return Estimate.of(_draws(noise, x, y, each, clean, draws, seed, n, reflect=False))
@@ -106,8 +108,8 @@ def _draws(
         if z.shape[0] != n * batch:  # dimension 0 of x is not the samples after all
             together = 1
             continue
-        each = [loss.per_sample(part, y) - clean for part in z.chunk(n)]
-        found += [change.double().mean() for change in each]
+        each = [loss.per_sample(part, y) - clean for part in wide(z).chunk(n)]
+        found += [double(change).mean() for change in each]
     return torch.stack(found)
 
 
@@ -142,6 +144,7 @@ class Draw:
 
     def activation(self, site: Site, h: Tensor) -> Tensor | None:
         self.largest = max(self.largest, h.numel())
+        real(site, h)
         law = self.noise.noise_at(site)
         if self.off or law.sigma == 0:
             return None

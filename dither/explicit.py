@@ -53,8 +53,8 @@ def explicit(
     loss       "cross_entropy", "half_square", "logistic", a loss of `dither.loss`, a torch loss
                module or a callable.
     samples    None: exact, a pull-back per column of √H (C − 1 for softmax, times the positions
-               of a sequence). n: n pull-backs of columns mixed with random signs; value and
-               gradient are unbiased.
+               of a sequence). n: n pull-backs of columns mixed with random signs, of torch's
+               default generator; value and gradient are unbiased.
     curvature  "gauss_newton": R as the papers have it. "full": the whole second-order term ½ E Σ
                tr(Σ_site ∇²ℓ), R and the residual part Σ_i ∂ℓ/∂z_i tr(Σ_site ∇²z_i); exact by one
                double backward per element of a site.

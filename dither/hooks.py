@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from dither.errors import DitherError
 
@@ -71,13 +72,16 @@ class Before(Hook):
         self.site = site
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        parts = (*args, *kwargs.values())
         place = first(enumerate(args))
+        if any(isinstance(part, PackedSequence) for part in parts):
+            return refuse(self.noise, self.site, module, parts)
         if place is not None:
             t = self.noise.activation(self.site, args[place], module)
             return None if t is None else ((*args[:place], t, *args[place + 1 :]), kwargs)
         name = first(kwargs.items())
         if name is None:
-            return refuse(self.noise, self.site, module, (*args, *kwargs.values()))
+            return refuse(self.noise, self.site, module, parts)
         t = self.noise.activation(self.site, kwargs[name], module)
         return None if t is None else (args, {**kwargs, name: t})
 
@@ -92,8 +96,11 @@ class After(Hook):
         self.site = site
 
     def __call__(self, module: nn.Module, args: tuple, out: Any) -> Any:
-        if not isinstance(out, Tensor) and first(_parts(out).items()) is None:
-            return refuse(self.noise, self.site, module, (out,))
+        if not isinstance(out, Tensor):
+            parts = {0: out} if isinstance(out, PackedSequence) else _parts(out)
+            packed = any(isinstance(part, PackedSequence) for part in parts.values())
+            if packed or first(parts.items()) is None:
+                return refuse(self.noise, self.site, module, tuple(parts.values()) or (out,))
         return within(out, lambda h: self.noise.activation(self.site, h, module))
 
 
@@ -101,9 +108,20 @@ def refuse(noise: Any, site: Any, module: nn.Module, parts: tuple) -> None:
     """Raises DitherError where there is no tensor to displace, unless the noise is off."""
     if noise.reader is not None or noise.on(module):
         found = ", ".join(type(part).__name__ for part in parts) or "nothing"
+        instead = "name a module inside it instead"
+        if "PackedSequence" in found:
+            instead = "name a module that takes or gives the padded tensor instead"
         raise DitherError(
             f"no tensor at {site.name!r}: {type(module).__name__} "
-            f"{'takes' if site.side == 'in' else 'gives'} {found}; name a module inside it instead"
+            f"{'takes' if site.side == 'in' else 'gives'} {found}; {instead}"
+        )
+
+
+def real(site: Any, h: Tensor) -> None:
+    """Raises DitherError unless a site's tensor is of real numbers."""
+    if not h.is_floating_point():
+        raise DitherError(
+            f"noise at {site.name!r} needs real numbers: got {h.dtype}; put it behind, at ':out'"
         )
 
 

@@ -10,11 +10,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from dither.compiled import forget_compiled
 from dither.draw import Source
 from dither.errors import DitherError
 from dither.forward import call, evaluating
 from dither.hooks import After, Before, Enter, Leave, Recall
-from dither.injection import Injection, forget_compiled, label
+from dither.injection import Injection, label
 from dither.noise import Node
 from dither.ranks import averaged
 from dither.shadow import Statistics, put, take
@@ -45,7 +46,8 @@ def inject(
     `what` is a noise, put at its default sites (activations: the input of every Linear and
     convolution; Node: a Linear's output, a convolution's input; Weight: every parameter), or a
     mapping from patterns to noises. A pattern is a glob over module names, with ":in" or ":out" to
-    name the side, or "input", the model's own input; for Weight a glob over parameter names.
+    name the side, or "input" or "output", the model's own; for Weight a glob over parameter names.
+    Of several tensors that a module takes or gives, the first real one has the noise.
 
     seed      the draws' seed; None takes one from torch's default generator. A list: one per
               replica of a stacked model.
@@ -56,7 +58,7 @@ def inject(
     when      "training": on in train(), off in eval(), like dropout; "always": on in both.
     statistics  what a noisy forward does to BatchNorm's running mean and variance: "update" them,
               as any forward in train mode; or "keep" them (the batch's own normalise as before):
-              a forward without noise updates them: noise.pause(); model(x); noise.resume().
+              a forward without noise updates them: with noise.off(): model(x).
               In compiled code they are kept until `pause`, also where a schedule of σ is at 0.
     example   a batch for the model, where a Node's shape can't be read off its module (a
               convolution's input).

@@ -6,7 +6,6 @@ ever written to a parameter, the graph keeps W + δ for the backward, and the op
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dither.compiled import Traced, register
+from dither.compiled import Traced, forget_compiled, register
 from dither.draw import Source, key
-from dither.errors import DitherError
-from dither.hooks import Enter
+from dither.hooks import Enter, real
 from dither.noise import Here, Node, at, plus
 from dither.ranks import agreed, rank, ranks
 from dither.recompute import Ledger, in_backward, recursive, sample_of
@@ -30,8 +28,9 @@ class Injection(nn.Module):
     """The noise of one `inject`: its sites, its trained vectors, its clock, and the way to take it
     off.
 
-    `parameters()` are the vectors of Nodes, `state_dict()` holds them with the seed and the step;
-    both are separate from the model's. As a context manager it removes itself at the end.
+    `parameters()` are the vectors of Nodes (`nodes[site]`, with "/" for "." in the name),
+    `state_dict()` holds them with the seed and the step; both are separate from the model's. As a
+    context manager it removes itself at the end.
     """
 
     beside_its_model = True  # no place for another injection's sites
@@ -87,6 +86,17 @@ class Injection(nn.Module):
         """Noise again, from where it was paused."""
         self.paused = False
         forget_compiled()
+
+    @contextmanager
+    def off(self) -> Iterator[Injection]:
+        """No noise inside, whatever is raised there; afterwards as before."""
+        before = self.paused
+        self.pause()
+        try:
+            yield self
+        finally:
+            self.paused = before
+            forget_compiled()
 
     def remove(self) -> None:
         """Take every hook off the model; its output is bit for bit what it was. Harmless when
@@ -270,11 +280,7 @@ class Injection(nn.Module):
             return self.reader.activation(site, h)
         if not self.on(module):
             return None
-        if not h.is_floating_point():
-            raise DitherError(
-                f"noise at {site.name!r} needs real numbers: got {h.dtype}; put it behind, at "
-                "':out'"
-            )
+        real(site, h)
         if torch.compiler.is_compiling():
             traced = Traced(self.handle, site, self._next(site))
             return h + site.unit.displace(self.here(site, h), traced)
@@ -377,12 +383,6 @@ def on_model(model: nn.Module) -> list[Injection]:
 def label(name: str) -> str:
     """A site's name as the name of its Node's vectors, which may hold no dot."""
     return name.replace(".", "/")
-
-
-def forget_compiled() -> None:
-    """Compiled code does not look at hooks again: make it trace anew."""
-    if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()
 
 
 def _groups(sites: Mapping[str, Site], by: str) -> list[set[str]]:

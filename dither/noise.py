@@ -55,6 +55,7 @@ __all__ = [
     "two_gaussian",
     "two_point",
     "uniform",
+    "wide",
 ]
 
 # -------------------------------------------------------------------------------------------- σ
@@ -125,6 +126,12 @@ class Here:
     stack: int = 0
     batch_dim: int = 0
     name: str = ""
+
+    def wide(self) -> Here:
+        """The same with its tensors in single precision where they are of half."""
+        if wide(self.h) is self.h and wide(self.w) is self.w:
+            return self
+        return replace(self, h=wide(self.h), w=wide(self.w))
 
 
 @dataclass(frozen=True)
@@ -232,13 +239,21 @@ class Weight:
         return self.sigma**2 * self.law.variance * norm2(g)
 
 
+def wide(t: Any) -> Any:
+    """A tensor of half precision in single, others as they are: sums of squares need its digits
+    and its range.
+    """
+    half = isinstance(t, Tensor) and t.dtype in (torch.bfloat16, torch.float16)
+    return t.float() if half else t
+
+
 def norm2(g) -> Tensor:
-    """‖g‖² over all but the first two dimensions [K, B, …]; a per-sample gradient
-    (`dither.ghost`) knows its own.
+    """‖g‖² over all but the first two dimensions [K, B, …], in single precision or better; a
+    per-sample gradient (`dither.ghost`) knows its own.
     """
     if hasattr(g, "norm2"):
         return g.norm2()
-    g = g.reshape(*g.shape[:2], -1)
+    g = wide(g).reshape(*g.shape[:2], -1)
     if g.requires_grad:
         return g.square().sum(-1)
     return torch.linalg.vector_norm(g, dim=-1).square()  # one pass, no copy; no slope at 0

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from dither import loss as losses
+from dither.columns import of_type
 from dither.errors import DitherError
 from dither.forward import output, tensors
 from dither.ghost import Gradient, Use
+from dither.hooks import real
 from dither.inject import Injection
 from dither.layout import belongs, start_at, tells
-from dither.noise import Additive, Weight
+from dither.noise import Additive, Weight, wide
 from dither.read import leaves
 from dither.replay import Hooked, Replay, agree, equal
 from dither.site import CONV, Site
@@ -62,13 +64,14 @@ class Pull:
         """A tap at an activation: the noise's variance is taken as the gradient comes by."""
         law = self.law(site)
         site.seen = tuple(h.shape)
+        real(site, h)
         if law.sigma == 0 or self.alone:
             return None
         here = self.noise.here(site, h if self.differentiable else h.detach())
 
         def catch(g: Tensor) -> None:
             if self.listening:
-                self.add(site, law.variance(g, here))
+                self.add(site, law.variance(wide(g), here.wide()))
             elif self.reached is not None:
                 self.reached.append((site.name, g[0] != 0))
 
@@ -87,9 +90,9 @@ class Pull:
                 "norm2"
             )
         if len(set(signs)) == 1:
-            total = signs[0] * variance.sum()
+            total = signs[0] * wide(variance).sum()
         else:
-            total = (variance.sum(1) * variance.new_tensor(signs)).sum()
+            total = (wide(variance).sum(1) * variance.new_tensor(signs)).sum()
         share = self.noise.share(site) * total
         self.totals[site.name] = (
             self.totals[site.name] + share if site.name in self.totals else share
@@ -102,8 +105,9 @@ class Pull:
         try:
             with leaves(self.noise) as self.leaf:
                 z, uses, stray = self.forward(x)
-                value = self.loss.per_sample(z, y).mean()
-                columns = self.loss.columns(z if self.differentiable else z.detach(), y)
+                value = self.loss.per_sample(wide(z), y).mean()
+                columns = self.loss.columns(wide(z if self.differentiable else z.detach()), y)
+                columns = columns if wide(z) is z else of_type(columns, z.dtype)
                 self.columns(x, z, columns, uses, stray)
             totals = self.totals
         finally:
@@ -206,7 +210,7 @@ class Pull:
             yield from ((float(sign), column) for sign, column in columns)
         else:
             for _ in range(self.samples):
-                mixed = columns.mixed(losses.signs(z))
+                mixed = columns.mixed(losses.signs(wide(z)))
                 yield from ((sign / self.samples, column) for sign, column in mixed)
 
     def back(self, z: Tensor, column: Tensor, sites: list[Site]) -> None:

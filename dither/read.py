@@ -33,18 +33,27 @@ class Silent:
 @contextmanager
 def reading(noise: Injection, reader: Any) -> Iterator[None]:
     """Route the noise's sites through `reader`; compiled submodules run as they are written."""
-    before = [(n, n.reader) for n in _within(noise.model)]
-    for other, _ in before:
-        other.reader = reader if other is noise else Silent()
+    with silenced(noise.model), eager():
+        noise.reader = reader
+        yield
+
+
+@contextmanager
+def silenced(model: nn.Module) -> Iterator[None]:
+    """No noise of any injection inside, also of those that are always on; their clocks stand
+    still.
+    """
+    before = [(n, n.reader) for n in injections(model)]
+    for noise, _ in before:
+        noise.reader = Silent()
     try:
-        with eager():
-            yield
+        yield
     finally:
-        for other, was in before:
-            other.reader = was
+        for noise, was in before:
+            noise.reader = was
 
 
-def _within(model: nn.Module) -> list[Injection]:
+def injections(model: nn.Module) -> list[Injection]:
     """All injections with a hook on the model or anything inside it."""
     hooks = (
         hook

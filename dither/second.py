@@ -16,8 +16,10 @@ from torch import Tensor
 
 from dither.draw import Basis, Signs
 from dither.forward import output
+from dither.hooks import real
 from dither.inject import Injection
 from dither.layout import Layout, belongs, start_at
+from dither.noise import wide
 from dither.read import leaves
 from dither.site import Site
 
@@ -36,6 +38,7 @@ class Second:
 
     def activation(self, site: Site, h: Tensor) -> Tensor:
         """Adds 0 to h, so that there is something to differentiate by."""
+        real(site, h)
         probe = torch.zeros_like(h, requires_grad=True)
         site.seen = tuple(h.shape)
         self.probes.append((site, h if self.differentiable else h.detach(), probe))
@@ -45,7 +48,7 @@ class Second:
         """(loss, {site: its share})."""
         with leaves(self.noise) as leaf:
             z = output(self.noise.wrapper if self.differentiable else self.noise.model, x)
-            each = self.loss.per_sample(z, y)
+            each = self.loss.per_sample(wide(z), y)
             self.probes += [(self.noise.sites[n], w.detach(), w) for n, w in leaf.items()]
             by_site = {name: torch.zeros_like(each.mean()) for name in self.noise.sites}
             if self.probes and each.requires_grad:
@@ -72,7 +75,7 @@ class Second:
             keep = {"retain_graph": True, "create_graph": self.differentiable, "allow_unused": True}
             (curved,) = torch.autograd.grad(slope, probe, fixed.expand_as(slope), **keep)
             if curved is not None:
-                total = total + weight * (curved * fixed).sum()
+                total = total + weight * (wide(curved) * wide(fixed)).sum()
         return total
 
     def leading(self, site: Site, probe: Tensor, z: Tensor) -> int:

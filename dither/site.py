@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,6 +14,7 @@ from dither.errors import DitherError
 from dither.noise import describe, lacks, side_of
 
 CONV = nn.modules.conv._ConvNd
+SHARDED = ("FullyShardedDataParallel", "FSDPModule")  # fully_shard makes a subclass of the latter
 WRAPPERS = ("DistributedDataParallel", "OptimizedModule", "DataParallel")
 
 
@@ -76,13 +77,18 @@ class Sites(dict[str, Site]):
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel or torch.compile's wrapper; sharded weights are
-    refused.
+    """The model inside DistributedDataParallel or torch.compile's wrapper. Sharded weights and
+    DataParallel's replicas are refused.
     """
     while type(model).__name__ in WRAPPERS:
+        if len(getattr(model, "device_ids", None) or ()) > 1 and isinstance(model, nn.DataParallel):
+            raise DitherError(
+                "noise can't reach DataParallel's replicas, which are copies made for one forward: "
+                "use DistributedDataParallel, or inject into the module itself"
+            )
         model = model._orig_mod if hasattr(model, "_orig_mod") else model.module  # pyright: ignore
     for name, module in model.named_modules():
-        if type(module).__name__ in ("FullyShardedDataParallel", "FSDPModule"):
+        if any(kind.__name__ in SHARDED for kind in type(module).__mro__):
             raise DitherError(
                 f"noise can't reach sharded weights: {name or 'the model'!r} is under FSDP; inject "
                 "into each rank's "
@@ -134,6 +140,11 @@ def find(model: nn.Module, what: Any) -> Sites:
 def _check_noise(noise: Any, where: str) -> None:
     missing = lacks(noise)
     if missing is None:
+        if not is_dataclass(noise):
+            raise DitherError(
+                f"{where} got {type(noise).__name__}, which must be a dataclass, so that its sigma "
+                "can be replaced: put @dataclass(frozen=True) on the class"
+            )
         return
     if isinstance(noise, type):
         said = f"needs a noise such as Additive(0.1): got {noise!r} (a class: call it with its σ)"
@@ -192,7 +203,8 @@ def _like_a_layer(name: str, module: nn.Module) -> str:
     else:
         kind = "it has weights, but is no Linear or convolution"
     where = f"{name}:in" if name else "input"
-    return f"{kind} ({type(module).__name__}); the pattern {where!r} puts noise there"
+    there = "on its query alone" if isinstance(module, nn.MultiheadAttention) else "there"
+    return f"{kind} ({type(module).__name__}); the pattern {where!r} puts noise {there}"
 
 
 def noise_on_parameters(noise: Any) -> bool:

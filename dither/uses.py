@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from dither.ghost import Caught, Use
 from dither.layout import elementwise_layouts, layouts
+from dither.noise import wide
 
 
 class Tap(torch.autograd.Function):
@@ -104,6 +105,7 @@ class Uses(TorchFunctionMode):
             if name:
                 region = (w.storage_offset(), tuple(w.shape), tuple(w.stride()))
                 a = a if self.differentiable or not isinstance(a, Tensor) else a.detach()
+                a = wide(a)
                 places = -1 if kind == "elementwise" else features
                 noisy.append(Use(name, kind, a, w.shape, region, out.shape, places, options))
         if not noisy:
@@ -111,7 +113,7 @@ class Uses(TorchFunctionMode):
         self.uses += noisy
 
         def catch(g: Tensor) -> None:
-            caught = Caught(g)
+            caught = Caught(wide(g))
             for use in noisy:
                 use.catch(caught)
 

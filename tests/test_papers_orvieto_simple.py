@@ -18,6 +18,7 @@ from dither.papers.orvieto2022 import (
     function_space,
     group_lasso,
     logistic,
+    minimisers,
     nuclear,
     psd,
     simple,
@@ -272,12 +273,15 @@ def test_fig2_needs_full_noise_to_miss_the_minimum(full, layer, on_R, holds):
 def test_one_R_for_all_ways_and_the_mirrored_half_is_the_mirror_image():
     net = drawing.network(0).double().eval()
     x, y = torch.randn(8, 784, dtype=torch.float64), torch.arange(8)
-    same = ("all", "cyclic", "random", "stopped", "antithetic", "statistics kept")
-    values = []
-    for way in same:
+    sums = {}
+    for way in (*drawing.SAME_R, "by layer", "weights only"):
         with drawing.injected(net, drawing.WAYS[way], 0.1, 0) as noise, torch.no_grad():
-            values.append(dither.explicit(noise, x, y).R.item())
-    np.testing.assert_allclose(values, values[0], rtol=1e-12)
+            _, R, by_site = dither.explicit(noise, x, y)
+            weights = sum(r for name, r in by_site.items() if name.endswith(".weight"))
+            sums[way] = len(noise.groups) * R.item(), len(noise.groups) * float(weights)
+    whole = [sums[way][0] for way in (*drawing.SAME_R, "by layer")]
+    np.testing.assert_allclose(whole, whole[0], rtol=1e-12)
+    np.testing.assert_allclose(sums["weights only"][0], sums["all"][1], rtol=1e-12)
     seen = []
     net.train()
     net[0].register_forward_hook(lambda m, *_: seen.append(m.weight.detach()))
@@ -295,3 +299,45 @@ def test_flatter_compares_with_no_noise(cyclic, holds):
     table = Table.of(found)
     assert verdict(drawing, "flatter", table)[0] is holds
     assert verdict(drawing, "flatter at one loss", table)[0] is holds
+
+
+# --------------------------------------------------------------------------- where minimisers are
+
+
+def test_closed_R_sigma_is_the_mean_over_draws():
+    rng = torch.Generator().manual_seed(3)
+    for make in minimisers.PROBLEMS.values():
+        problem = make(0)
+        sigma, values = 0.3, []
+        clean = [p.detach().clone() for p in problem.net.parameters()]
+        with torch.no_grad():
+            for _ in range(4000):
+                for p, w in zip(problem.net.parameters(), clean, strict=True):
+                    p.copy_(w + sigma * torch.randn(w.shape, generator=rng, dtype=w.dtype))
+                left = problem.net(problem.x) - problem.y
+                values.append(left.square().sum().item() / 2 / len(problem.y))
+            for p, w in zip(problem.net.parameters(), clean, strict=True):
+                p.copy_(w)
+        constant = 0.0
+        if make is minimisers.square:  # what the closed form leaves out: σ⁴ ‖EEᵀ‖²/2 − σ²r tr Y
+            d, r, y = minimisers.D, minimisers.R, problem.y.reshape(minimisers.D, -1)
+            constant = sigma**4 * r * d * (d + r + 1) / 2 - sigma**2 * r * y.trace().item()
+        z = (np.mean(values) - constant - problem.expected(sigma).item()) / (
+            np.std(values) / len(values) ** 0.5
+        )
+        assert abs(z) < 4
+
+
+def test_the_share_of_the_distances_in_the_square_model_is_a_number_and_0_in_the_deep_one():
+    sigmas = (0.05, 0.1)
+    rows = minimisers.task(0, Silent(), model=minimisers.SQUARE, sigmas=sigmas, iterations=500)
+    found = {(s, name): value for s, name, value in rows}
+    d, r = minimisers.D, minimisers.R
+    for s in sigmas:  # eigenvalues are lowered by σ²(d + 1 + r), or by σ²(d + 1)
+        assert found[s, "σ to φ*"] == pytest.approx(s**4 * (d + 1 + r) ** 2 / d, rel=1e-6)
+        assert found[s, "R_eff to σ"] == pytest.approx(s**4 * r**2 / d, rel=1e-6)
+        assert found[s, "full to σ"] < 1e-18
+    rows = minimisers.task(0, Silent(), model=minimisers.DEEP, sigmas=sigmas, iterations=2000)
+    found = {(s, name): value for s, name, value in rows}
+    shares = [found[s, "R_eff to σ"] / found[s, "σ to φ*"] for s in sigmas]
+    assert shares[0] < shares[1] / 8

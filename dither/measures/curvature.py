@@ -182,7 +182,10 @@ def _exact(
     """Twice R of weight noise at σ = 1."""
     sums: dict[str, float] = {}
     count = 0
-    with inject(model, Weight(1.0)) if noise is None else _at_one(noise) as unit, torch.no_grad():
+    with (
+        inject(model, Weight(1.0), seed=0) if noise is None else _at_one(noise) as unit,
+        torch.no_grad(),
+    ):
         for x, y in _ready(batches):
             count += len(y)
             for name, part in explicit(unit, x, y, loss).by_site.items():

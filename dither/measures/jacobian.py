@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from dither.errors import DitherError
+from dither.forward import evaluating, tensors
+from dither.read import silenced
 
 ACTIVATIONS = (
     nn.ReLU, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh,
@@ -92,12 +94,13 @@ def layers(model: nn.Module, x: Tensor) -> Mapping[str, Layer]:
     """The model's Linear layers by name, in the order of their calls, with their slopes at x.
 
     A layer's activation is the module that is called on its output (one of `ACTIVATIONS`); a layer
-    without one, like the last, has φ′ = 1. One forward in eval mode; noise and gradients are left
-    as they are. Raises DitherError where a module whose slope is not known takes a Linear's
-    output, or where a Linear is called twice.
+    without one, like the last, has φ′ = 1. One forward in eval mode, without noise. Raises
+    DitherError where a module whose slope is not known takes a Linear's output, where a function
+    that is no module stands between two, or where a Linear is called twice.
     """
     outputs: dict[str, tuple[Any, Tensor]] = {}
     slopes: dict[str, Tensor] = {}
+    given: list[Tensor] = [*tensors(x)]  # what modules have given, and x
 
     def linear(name: str):
         def hook(module: nn.Module, args: tuple, z: Tensor) -> None:
@@ -110,25 +113,33 @@ def layers(model: nn.Module, x: Tensor) -> Mapping[str, Layer]:
     def follower(name: str):
         def hook(module: nn.Module, args: tuple) -> None:
             fed = [n for n, (_, z) in outputs.items() if args and args[0] is z]
+            if is_linear(module) and args and not any(args[0] is t for t in given):
+                open_ = [n for n in outputs if n not in slopes]
+                if open_:
+                    raise DitherError(
+                        f"jacobian: what {name!r} takes is the output of no module, so "
+                        f"{open_[-1]!r} may have an activation that is a plain function: make it "
+                        "a module, such as nn.ReLU()"
+                    )
             if fed and not [*module.children()] and not is_linear(module):
                 slopes[fed[0]] = slope_of(module, name, outputs[fed[0]][1])
 
         return hook
 
-    handles = [
-        m.register_forward_hook(linear(name)) if is_linear(m) else
-        m.register_forward_pre_hook(follower(name))
-        for name, m in model.named_modules()
-    ]  # fmt: skip
-    training = {m: m.training for m in model.modules()}
+    def keep(module: nn.Module, args: tuple, z: Any) -> None:
+        given.extend(tensors(z))
+
+    handles = [m.register_forward_hook(keep) for m in model.modules()]
+    for name, m in model.named_modules():
+        handles.append(m.register_forward_pre_hook(follower(name)))
+        if is_linear(m):
+            handles.append(m.register_forward_hook(linear(name)))
     try:
-        with torch.no_grad():
-            model.eval()(x)
+        with evaluating(model), silenced(model), torch.no_grad():
+            model(x)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in training.items():
-            module.training = mode
     return {
         name: Layer(module.weight.detach(), slopes.get(name, torch.ones_like(z)))
         for name, (module, z) in outputs.items()

@@ -236,7 +236,8 @@ def _slopes(
     """d^k/dt^k ℓ_i(z + t δ_i) at t = 0, [B] each, k = 1 … order."""
     if order < 1:
         raise DitherError(f"R_k starts at k = 1: got order = {order}")
-    t = torch.zeros(len(y), dtype=next(noise.model.parameters()).dtype, requires_grad=True)
+    like = next(noise.model.parameters())
+    t = torch.zeros(len(y), dtype=like.dtype, device=like.device, requires_grad=True)
     with evaluating(noise.model), torch.enable_grad(), reading(noise, _Line(t, direction)):
         with twice(True):
             value = loss.per_sample(output(noise.model, x), y)
@@ -277,9 +278,11 @@ class _Line:
     """Moves every site by t_i δ_i."""
 
     def __init__(self, t: Tensor, direction: Direction) -> None:
-        self.t, self.direction = t, direction
+        self.t, self.direction, self.at = t, direction, {}
 
     def activation(self, site: Site, h: Tensor) -> Tensor:
+        _once(self.at, site)
+        self.at[site.name] = h
         delta = self.direction(site, h.detach())
         return h + self.t.view(-1, *[1] * (h.dim() - 1)) * delta
 
@@ -295,6 +298,7 @@ class _Each:
         return tuple(h.shape[1:] if w is None else w.shape[1:])
 
     def activation(self, site: Site, h: Tensor) -> Tensor:
+        _once(self.at, site)
         u = h.new_zeros(len(h), *self.features(site, h), requires_grad=True)
         self.at[site.name] = u
         return h + spread(u, h, Here(h))
@@ -304,11 +308,26 @@ class _Shared(_Each):
     """One probe for the whole batch."""
 
     def activation(self, site: Site, h: Tensor) -> Tensor:
+        _once(self.at, site)
         u = self.at[site.name] = h.new_zeros(self.features(site, h), requires_grad=True)
         return h + spread(u.expand(len(h), *u.shape), h, Here(h))
 
 
+def _once(at: dict[str, Tensor], site: Site) -> None:
+    if site.name in at:
+        raise DitherError(
+            f"local: {site.name!r} is called twice in a forward, and one site is one tensor here: "
+            "give each use a module of its own"
+        )
+
+
 def _sites(noise: Injection) -> list[Site]:
+    if noise.batch_dim or noise.stack:
+        what = f"batch_dim={noise.batch_dim}" if noise.batch_dim else "a stack of replicas"
+        raise DitherError(
+            f"local gradients and Hessians need samples in dimension 0 of a site: got {what}; put "
+            "the samples first, and take replicas apart by `unstack`"
+        )
     found = [s for s in noise.sites.values() if s.side != "parameter"]
     if not found:
         raise DitherError("local gradients and Hessians are of activations: this noise has none")

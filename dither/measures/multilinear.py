@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dither.forward import eager, output, tensors
-from dither.read import Silent, _within
+from dither.read import silenced
 
 # fmt: off
 PIECEWISE_LINEAR = frozenset([
@@ -64,15 +64,8 @@ def _linear_at(model: nn.Module, x: Any) -> bool:
 @contextmanager
 def alone(model: nn.Module) -> Iterator[None]:
     """No injection on the model acts or moves its clock; compiled submodules run as written."""
-    before = [(noise, noise.reader) for noise in _within(model)]
-    for noise, _ in before:
-        noise.reader = Silent()
-    try:
-        with eager():
-            yield
-    finally:
-        for noise, was in before:
-            noise.reader = was
+    with silenced(model), eager():
+        yield
 
 
 class _Met(TorchFunctionMode):

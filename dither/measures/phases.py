@@ -20,7 +20,7 @@ size of R₁ and r₂ that of R₂ at σ = 1, v the variance of ε at σ = 1:
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from dither import loss as losses
 from dither.draw import key
 from dither.errors import DitherError
+from dither.forward import output
 from dither.inject import inject
 from dither.measures.local import local, norms, terms
 from dither.noise import Law, Node, gaussian
@@ -180,10 +181,10 @@ def find(
     of the neighbours with and without the phase (or a later one). Decay takes time: its measured
     boundary falls as steps grow, roughly as 1/√steps. ratios=() only predicts.
     """
-    example = x[:2]
+    example = some(x, slice(2))
     predicted, top = predict(
         model,
-        x[: max(batch, 2)],
+        some(x, slice(max(batch, 2))),
         y[: max(batch, 2)],
         lr,
         loss=loss,
@@ -199,6 +200,13 @@ def find(
     )  # fmt: skip
     measured = boundaries([(r.sigma, r.phase) for r in runs]) if runs else None
     return Found(predicted, measured, top, runs)
+
+
+def some(x: Any, chosen: Any) -> Any:
+    """Some samples of a tensor, of a tuple of tensors or of a mapping."""
+    if isinstance(x, Mapping):
+        return {name: part[chosen] for name, part in x.items()}
+    return tuple(part[chosen] for part in x) if isinstance(x, tuple | list) else x[chosen]
 
 
 def boundaries(runs: Sequence[tuple[float, str]]) -> Boundaries:
@@ -243,7 +251,7 @@ def short(
             if len(order) < min(batch, len(y)):
                 order = torch.randperm(len(y), generator=rng)
             chosen, order = order[:batch], order[batch:]
-            value = each.per_sample(net(x[chosen]), y[chosen]).mean()
+            value = each.per_sample(output(net, some(x, chosen)), y[chosen]).mean()
             node.append(math.hypot(*norms(noise).values()))
             seen.append(float(value.detach()))
             if not math.isfinite(seen[-1]):

@@ -4,9 +4,9 @@ The networks of Fig. 4. Of the layers with square weights, k = 2 … 5, as train
 
     ‖W̃_k‖_F,  W̃_k = ∂h_k/∂h_{k−1} = diag(1[a_k > 0]) W_k      mean over the 200 points
 
-(not squared, as the released notebook has it; the text's axis says ‖W̃_k‖₂², and squared Frobenius
-and spectral norms are among the numbers), below Tr(W_k). R holds ‖W̃_k‖² k times, once for each
-noisy layer before it, so with noise the norms should fall with k.
+(not squared, as the released notebook has it and the claims take it), then its square, Tr(W_k),
+and, at the end of training, the spectral norm (the text's axis says ‖W̃_k‖₂²). R holds ‖W̃_k‖² k
+times, once for each noisy layer before it, so with noise the norms should fall with k.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,6 +25,7 @@ DRAWN = {
     f"GNI, {NOTEBOOK}": f"GNI, {NOTEBOOK}",
     f"GNI, {TEXT}": f"GNI, {TEXT}",
 }
+NORMS = {"norm": "‖W̃$_k$‖$_F$", "square": "‖W̃$_k$‖$_F^2$", "spectral": "‖W̃$_k$‖$_2$"}
 Verdict = tuple[bool | None, Mapping[str, object]]
 
 
@@ -56,9 +57,7 @@ def norms_fall(reading: str) -> Callable[[Table], Verdict]:
         if short(t):
             return None, {"why": SHORT}
         label = f"GNI, {reading}"
-        numbers = {
-            k: v for q in ("norm", "square", "spectral") for k, v in told(t, label, q).items()
-        }
+        numbers = {k: v for q in NORMS for k, v in told(t, label, q).items()}
         return bool(falls(ends(t, label, "norm")).all()), numbers
 
     return check
@@ -68,7 +67,7 @@ def baseline_unordered(t: Table) -> Verdict:
     """C11: C10's sentence is false of the baseline."""
     if short(t):
         return None, {"why": SHORT}
-    numbers = {k: v for q in ("norm", "trace") for k, v in told(t, "baseline", q).items()}
+    numbers = {k: v for q in (*NORMS, "trace") for k, v in told(t, "baseline", q).items()}
     return not bool(falls(ends(t, "baseline", "norm")).all()), numbers
 
 
@@ -85,9 +84,9 @@ def traces_fall(reading: str) -> Callable[[Table], Verdict]:
 
 
 def plot(t: Table):
-    picture, axes = style.grid(2, 3, width=8.6, height=2.8)
-    names = {"norm": "‖W̃$_k$‖$_F$", "trace": "Tr(W$_k$)"}
-    for row, (quantity, name) in zip(axes, names.items(), strict=True):
+    picture, axes = style.grid(4, 3, width=8.6, height=2.6)
+    along = {q: NORMS[q] for q in ("norm", "square")} | {"trace": "Tr(W$_k$)"}
+    for row, (quantity, name) in zip(axes, along.items(), strict=False):
         for ax, label in zip(row, DRAWN, strict=True):
             for k, colour in COLOURS.items():
                 steps, values = t.series(label, f"{quantity}/{k}")
@@ -95,6 +94,13 @@ def plot(t: Table):
             ax.set_title(label)
             ax.set_xlabel("thousand steps")
         row[0].set_ylabel(name)
+    for ax, label in zip(axes[-1], DRAWN, strict=True):
+        values = ends(t, label, "spectral")
+        style.dots(ax, SQUARE, values, style.BLACK)
+        for k, colour in COLOURS.items():
+            ax.plot(k, values[:, k - SQUARE[0]].mean(), "o", ms=6, color=colour)
+        ax.set(xlabel="k", xticks=SQUARE, title=label)
+    axes[-1, 0].set_ylabel(f"{NORMS['spectral']} at the end")
     for row in axes:
         low = min(ax.get_ylim()[0] for ax in row)
         high = max(ax.get_ylim()[1] for ax in row)

@@ -30,7 +30,9 @@ from dither.papers.orvieto2022.schemes import (
     TEST,
     TRACE,
     Verdict,
+    at_loss,
     best,
+    common_loss,
     gains,
     unlearnt,
 )
@@ -92,6 +94,13 @@ def table(t: Table) -> dict[str, Any]:
             numbers[f"accuracy − GD's, {name}"] = gains(t, ACCURACY, name, GD)
     for quantity in (TEST, LOSS, TRACE):
         numbers |= {f"{quantity}, {name}": t.last(name, quantity) for name in t.labels}
+    for name in t.labels:
+        if name != GD:
+            level = common_loss(t, (GD, name))
+            gap = at_loss(t, name, TRACE, level) - at_loss(t, GD, TRACE, level)
+            numbers[f"trace at equal training loss − GD's, {name}"] = gap
+    sems = [np.nanmax(t.series(name, f"{TRACE} sem")[1]) for name in t.labels]
+    numbers["largest sem of a trace"] = max(sems)
     if "SAM" not in t.labels:
         numbers["SAM"] = "not run: the package pytorch_optimizer is not installed"
     return numbers

@@ -19,7 +19,7 @@ from dither.data import Data
 from dither.figure import Claim, Figure, Run
 from dither.noise import Weight
 from dither.papers import style
-from dither.papers.orvieto2022.cnns import CIFAR, FASHION, SAID, sets
+from dither.papers.orvieto2022.cnns import CIFAR, FASHION, SAID, absent, sets
 from dither.papers.orvieto2022.cnns import Scale as Images
 from dither.papers.orvieto2022.nets import ResNet
 from dither.papers.orvieto2022.schemes import (
@@ -27,6 +27,7 @@ from dither.papers.orvieto2022.schemes import (
     COLOURS,
     DRAWS,
     FULL,
+    GAUSS_NEWTON,
     GD,
     LAYER,
     LOSS,
@@ -34,6 +35,9 @@ from dither.papers.orvieto2022.schemes import (
     TRACE,
     Curvature,
     Verdict,
+    at_loss,
+    best,
+    common_loss,
     gains,
     unlearnt,
     verdict,
@@ -80,7 +84,7 @@ def runs(net: ResNet, images: Images, sigmas: tuple[float, ...], at: float) -> d
             schedule="cosine",
             watch=(
                 Loss("train", every, images.test), Loss("test", every), Accuracy("test", every),
-                Curvature(None, images.limit),
+                Curvature(every, images.limit),
             ),
         )  # fmt: skip
         found[named(data)] = plain
@@ -109,14 +113,29 @@ def sweep(t: Table, data: str, scheme: str) -> dict[float, str]:
 
 
 def ends(t: Table, data: str) -> dict[str, Any]:
+    """Of every run: its end, its best record, its trace beside SGD's where both first have the
+    lower of the two training losses that both reach, with the largest error of a trace.
+    """
     mine = [name for name in t.labels if name.endswith(SAID[data])]
-    return {f"{q}, {name}": t.last(name, q) for q in (ACCURACY, TEST, LOSS, TRACE) for name in mine}
+    numbers: dict[str, Any] = {
+        f"{q}, {name}": t.last(name, q)
+        for q in (ACCURACY, TEST, LOSS, TRACE, GAUSS_NEWTON)
+        for name in mine
+    }
+    for name in mine:
+        numbers[f"best {ACCURACY}, {name}"] = best(t, name)
+        numbers[f"largest sem of the trace, {name}"] = np.nanmax(t.series(name, f"{TRACE} sem")[1])
+        if name != (plain := named(data)):
+            level = common_loss(t, (plain, name))
+            gap = at_loss(t, name, TRACE, level) - at_loss(t, plain, TRACE, level)
+            numbers[f"trace at equal training loss − SGD's, {name}"] = gap
+    return numbers
 
 
 def judged(data: str, check):
     def said(t: Table) -> Verdict:
         if named(data) not in t.labels:
-            return None, {"why": f"{SAID[data]} is not among these runs"}
+            return None, {"why": absent(data)}
         if why := unlearnt(t, [named(data)]):
             return None, {"why": why, **ends(t, data)}
         holds, numbers = check(t, data)

@@ -1,6 +1,6 @@
 """Noise on the weights of a diagonal net is the Lasso.
 
-Orvieto et al. 2022, §2.3, eq. 7 and 8, App. C.1; Theorems 1 and 2.
+Orvieto et al. 2022, §2.3, eq. 7 and 8, App. C.1; Theorem 1.
 
 Φ(w) = X(w₁∘w₁ − w₂∘w₂), L = ‖y − Φ‖²/2n, weights started at 0.5 (β = 0). Gradient descent with
 noise N(0, σ²) on w₁ and w₂ before each gradient minimises R_σ; with c = diag(XᵀX/n) and β = w₁∘w₁ −
@@ -24,10 +24,11 @@ from sklearn.linear_model import Lasso
 from torch import Tensor
 
 import dither
-from dither.data import Data
+from dither.data import Data, generator
 from dither.figure import Claim, Figure, Progress, Run, Task
 from dither.models import DiagonalNet
 from dither.papers import style
+from dither.papers.orvieto2022.simple import EXACT, minimise, objective
 from dither.table import Array, Table
 from dither.train import SGD, State
 
@@ -102,7 +103,28 @@ def theorem(
         progress.update(done + 1, len(sigmas))
 
 
-def runs(steps: int, sigmas: tuple[float, ...], draws: int) -> dict[str, Run | Task]:
+def minimum(
+    seed: int, progress: Progress, *, starts: int, iterations: int
+) -> Iterator[tuple[float, str, float]]:
+    """Rows "gap": L + R over the Lasso's minimum, minus 1, after L-BFGS from each start."""
+    X, y, best = problem(DATA, seed, SIGMA)
+    x, t = torch.from_numpy(X), torch.from_numpy(y)[:, None]
+    low = penalised(best, X, y, SIGMA)
+    for start in range(starts):
+        net = DiagonalNet(DATA.features, start=0.5).build(seed).double()
+        rng = generator(100 * seed + start, "lasso")
+        with torch.no_grad():
+            for w in net.parameters():
+                w *= 1 + 0.1 * torch.randn(w.shape, generator=rng, dtype=w.dtype)
+        minimise(net, x, t, "half_square", sigma=SIGMA, steps=iterations)
+        with torch.no_grad():
+            yield start, "gap", objective(net, x, t, "half_square", SIGMA).item() / low - 1
+        progress.update(start + 1, starts)
+
+
+def runs(
+    steps: int, sigmas: tuple[float, ...], draws: int, starts: int, iterations: int
+) -> dict[str, Run | Task]:
     gd = Run(
         data=DATA,
         model=DiagonalNet(DATA.features, start=0.5),
@@ -117,6 +139,7 @@ def runs(steps: int, sigmas: tuple[float, ...], draws: int) -> dict[str, Run | T
         "GD + noise": replace(gd, noise=dither.Weight(SIGMA)),
         "GD on R_eff": replace(gd, noise=dither.Weight(SIGMA), objective="explicit"),
         "theorems": Task.of(theorem, sigmas=sigmas, draws=draws),
+        "minimum": Task.of(minimum, starts=starts, iterations=iterations),
     }
 
 
@@ -157,6 +180,13 @@ def reaches(t: Table) -> tuple[bool | None, dict[str, Any]]:
     near = [np.mean(numbers[f"GD + noise: {name}"]) <= 0.05 for name in ("gap", "distance")]
     sparser = numbers["GD + noise: coefficients"] < numbers["GD: coefficients"]
     return bool(all(near) and np.all(sparser)), numbers
+
+
+def attained(t: Table) -> tuple[bool, dict[str, Any]]:
+    """O1 of the minimum itself, both ways."""
+    gaps = t.series("minimum", "gap")[1]  # [S, starts]
+    least = gaps.min(1)
+    return bool((np.abs(least) <= EXACT).all()), {"best start": least, "worst": gaps.max(1)}
 
 
 def slope(t: Table, quantity: str, low: float, high: float) -> float:
@@ -218,15 +248,18 @@ def plot(t: Table):
 figure = Figure(
     runs,
     plot,
-    smoke={"steps": 40, "sigmas": (0.1, 0.2, 0.4), "draws": 20},
-    quick={"steps": 10_000, "sigmas": (0.05, 0.1, 0.2, 0.4, 0.8), "draws": 2000},
-    paper={"steps": 50_000, "sigmas": (0.025, 0.05, 0.1, 0.2, 0.4, 0.8), "draws": 20_000},
+    smoke={"steps": 40, "sigmas": (0.1, 0.2, 0.4), "draws": 20, "starts": 1, "iterations": 5},
+    quick={"steps": 10_000, "sigmas": (0.05, 0.1, 0.2, 0.4, 0.8), "draws": 2000, "starts": 2,
+           "iterations": 3000},
+    paper={"steps": 50_000, "sigmas": (0.025, 0.05, 0.1, 0.2, 0.4, 0.8), "draws": 20_000,
+           "starts": 5, "iterations": 10_000},
     claims=[
         Claim(
             "O1",
             "GD with noise ends within 5 % of the Lasso of eq. 8 and is sparser than GD without",
             reaches,
         ),
+        Claim("O1 minimum", "the minimum of L + R over w is the Lasso's, to 1e-4", attained),
         Claim("O5", "R_σ − L grows as σ²", second_order),
         Claim("O6", "R_σ − R_eff grows as σ⁴, and is 2σ⁴‖X‖²/n for this model", fourth_order),
     ],
@@ -234,10 +267,10 @@ figure = Figure(
         "§2.3 has no experiment; ours: n = 40, d = 100, 5 planted ±1, σ = 0.1, rate 0.05 (cosine)",
         "σ, rate and steps were chosen on a trial that showed O1 to hold; the bounds were not",
         "GD starts from the same point, 0.5: from near 0 its implicit bias alone finds a sparse β",
-        "the theorems' panel is at the start of training, by Monte Carlo in antithetic pairs",
+        "the panel of Theorem 1 is at the start of training, by Monte Carlo in antithetic pairs",
         "smoke: 40 steps, far from converged",
         "quick: 10 000 steps",
     ],
     seeds={"smoke": 2, "quick": 3, "paper": 10},
     cost={"smoke": 0.1, "quick": 0.7, "paper": 15},
-)
+)  # fmt: skip

@@ -12,8 +12,9 @@ which the paper says. But D²Φ[I] = 2r I does not vanish here. What the noise m
     R_σ = ½‖Y − M‖² + σ²(d + 1 + r) tr M + a constant,
 
 so the noise is a trace penalty too, of another strength: σ²(d + 1 + r), twice R's and more where
-the model is overparametrised (r ≥ d + 1). Both solutions are O(σ²) from Y, so that Theorem 2, O(σ³)
-for their squared distance, can't tell them apart. The convex problems are solved by eigenvalues.
+the model is overparametrised (r ≥ d + 1). Theorem 2's O(σ³) for the squared distance of the two
+solutions holds, as both are O(σ²) from Y (`minimisers`). The convex problems are solved by
+eigenvalues.
 """
 
 from collections.abc import Iterator

@@ -27,6 +27,7 @@ SCHEMES = tuple(DRAWS)
 COLOURS = {GD: style.BLACK, FULL: style.RED, LAYER: style.BLUE}
 LEARNT = 1.0  # a training loss of less than half of ln 10: above it nothing is compared
 TRACE, LOSS, TEST, ACCURACY = "trace", "loss/train", "loss/test", "accuracy/test"
+GAUSS_NEWTON = "Gauss–Newton"
 Verdict = tuple[bool | None, Mapping[str, Any]]
 
 
@@ -48,7 +49,7 @@ class Curvature:
         part = hessian  # where it is exact they are equal
         if not hessian.exact:
             part = trace(state.model, state.run.loss, data, of="gauss_newton")
-        found = {TRACE: hessian, "Gauss–Newton": part}
+        found = {TRACE: hessian, GAUSS_NEWTON: part}
         return {q: t.value for q, t in found.items()} | {
             f"{q} sem": t.sem for q, t in found.items()
         }
@@ -151,7 +152,8 @@ def report(t: Table, labels: Mapping[str, str]) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
     level = common_loss(t, labels.values())
     for scheme, label in labels.items():
-        numbers |= {f"{q}, {scheme}": t.last(label, q) for q in (ACCURACY, TEST, LOSS, TRACE)}
+        ends = (ACCURACY, TEST, LOSS, TRACE, GAUSS_NEWTON)
+        numbers |= {f"{q}, {scheme}": t.last(label, q) for q in ends}
         numbers[f"largest sem of the trace, {scheme}"] = np.nanmax(
             t.series(label, f"{TRACE} sem")[1]
         )

@@ -1,0 +1,75 @@
+"""What both callbacks do: the noise of one training, and the optimiser's step it stands at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from dither.errors import DitherError
+from dither.inject import Injection, inject
+
+
+class Attached:
+    """The noise that a callback puts on a model; arguments as in `dither.inject`."""
+
+    def __init__(self, what: Any, **how: Any) -> None:
+        self.what, self.how = what, how
+        self.noise: Injection | None = None
+        self._held = ExitStack()
+        self._state: dict[str, Any] | None = None  # of a checkpoint, until there is a model
+
+    def attach(self, model: nn.Module) -> Injection:
+        """Put the noise on the model, in place of that of an earlier training."""
+        self.detach()
+        self.noise = inject(model, self.what, **self.how)
+        if self._state is not None:
+            self.restore(self._state)
+        return self.noise
+
+    def detach(self) -> None:
+        """Take it off; harmless when called twice."""
+        self.release()
+        if self.noise is not None:
+            self.noise.remove()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The trained vectors of Nodes."""
+        return iter(()) if self.noise is None else self.noise.parameters()
+
+    def teach(self, optimisers: Iterable[Optimizer]) -> None:
+        """Give Nodes' vectors to the first optimiser, unless one of them has them already."""
+        groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+        known = {id(p) for group in groups for p in group["params"]}
+        new = [p for p in self.parameters() if id(p) not in known]
+        if new and not groups:
+            raise DitherError(
+                "the noise has vectors to be trained (Node), and there is no optimiser: make one"
+            )
+        if new:
+            groups[0]["params"].extend(new)
+
+    def hold(self) -> None:
+        """A step of the optimiser begins: all forwards until `release` have one draw of weights."""
+        if self.noise is not None and not self.noise.held:
+            self._held.enter_context(self.noise.hold())
+
+    def release(self) -> None:
+        """It is over."""
+        self._held.close()
+
+    def state(self) -> dict[str, Any]:
+        """Seed, clock and vectors."""
+        return {} if self.noise is None else self.noise.state_dict()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`, now or as soon as there is a model."""
+        if self.noise is None or self.noise.removed:
+            self._state = state
+            return
+        self._state = None
+        if state:
+            self.noise.load_state_dict(state)

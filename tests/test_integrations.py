@@ -1,0 +1,245 @@
+"""The callbacks against a loop by hand: the same steps, the same draws, and nothing left."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import dither
+from dither.integrations.attached import Attached
+
+X = torch.randn(24, 5, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(24) % 3
+LR, BATCH, SEED = 0.1, 4, 7
+pytestmark = pytest.mark.filterwarnings("ignore")  # of others' packages
+
+
+def plain() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def by_hand(model: nn.Module, what, epochs: int, accumulate: int, **how) -> int:
+    """The same training in plain code; how many steps it had."""
+    model.train()
+    with dither.inject(model, what, seed=SEED, **how) as noise:
+        sgd = torch.optim.SGD([*model.parameters(), *noise.parameters()], LR)
+        for _ in range(epochs):
+            for xs, ys in zip(
+                X.split(BATCH * accumulate), Y.split(BATCH * accumulate), strict=True
+            ):
+                sgd.zero_grad()
+                with noise.hold():
+                    for x, y in zip(xs.split(BATCH), ys.split(BATCH), strict=True):
+                        (loss(model, x, y) / accumulate).backward()
+                sgd.step()
+        return noise.step
+
+
+def loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    if isinstance(model, Named):
+        return model(x, y)["loss"]
+    return nn.functional.cross_entropy(model(x), y)
+
+
+class Named(nn.Module):
+    """A model as transformers' Trainer wants it: arguments by name, a loss among what it gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = plain()
+
+    def forward(self, x, labels=None):
+        z = self.net(x)
+        return {"loss": nn.functional.cross_entropy(z, labels), "logits": z}
+
+
+def same(a: nn.Module, b: nn.Module) -> None:
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+WHATS = {
+    "weights in turn": (dither.Weight(0.3), {"draw": "cycle"}),
+    "activations": (dither.Additive(0.5), {}),
+    "nodes": ({"0": dither.Node(2.0)}, {}),
+}
+
+
+# ---------------------------------------------------------------------------------- lightning
+
+
+def fitted(net: nn.Module, callback, accumulate: int, epochs: int, **how):
+    lightning = pytest.importorskip("lightning.pytorch")
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def training_step(self, batch, _):
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), LR)
+
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), BATCH)
+    trainer = lightning.Trainer(
+        max_epochs=epochs, accumulate_grad_batches=accumulate, callbacks=[callback],
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(Module(), data, **how)
+    return trainer
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("case", WHATS)
+def test_a_fit_of_lightning_is_the_loop_by_hand(case, accumulate):
+    pytest.importorskip("lightning.pytorch")
+    from dither.integrations.lightning import Noise
+
+    what, how = WHATS[case]
+    net, wanted = plain(), plain()
+    steps = by_hand(wanted, what, 2, accumulate, **how)
+    callback = Noise(what, module="net", seed=SEED, **how)
+    fitted(net, callback, accumulate, 2)
+    same(net, wanted)
+    assert callback.noise.step == steps == 2 * len(X) // (BATCH * accumulate)
+    clean(net)
+
+
+def test_a_fit_that_goes_on_from_a_checkpoint_draws_what_it_would_have_drawn(tmp_path):
+    pytest.importorskip("lightning.pytorch")
+    from dither.integrations.lightning import Noise
+
+    what, how = WHATS["nodes"]
+    whole = plain()
+    fitted(whole, Noise(what, module="net", seed=SEED, **how), 1, 3)
+    first = plain()
+    fitted(first, Noise(what, module="net", seed=SEED, **how), 1, 1).save_checkpoint(
+        tmp_path / "a.ckpt"
+    )
+    second = plain()
+    fitted(second, Noise(what, module="net", **how), 1, 3, ckpt_path=tmp_path / "a.ckpt")
+    same(second, whole)
+
+
+def test_an_exception_in_a_fit_leaves_no_noise():
+    pytest.importorskip("lightning.pytorch")
+    from dither.integrations.lightning import Noise
+
+    net = plain()
+    net.append(Raises())
+    with pytest.raises(ZeroDivisionError):
+        fitted(net, Noise(dither.Weight(0.1), module="net"), 2, 1)
+    clean(net)
+
+
+# -------------------------------------------------------------------------------- transformers
+
+
+def trained(model: nn.Module, callback, folder: Path, accumulate: int, steps: int, **how) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    rows = [{"x": x, "labels": y} for x, y in zip(X, Y, strict=True)]
+    args = transformers.TrainingArguments(
+        str(folder), per_device_train_batch_size=BATCH, gradient_accumulation_steps=accumulate,
+        max_steps=steps, use_cpu=True, report_to=[], save_strategy="steps", save_steps=4,
+        learning_rate=LR, lr_scheduler_type="constant", max_grad_norm=0.0, optim="sgd",
+        disable_tqdm=True, logging_strategy="no",
+    )  # fmt: skip
+
+    class InOrder(transformers.Trainer):
+        def _get_train_sampler(self, *_, **__):
+            return torch.utils.data.SequentialSampler(rows)
+
+    InOrder(model, args, train_dataset=rows, callbacks=[callback]).train(**how)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("case", WHATS)
+def test_a_training_of_transformers_is_the_loop_by_hand(case, accumulate, tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    from dither.integrations.transformers import Noise
+
+    what, how = WHATS[case]
+    what = {f"net.{name}": one for name, one in what.items()} if isinstance(what, dict) else what
+    model, wanted = Named(), Named()
+    steps = by_hand(wanted, what, 2, accumulate, **how)
+    callback = Noise(what, seed=SEED, **how)
+    trained(model, callback, tmp_path, accumulate, steps)
+    assert callback.noise.step == steps
+    same(model, wanted)
+    clean(model)
+
+
+def test_a_training_of_transformers_goes_on_from_a_checkpoint(tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    from dither.integrations.transformers import Noise
+
+    what = {"net.0": dither.Node(2.0)}
+    whole, first, second = Named(), Named(), Named()
+    trained(whole, Noise(what, seed=SEED), tmp_path / "whole", 1, 8)
+    trained(first, Noise(what, seed=SEED), tmp_path / "parts", 1, 4)
+    folder = tmp_path / "parts"
+    callback = Noise(what)
+    trained(second, callback, folder, 1, 8, resume_from_checkpoint=str(folder / "checkpoint-4"))
+    assert callback.noise.step == 8
+    same(second, whole)
+
+
+def test_vectors_in_fp16_are_refused(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    from dither.integrations.transformers import Noise
+
+    args = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    args.fp16 = True
+    callback = Noise({"0": dither.Node(1.0)})
+    with pytest.raises(dither.DitherError, match="bf16"):
+        callback.on_train_begin(args, transformers.TrainerState(), None, model=plain())
+    callback.remove()
+
+
+# ------------------------------------------------------------------------------- what both share
+
+
+class Raises(nn.Module):
+    def forward(self, x):
+        raise ZeroDivisionError
+
+
+def clean(model: nn.Module) -> None:
+    hooks = [
+        h for m in model.modules()
+        for h in (*m._forward_pre_hooks.values(), *m._forward_hooks.values())
+    ]  # fmt: skip
+    assert not hooks
+    model.train()
+
+
+def test_vectors_are_given_once_and_need_an_optimiser():
+    net, attached = plain(), Attached({"0": dither.Node(1.0)})
+    attached.attach(net)
+    sgd = torch.optim.SGD(net.parameters(), LR)
+    attached.teach([sgd])
+    attached.teach([sgd])
+    assert sum(p is next(attached.parameters()) for p in sgd.param_groups[0]["params"]) == 1
+    with pytest.raises(dither.DitherError, match="no optimiser"):
+        attached.teach([])
+
+
+def test_state_waits_for_a_model():
+    first, second = Attached(dither.Weight(0.1), seed=3), Attached(dither.Weight(0.1))
+    net = plain().train()
+    first.attach(net)
+    for _ in range(3):
+        net(X)
+    second.restore(first.state())
+    first.detach()
+    noise = second.attach(plain())
+    assert (noise.step, noise.seeds) == (3, (3,))
