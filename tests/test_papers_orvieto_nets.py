@@ -47,6 +47,7 @@ def course(accuracy, trace, loss=(2.0, 0.5, 0.1), test=(2.0, 1.0, 1.2)):
         "accuracy/test": (0.1, 0.5, accuracy),
         "trace": (1.0, trace, trace),
         "trace sem": (0, 0, 0),
+        "Gauss–Newton": (1.0, trace, trace),
         "loss/train": loss,
         "loss/test": test,
     }
@@ -345,7 +346,10 @@ def test_convolutional_nets():
     toy, wide = cnns.figure("toy"), cnns.figure("wide")
     good = cnn("toy", (0.5, 0.9), (0.5, 0.6), (0.5, 0.55))
     assert verdict(toy, "O16 on Fashion-MNIST", good)[0] is True
-    assert verdict(toy, "O16", good)[1]["why"] == "CIFAR-10 is not among these runs"
+    for found, said in ((None, "not run: data absent: put cifar-10"), ("/here", "not among these")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(needs, "found", lambda _, found=found: found)
+            assert said in verdict(toy, "O16", good)[1]["why"]
     worse = cnn("toy", (0.5, 0.6), (0.5, 0.9), (0.5, 0.55))
     assert verdict(toy, "O16 on Fashion-MNIST", worse)[0] is False
     for ends, holds in (((0.6, 0.5), True), ((0.5, 0.6), False), ((0.5, 0.5), None)):
