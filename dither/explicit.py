@@ -51,7 +51,7 @@ def explicit(
     x, y       a batch: x a tensor, a tuple of arguments or a mapping of keywords; samples in
                dimension 0 of the output.
     loss       "cross_entropy", "half_square", "logistic", a loss of `dither.loss`, a torch loss
-               module or a callable.
+               module or a callable; outputs of half precision reach it in single.
     samples    None: exact, a pull-back per column of √H (C − 1 for softmax, times the positions
                of a sequence). n: n pull-backs of columns mixed with random signs, of torch's
                default generator; value and gradient are unbiased.

@@ -106,7 +106,8 @@ class After(Hook):
 
 def refuse(noise: Any, site: Any, module: nn.Module, parts: tuple) -> None:
     """Raises DitherError where there is no tensor to displace, unless the noise is off."""
-    if noise.reader is not None or noise.on(module):
+    looked_at = noise.reader is not None and not getattr(noise.reader, "silent", False)
+    if looked_at or (noise.reader is None and noise.on(module)):
         found = ", ".join(type(part).__name__ for part in parts) or "nothing"
         instead = "name a module inside it instead"
         if "PackedSequence" in found:
@@ -121,7 +122,8 @@ def real(site: Any, h: Tensor) -> None:
     """Raises DitherError unless a site's tensor is of real numbers."""
     if not h.is_floating_point():
         raise DitherError(
-            f"noise at {site.name!r} needs real numbers: got {h.dtype}; put it behind, at ':out'"
+            f"noise at {site.name!r} needs real numbers: got {h.dtype}; name a later module, or "
+            "the ':out' of this one"
         )
 
 

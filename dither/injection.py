@@ -21,7 +21,7 @@ from dither.ranks import agreed, rank, ranks
 from dither.recompute import Ledger, in_backward, recursive, sample_of
 from dither.seeds import ordinals, seeds
 from dither.shadow import Statistics, clear, current, put, take
-from dither.site import Site, Sites
+from dither.site import Site, Sites, replicas
 
 
 class Injection(nn.Module):
@@ -174,6 +174,8 @@ class Injection(nn.Module):
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """A forward starts; the outermost begins a step."""
+        if getattr(module, "_is_replica", False):  # DataParallel around it, after inject
+            raise replicas(type(module).__name__)
         if module is self.model and id(module) in self._inside and not recursive(module):
             for noise in on_model(module):  # Ctrl-C ran no hooks: clear away what it left
                 noise._inside.clear()

@@ -57,7 +57,7 @@ class CrossEntropy:
         losses = F.cross_entropy(
             z.movedim(-1, 1),
             y,
-            self.weight,
+            self.weight if self.weight is None else self.weight.to(z.dtype),
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
             reduction="none",
@@ -68,7 +68,7 @@ class CrossEntropy:
         return F.cross_entropy(
             z.movedim(-1, 1),
             y.movedim(-1, 1),
-            self.weight,
+            self.weight if self.weight is None else self.weight.to(z.dtype),
             label_smoothing=self.label_smoothing,
             reduction="none",
         )

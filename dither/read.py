@@ -26,6 +26,8 @@ class Reader(Protocol):
 class Silent:
     """Reads nothing and changes nothing: what other injections on the model do meanwhile."""
 
+    silent = True
+
     def activation(self, site: Site, h: Tensor) -> None:
         return None
 
@@ -33,9 +35,13 @@ class Silent:
 @contextmanager
 def reading(noise: Injection, reader: Any) -> Iterator[None]:
     """Route the noise's sites through `reader`; compiled submodules run as they are written."""
-    with silenced(noise.model), eager():
-        noise.reader = reader
-        yield
+    before = noise.reader
+    try:
+        with silenced(noise.model), eager():
+            noise.reader = reader
+            yield
+    finally:
+        noise.reader = before
 
 
 @contextmanager

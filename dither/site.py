@@ -80,14 +80,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel or torch.compile's wrapper. Sharded weights and
     DataParallel's replicas are refused.
     """
+    whole = model
     while type(model).__name__ in WRAPPERS:
-        if len(getattr(model, "device_ids", None) or ()) > 1 and isinstance(model, nn.DataParallel):
-            raise DitherError(
-                "noise can't reach DataParallel's replicas, which are copies made for one forward: "
-                "use DistributedDataParallel, or inject into the module itself"
-            )
         model = model._orig_mod if hasattr(model, "_orig_mod") else model.module  # pyright: ignore
-    for name, module in model.named_modules():
+    for name, module in whole.named_modules():
+        if isinstance(module, nn.DataParallel) and len(module.device_ids or ()) > 1:
+            raise replicas(name or "the model")
         if any(kind.__name__ in SHARDED for kind in type(module).__mro__):
             raise DitherError(
                 f"noise can't reach sharded weights: {name or 'the model'!r} is under FSDP; inject "
@@ -95,6 +93,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
                 "unsharded model, or use DistributedDataParallel"
             )
     return model
+
+
+def replicas(name: str) -> DitherError:
+    """What is said of DataParallel on several devices."""
+    return DitherError(
+        f"noise can't reach the replicas that DataParallel makes of {name!r} for each forward: use "
+        "DistributedDataParallel, or one device"
+    )
 
 
 def find(model: nn.Module, what: Any) -> Sites:

@@ -70,7 +70,7 @@ WHATS = {
 # ---------------------------------------------------------------------------------- lightning
 
 
-def fitted(net: nn.Module, callback, accumulate: int, epochs: int, **how):
+def fitted(net: nn.Module, callback, accumulate: int, epochs: int, precision="32-true", **how):
     lightning = pytest.importorskip("lightning.pytorch")
 
     class Module(lightning.LightningModule):
@@ -86,9 +86,10 @@ def fitted(net: nn.Module, callback, accumulate: int, epochs: int, **how):
 
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), BATCH)
     trainer = lightning.Trainer(
-        max_epochs=epochs, accumulate_grad_batches=accumulate, callbacks=[callback],
+        max_epochs=epochs, accumulate_grad_batches=accumulate,
+        callbacks=callback if isinstance(callback, list) else [callback],
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False,
+        enable_checkpointing=False, precision=precision,
     )  # fmt: skip
     trainer.fit(Module(), data, **how)
     return trainer
@@ -126,6 +127,27 @@ def test_a_fit_that_goes_on_from_a_checkpoint_draws_what_it_would_have_drawn(tmp
     same(second, whole)
 
 
+def test_vectors_are_of_the_models_precision_and_two_callbacks_go_together():
+    lightning = pytest.importorskip("lightning.pytorch")
+    from dither.integrations.lightning import Noise
+
+    class Always(lightning.Callback):
+        """Looks at the model between steps, which must move no clock."""
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            pl_module.net(X[:2].double())
+
+    callbacks = [
+        Noise({"0": dither.Node(1.0)}, module="net", name="node", when="always"),
+        Noise(dither.Weight(0.1), module="net", name="weights"),
+    ]
+    net = plain()
+    fitted(net, [*callbacks, Always()], 1, 2, precision="64-true")
+    assert next(callbacks[0].attached.parameters()).dtype == torch.float64
+    assert [c.attached.steps for c in callbacks] == [12, 12]
+    clean(net)
+
+
 def test_an_exception_in_a_fit_leaves_no_noise():
     pytest.importorskip("lightning.pytorch")
     from dither.integrations.lightning import Noise
@@ -140,14 +162,16 @@ def test_an_exception_in_a_fit_leaves_no_noise():
 # -------------------------------------------------------------------------------- transformers
 
 
-def trained(model: nn.Module, callback, folder: Path, accumulate: int, steps: int, **how) -> None:
+def trained(
+    model: nn.Module, callback, folder: Path, accumulate: int, steps: int, optim="sgd", **how
+) -> None:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     rows = [{"x": x, "labels": y} for x, y in zip(X, Y, strict=True)]
     args = transformers.TrainingArguments(
         str(folder), per_device_train_batch_size=BATCH, gradient_accumulation_steps=accumulate,
         max_steps=steps, use_cpu=True, report_to=[], save_strategy="steps", save_steps=4,
-        learning_rate=LR, lr_scheduler_type="constant", max_grad_norm=0.0, optim="sgd",
+        learning_rate=LR, lr_scheduler_type="constant", max_grad_norm=0.0, optim=optim,
         disable_tqdm=True, logging_strategy="no",
     )  # fmt: skip
 
@@ -202,7 +226,39 @@ def test_vectors_in_fp16_are_refused(tmp_path):
     callback = Noise({"0": dither.Node(1.0)})
     with pytest.raises(dither.DitherError, match="bf16"):
         callback.on_train_begin(args, transformers.TrainerState(), None, model=plain())
-    callback.remove()
+    clean(callback.attached.noise.model)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adafactor"])
+def test_vectors_have_the_trainers_kind_of_optimiser(optim, tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    from dither.integrations.transformers import Noise
+
+    model, callback = Named(), Noise({"net.0": dither.Node(1.0)}, seed=0)
+    trained(model, callback, tmp_path, 1, 3, optim)
+    clean(model)
+    with dither.inject(Named(), {"net.0": dither.Node(1.0)}, seed=0) as untrained:
+        (now,), (then,) = callback.attached.parameters(), untrained.parameters()
+        assert not torch.equal(now, then)
+    assert callback.optimiser.param_groups[0]["weight_decay"] == 0
+
+
+def test_a_training_that_goes_on_elsewhere_asks_for_its_noise(tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    from dither.integrations.transformers import Noise
+
+    first, second = Named(), Named()
+    trained(first, Noise(dither.Additive(0.1), seed=1), tmp_path / "a", 1, 4)
+    on = str(tmp_path / "a" / "checkpoint-4")
+    with pytest.raises(dither.DitherError, match=r"Noise\(…, resume=folder\)"):
+        trained(second, Noise(dither.Additive(0.1)), tmp_path / "b", 1, 6,
+                resume_from_checkpoint=on)  # fmt: skip
+    clean(second)
+    callback = Noise(dither.Additive(0.1), resume=on)
+    trained(second, callback, tmp_path / "b", 1, 6, resume_from_checkpoint=on)
+    assert (callback.noise.step, callback.noise.seeds) == (6, (1,))
 
 
 # ------------------------------------------------------------------------------- what both share
@@ -238,7 +294,11 @@ def test_state_waits_for_a_model():
     net = plain().train()
     first.attach(net)
     for _ in range(3):
+        first.hold()
         net(X)
+        net(X)
+        first.release()
+        net(X)  # between two steps: an evaluation
     second.restore(first.state())
     first.detach()
     noise = second.attach(plain())

@@ -30,7 +30,7 @@ def plain() -> nn.Sequential:
 def test_replicas_on_several_devices():
     model = nn.DataParallel(plain())
     model.device_ids = [0, 1]  # as on a machine with two
-    with pytest.raises(dither.DitherError, match="DataParallel's replicas"):
+    with pytest.raises(dither.DitherError, match="replicas that DataParallel makes of 'the model'"):
         dither.inject(model, dither.Weight(0.1))
     assert dither.inject(nn.DataParallel(plain()), dither.Weight(0.1)).sites
 
@@ -143,9 +143,40 @@ def test_layer_norms_see_through_no_function():
     net = Net()
     assert set(jacobian.layers(net, X)) == {"a", "b"}
     net.modular = False
-    with pytest.raises(dither.DitherError, match=r"'b' takes .* no module.*'a' may have"):
+    with pytest.raises(dither.DitherError, match=r"the function 'relu' takes what 'a' gives"):
         jacobian.layers(net, X)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_nor_through_one_inside_a_block_or_in_place(inplace):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin, self.drop = nn.Linear(4, 4), nn.Dropout()
+
+        def forward(self, x):
+            return self.drop(F.relu(self.lin(x), inplace=inplace))
+
+    net = nn.Sequential(Block(), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    with pytest.raises(dither.DitherError, match=r"'relu' takes what '0.lin' gives"):
+        jacobian.layers(net, X)
+
+
+def test_but_through_sums_and_views():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.act, self.b, self.c = (
+                nn.Linear(4, 4),
+                nn.Tanh(),
+                *(nn.Linear(4, 4) for _ in range(2)),
+            )
+
+        def forward(self, x):
+            return self.c((x + self.b(self.act(self.a(x)))).view(-1, 4))
+
+    assert set(jacobian.layers(Residual(), X)) == {"a", "b", "c"}
 
 
 def test_layer_norms_are_those_without_noise_that_is_always_on():
@@ -172,6 +203,26 @@ def test_measures_are_there_when_asked_for():
         "except AttributeError as e: assert 'nothing' in str(e)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_noise_that_is_off_says_nothing_when_another_is_read():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru, self.head = nn.GRU(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(self.gru(pack_padded_sequence(x, [3, 2]))[1][0])
+
+    net, x = Net().eval(), torch.randn(3, 2, 4)
+    paused = dither.inject(net, {"gru:in": dither.Additive(0.1)})
+    paused.pause()
+    noise = dither.inject(net, {"head:in": dither.Additive(0.1)})
+    assert dither.explicit(noise, x, torch.tensor([0, 1])).R > 0
+    noise.remove()
+    with pytest.raises(dither.DitherError, match="was removed"):
+        local.local(noise, x, torch.tensor([0, 1]))
+    assert noise.reader is None
 
 
 # -------------------------------------------------------------------------------------- the rest

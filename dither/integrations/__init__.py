@@ -1,3 +1,3 @@
-"""Callbacks for others' training loops: they attach the noise, keep its step that of the
-optimiser, and take it off.
+"""Callbacks for others' training loops. They attach the noise, let its step be the optimiser's, and
+remove it.
 """

@@ -1,4 +1,4 @@
-"""What both callbacks do: the noise of one training, and the optimiser's step it stands at."""
+"""What both callbacks do: the noise of one training, whose step is the number of `hold`s so far."""
 
 from __future__ import annotations
 
@@ -19,13 +19,19 @@ class Attached:
     def __init__(self, what: Any, **how: Any) -> None:
         self.what, self.how = what, how
         self.noise: Injection | None = None
+        self.steps = 0  # that are over
         self._held = ExitStack()
         self._state: dict[str, Any] | None = None  # of a checkpoint, until there is a model
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a state waits for a model."""
+        return self._state is not None
 
     def attach(self, model: nn.Module) -> Injection:
         """Put the noise on the model, in place of that of an earlier training."""
         self.detach()
-        self.noise = inject(model, self.what, **self.how)
+        self.noise, self.steps = inject(model, self.what, **self.how), 0
         if self._state is not None:
             self.restore(self._state)
         return self.noise
@@ -53,17 +59,26 @@ class Attached:
             groups[0]["params"].extend(new)
 
     def hold(self) -> None:
-        """A step of the optimiser begins: all forwards until `release` have one draw of weights."""
+        """A step begins, unless one is under way: all forwards until `release` are one step of the
+        noise, and what forwards there were between the two (evaluation) moved no clock.
+        """
         if self.noise is not None and not self.noise.held:
+            self.noise.step = self.steps
             self._held.enter_context(self.noise.hold())
 
     def release(self) -> None:
         """It is over."""
+        if self.noise is not None and self.noise.held:
+            self.steps += 1
         self._held.close()
 
     def state(self) -> dict[str, Any]:
         """Seed, clock and vectors."""
-        return {} if self.noise is None else self.noise.state_dict()
+        if self.noise is None:
+            return {}
+        if not self.noise.held:
+            self.noise.step = self.steps
+        return self.noise.state_dict()
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`, now or as soon as there is a model."""
@@ -73,3 +88,4 @@ class Attached:
         self._state = None
         if state:
             self.noise.load_state_dict(state)
+            self.steps = self.noise.step

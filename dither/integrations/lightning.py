@@ -14,29 +14,38 @@ from dither.integrations.attached import Attached
 
 
 class Noise(Callback):
-    """Noise on a LightningModule for the time of a fit; a step is one of its optimisers.
+    """Noise on a LightningModule for the time of a fit. A step of the noise is what ends with a
+    step of an optimiser: all batches that are accumulated for it share its draw of weights and σ.
 
     what, how  as in `dither.inject`.
     module     the name of the submodule that gets it, "" for the LightningModule itself; patterns
                and sites are named from there.
+    name       tells several such callbacks of one Trainer apart.
 
-    All batches that are accumulated for a step share its draw of weights and its σ; checkpoints
-    hold the seed and the clock; Nodes' vectors are given to the first optimiser. After the fit, and
-    after an exception, the noise is off. `noise` is the Injection, once a fit has begun.
+    The noise is attached to the model that has been moved and cast, and removed after the fit or
+    an exception; a second fit goes on with it. Checkpoints hold seed, clock and Nodes' vectors,
+    which are given to the first optimiser. `noise` is the Injection, once a fit has begun.
     """
 
-    def __init__(self, what: Any, *, module: str = "", **how: Any) -> None:
-        self.attached, self.module, self.at = Attached(what, **how), module, -1
+    def __init__(self, what: Any, *, module: str = "", name: str = "", **how: Any) -> None:
+        self.attached, self.module, self.name = Attached(what, **how), module, name
+        self.at, self.fitting = -1, False
 
     @property
     def noise(self) -> Any:
         return self.attached.noise
 
+    @property
+    def state_key(self) -> str:
+        return f"dither {self.module} {self.name}"
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self.attached.attach(pl_module.get_submodule(self.module))
+        self.fitting = stage == "fit"
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step and self.noise is not None and not self.attached.waiting:
+            self.attached.restore(self.attached.state())
+        self.attached.attach(pl_module.get_submodule(self.module))
         self.attached.teach(trainer.optimizers)
 
     def on_train_batch_start(
@@ -64,4 +73,5 @@ class Noise(Callback):
         return self.attached.state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.attached.restore(state_dict)
+        if self.fitting:  # validation and tests have no noise
+            self.attached.restore(state_dict)

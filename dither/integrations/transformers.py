@@ -6,34 +6,37 @@ Trainer(model, args, train_dataset=…, callbacks=[Noise(dither.Additive(0.1), s
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback
 
 from dither.errors import DitherError
 from dither.integrations.attached import Attached
 
-FILE = "dither.pt"  # in a checkpoint's folder
-
 
 class Noise(TrainerCallback):
-    """Noise on a Trainer's model for the time of a training; a step is one of its optimiser.
+    """Noise on a Trainer's model for the time of a training; a step is one of its optimiser: all
+    batches that are accumulated for it share its draw of weights and its σ.
 
     what, how  as in `dither.inject`.
+    name       tells several such callbacks of one Trainer apart.
+    resume     the checkpoint's folder, where a training goes on from one outside `output_dir`.
 
-    All batches that are accumulated for a step share its draw of weights and its σ. Nodes' vectors
-    have an optimiser of the Trainer's kind, at its rate; their gradients are not clipped. Seed,
-    clock and vectors are saved in each checkpoint's folder as `dither.pt`, and read from there
-    where a training goes on at its step. Where a training ends by an exception no callback hears of
-    it: call `remove`. `noise` is the Injection, once a training has begun. Raises DitherError for
-    Nodes in fp16, whose gradients the Trainer scales (bf16 does not).
+    Nodes' vectors have an optimiser of the Trainer's kind at its rate, without weight decay; their
+    gradients are not clipped. Seed, clock and vectors are saved in each checkpoint's folder. A
+    training that ends by an exception tells no callback: call `remove` then. `noise` is the
+    Injection, once a training has begun. Raises DitherError for several GPUs in one process, for
+    Nodes in fp16 (whose gradients the Trainer scales; bf16 does not), and where a training goes on
+    without a file of the noise it began with.
     """
 
-    def __init__(self, what: Any, **how: Any) -> None:
-        self.attached = Attached(what, **how)
+    def __init__(self, what: Any, *, name: str = "", resume: str | None = None, **how: Any) -> None:
+        self.attached, self.name, self.resume = Attached(what, **how), name, resume
         self.theirs: Any = None  # the Trainer's optimiser
         self.optimiser: Optimizer | None = None  # of the vectors
 
@@ -41,30 +44,51 @@ class Noise(TrainerCallback):
     def noise(self) -> Any:
         return self.attached.noise
 
+    @property
+    def file(self) -> str:
+        """In a checkpoint's folder."""
+        return f"dither-{self.name}.pt" if self.name else "dither.pt"
+
     def remove(self) -> None:
         """Take the noise off."""
         self.attached.detach()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **of: Any) -> None:
-        noise = self.attached.attach(of["model"])
+        if getattr(args, "n_gpu", 1) > 1:
+            raise DitherError(
+                "noise can't reach the replicas that the Trainer makes on several GPUs of one "
+                "process: launch a process for each (torchrun), or show it one GPU"
+            )
+        self.attached.attach(of["model"])
+        try:
+            self._begin(args, state, of)
+        except BaseException:
+            self.attached.detach()
+            raise
+
+    def _begin(self, args: Any, state: Any, of: dict[str, Any]) -> None:
         vectors = list(self.attached.parameters())
+        self.theirs, self.optimiser = of.get("optimizer"), None
         if vectors and args.fp16:
             raise DitherError(
                 "noise with trained vectors (Node) and fp16=True: the Trainer scales the loss and "
                 "their gradients with it; take bf16=True"
             )
-        self.theirs = of.get("optimizer")
         if vectors and self.theirs is not None:
-            theirs = getattr(self.theirs, "optimizer", self.theirs)  # as accelerate wraps it
-            self.optimiser = type(theirs)(vectors, **theirs.defaults)
-        saved = _folder(args, state) / FILE
-        if state.global_step and saved.exists():
-            found = torch.load(saved, weights_only=True)
-            self.attached.restore(found["noise"])
-            if self.optimiser is not None and found["optimiser"] is not None:
-                self.optimiser.load_state_dict(found["optimiser"])
-        elif state.global_step:
-            noise.step = state.global_step
+            self.optimiser = alike(self.theirs, vectors)
+        if not state.global_step:
+            return
+        folder = self.resume or args.resume_from_checkpoint
+        saved = (Path(folder) if isinstance(folder, str) else _folder(args, state)) / self.file
+        if not saved.exists():
+            raise DitherError(
+                f"the training goes on at step {state.global_step}, and there is no {saved} with "
+                "the noise it began with: pass the checkpoint's folder, Noise(…, resume=folder)"
+            )
+        found = torch.load(saved, weights_only=True)
+        self.attached.restore(found["noise"])
+        if self.optimiser is not None and found["optimiser"] is not None:
+            self.optimiser.load_state_dict(found["optimiser"])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **of: Any) -> None:
         self.attached.hold()
@@ -80,12 +104,23 @@ class Noise(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **of: Any) -> None:
         folder = _folder(args, state)
-        if folder.is_dir():
+        if state.is_world_process_zero and folder.is_dir():
             own = None if self.optimiser is None else self.optimiser.state_dict()
-            torch.save({"noise": self.attached.state(), "optimiser": own}, folder / FILE)
+            torch.save({"noise": self.attached.state(), "optimiser": own}, folder / self.file)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **of: Any) -> None:
         self.attached.detach()
+
+
+def alike(optimiser: Any, parameters: list[nn.Parameter]) -> Optimizer:
+    """An optimiser of the same kind and settings for other parameters, without weight decay."""
+    theirs = getattr(optimiser, "optimizer", optimiser)  # as accelerate wraps it
+    known = inspect.signature(type(theirs)).parameters
+    group = theirs.param_groups[0]
+    how = {k: v for k, v in {**theirs.defaults, **group}.items() if k in known and k != "params"}
+    return type(theirs)(
+        parameters, **{**how, **({"weight_decay": 0.0} if "weight_decay" in known else {})}
+    )
 
 
 def _folder(args: Any, state: Any) -> Path:

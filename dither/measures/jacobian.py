@@ -19,15 +19,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dither.errors import DitherError
-from dither.forward import evaluating, tensors
+from dither.forward import evaluating
 from dither.read import silenced
 
 ACTIVATIONS = (
     nn.ReLU, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh,
     nn.Softplus, nn.Hardtanh, nn.Identity,
 )  # fmt: skip
+
+FUNCTIONS = {
+    "relu", "relu6", "leaky_relu", "rrelu", "prelu", "elu", "celu", "selu", "gelu", "silu", "mish",
+    "sigmoid", "logsigmoid", "hardsigmoid", "tanh", "hardtanh", "tanhshrink", "softplus",
+    "softsign", "hardswish", "threshold", "clamp", "clamp_min", "clip", "square", "sin", "cos",
+}  # fmt: skip
 
 
 def frobenius(w: Tensor, slope: Tensor) -> Tensor:
@@ -95,17 +102,18 @@ def layers(model: nn.Module, x: Tensor) -> Mapping[str, Layer]:
 
     A layer's activation is the module that is called on its output (one of `ACTIVATIONS`); a layer
     without one, like the last, has φ′ = 1. One forward in eval mode, without noise. Raises
-    DitherError where a module whose slope is not known takes a Linear's output, where a function
-    that is no module stands between two, or where a Linear is called twice.
+    DitherError where a module whose slope is not known takes a Linear's output, where an activation
+    that is a plain function takes it, or where a Linear is called twice.
     """
     outputs: dict[str, tuple[Any, Tensor]] = {}
     slopes: dict[str, Tensor] = {}
-    given: list[Tensor] = [*tensors(x)]  # what modules have given, and x
 
     def linear(name: str):
         def hook(module: nn.Module, args: tuple, z: Tensor) -> None:
             if name in outputs:
-                raise DitherError(f"jacobian: {name!r} is called twice; take its uses apart")
+                raise DitherError(
+                    f"jacobian: {name!r} is called twice: give each use a module of its own"
+                )
             outputs[name] = module, z
 
         return hook
@@ -113,29 +121,18 @@ def layers(model: nn.Module, x: Tensor) -> Mapping[str, Layer]:
     def follower(name: str):
         def hook(module: nn.Module, args: tuple) -> None:
             fed = [n for n, (_, z) in outputs.items() if args and args[0] is z]
-            if is_linear(module) and args and not any(args[0] is t for t in given):
-                open_ = [n for n in outputs if n not in slopes]
-                if open_:
-                    raise DitherError(
-                        f"jacobian: what {name!r} takes is the output of no module, so "
-                        f"{open_[-1]!r} may have an activation that is a plain function: make it "
-                        "a module, such as nn.ReLU()"
-                    )
             if fed and not [*module.children()] and not is_linear(module):
                 slopes[fed[0]] = slope_of(module, name, outputs[fed[0]][1])
 
         return hook
 
-    def keep(module: nn.Module, args: tuple, z: Any) -> None:
-        given.extend(tensors(z))
-
-    handles = [m.register_forward_hook(keep) for m in model.modules()]
+    handles: list[Any] = []
     for name, m in model.named_modules():
         handles.append(m.register_forward_pre_hook(follower(name)))
         if is_linear(m):
             handles.append(m.register_forward_hook(linear(name)))
     try:
-        with evaluating(model), silenced(model), torch.no_grad():
+        with evaluating(model), silenced(model), torch.no_grad(), _Watch(outputs, slopes):
             model(x)
     finally:
         for handle in handles:
@@ -144,6 +141,27 @@ def layers(model: nn.Module, x: Tensor) -> Mapping[str, Layer]:
         name: Layer(module.weight.detach(), slopes.get(name, torch.ones_like(z)))
         for name, (module, z) in outputs.items()
     }
+
+
+class _Watch(TorchFunctionMode):
+    """Refuses an activation function that takes a Linear's output itself, outside any module of
+    `ACTIVATIONS`: its slope would be taken for 1.
+    """
+
+    def __init__(self, outputs: dict[str, tuple[Any, Tensor]], slopes: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.outputs, self.slopes = outputs, slopes
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        called = getattr(func, "__name__", "").rstrip("_")
+        if called in FUNCTIONS and args:
+            for name, (_, z) in self.outputs.items():
+                if args[0] is z and name not in self.slopes:
+                    raise DitherError(
+                        f"jacobian: the function {called!r} takes what {name!r} gives, and only "
+                        "modules are seen: make it one, such as nn.ReLU()"
+                    )
+        return func(*args, **(kwargs or {}))
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -322,6 +322,8 @@ def _once(at: dict[str, Tensor], site: Site) -> None:
 
 
 def _sites(noise: Injection) -> list[Site]:
+    if noise.removed:
+        raise DitherError("this noise was removed from its model: inject it again")
     if noise.batch_dim or noise.stack:
         what = f"batch_dim={noise.batch_dim}" if noise.batch_dim else "a stack of replicas"
         raise DitherError(

@@ -317,7 +317,10 @@ def where_run(name: str, check: Callable[[Table], Verdict]) -> Callable[[Table],
     """A check on a set that need not be on the machine."""
 
     def said(t: Table) -> Verdict:
-        return check(t) if name in shown(t) else (None, {"why": needs.absent(SETS[name])})
+        if name in shown(t):
+            return check(t)
+        here = needs.found(SETS[name])
+        return None, {"why": "not among these runs" if here else needs.absent(SETS[name])}
 
     return said
 
