@@ -133,15 +133,19 @@ class Processes:
         listener = threading.Thread(target=_listen, args=(reports, screen), daemon=True)
         listener.start()
         flight: dict[cf.Future[Outcome], Job] = {}
+        over = False
         try:
             with _uninterrupted():  # processes start at the first submit, and inherit this
                 _fill(flight, waiting, width, lambda job: pool.submit(_remote, job), screen)
             yield from _flow(flight, waiting, width, lambda job: pool.submit(_remote, job), screen)
+            over = True
         except BrokenProcessPool:
             return list(flight.values())
         finally:
-            ours.close()
+            if not over:  # else the processes end by themselves, and tidy up
+                ours.close()
             pool.shutdown(wait=True, cancel_futures=True)
+            ours.close()
             leash.close()
             reports.put(None)
             listener.join(timeout=1)
