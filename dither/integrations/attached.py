@@ -37,8 +37,8 @@ class Attached:
         return self.noise
 
     def detach(self) -> None:
-        """Take it off; harmless when called twice."""
-        self.release()
+        """Take it off, also amid a step, which does not count then; harmless when called twice."""
+        self._held.close()
         if self.noise is not None:
             self.noise.remove()
 

@@ -1,7 +1,9 @@
-"""Noise in a fit of Lightning.
+"""Noise in a fit of Lightning:
 
-from dither.integrations.lightning import Noise
-Trainer(callbacks=[Noise(dither.Weight(0.05), draw="cycle")], accumulate_grad_batches=4)
+    from dither.integrations.lightning import Noise
+    Trainer(callbacks=[Noise(dither.Weight(0.05), draw="cycle")], accumulate_grad_batches=4)
+
+It counts the optimiser's steps, and is saved with Lightning's checkpoints.
 """
 
 from __future__ import annotations

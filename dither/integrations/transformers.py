@@ -1,12 +1,15 @@
-"""Noise in a training of transformers' Trainer.
+"""Noise in a training of transformers' Trainer:
 
-from dither.integrations.transformers import Noise
-Trainer(model, args, train_dataset=…, callbacks=[Noise(dither.Additive(0.1), seed=0)])
+    from dither.integrations.transformers import Noise
+    Trainer(model, args, train_dataset=…, callbacks=[Noise(dither.Additive(0.1), seed=0)])
+
+It counts the optimiser's steps, and is saved with the Trainer's checkpoints.
 """
 
 from __future__ import annotations
 
 import inspect
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +62,11 @@ class Noise(TrainerCallback):
                 "noise can't reach the replicas that the Trainer makes on several GPUs of one "
                 "process: launch a process for each (torchrun), or show it one GPU"
             )
-        self.attached.attach(of["model"])
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.attached.detach)
+            self.attached.attach(of["model"])
             self._begin(args, state, of)
-        except BaseException:
-            self.attached.detach()
-            raise
+            undo.pop_all()
 
     def _begin(self, args: Any, state: Any, of: dict[str, Any]) -> None:
         vectors = list(self.attached.parameters())
@@ -118,9 +120,9 @@ def alike(optimiser: Any, parameters: list[nn.Parameter]) -> Optimizer:
     known = inspect.signature(type(theirs)).parameters
     group = theirs.param_groups[0]
     how = {k: v for k, v in {**theirs.defaults, **group}.items() if k in known and k != "params"}
-    return type(theirs)(
-        parameters, **{**how, **({"weight_decay": 0.0} if "weight_decay" in known else {})}
-    )
+    if "weight_decay" in how:
+        how["weight_decay"] = 0.0
+    return type(theirs)(parameters, **how)
 
 
 def _folder(args: Any, state: Any) -> Path:
