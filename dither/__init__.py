@@ -63,7 +63,8 @@ def _without_lab(name: str, package: str | None) -> Any:
     def absent(*_: Any, **__: Any) -> Any:
         from dither.errors import DitherError
 
-        raise DitherError(f"dither.{name} needs the package {package}: pip install 'dither[lab]'")
+        what = f"the package {package}" if package else "packages of the laboratory"
+        raise DitherError(f"dither.{name} needs {what}: pip install 'dither[lab]'")
 
     return absent
 

@@ -377,7 +377,7 @@ _OF_THE_MOMENT = {*_moment(), "handle", "wrapper"}
 
 
 def on_model(model: nn.Module) -> list[Injection]:
-    """All injections on a model."""
+    """The injections whose model this module is (`read.injections`: also those inside it)."""
     hooks = model._forward_pre_hooks.values()
     return list({id(h.noise): h.noise for h in hooks if isinstance(h, Enter)}.values())
 

@@ -10,7 +10,7 @@ import torch
 import dither
 from dither.data import FREQUENCIES
 from dither.figure import Silent
-from dither.papers.camuto2020 import fig4, fig5, sinusoids
+from dither.papers.camuto2020 import fig4, fig5, multiplicative_spectrum, sinusoids
 from dither.papers.camuto2020.sinusoids import NOTEBOOK, SQUARE, TEXT
 from dither.table import Table
 
@@ -24,6 +24,36 @@ def test_figure_5_looks_at_figure_4s_runs(scale):
     four, five = fig4.figure.at(scale), fig5.figure.at(scale)
     assert set(five) < set(four)
     assert all(four[label].key == run.key for label, run in five.items())
+
+
+@pytest.mark.parametrize("scale", ["smoke", "quick", "paper"])
+def test_multiplicative_noise_has_figure_4s_baseline(scale):
+    four, mine = fig4.figure.at(scale), multiplicative_spectrum.figure.at(scale)
+    assert mine["baseline"].key == four["baseline"].key
+    for label in ("Gaussian", "dropout", "R"):
+        noise = dict(mine[label].noise)
+        assert list(noise) == [f"fc{k}:in" for k in range(1, 6)]
+        variances = [n.sigma**2 * n.law.variance for n in noise.values()]
+        assert variances == pytest.approx([0.25] * 5)
+    assert mine["R"].objective == "explicit"
+
+
+def test_R_of_multiplicative_noise_is_the_same_for_layers_scaled_against_each_other():
+    net = sinusoids.MLP((1, *[8] * 5, 1), init="torch").build(0).double()
+    x = torch.rand(20, 1, dtype=torch.float64)
+    run, other = (fig.figure.at("smoke")[label] for fig, label in (
+        (multiplicative_spectrum, "R"), (fig4, f"R, {NOTEBOOK}")
+    ))  # fmt: skip
+    found = []
+    for c in (1.0, 3.0):
+        with torch.no_grad():
+            net.fc1.weight.mul_(c), net.fc1.bias.mul_(c), net.fc2.weight.div_(c)
+        for noise in (run.noise, other.noise):
+            with dither.inject(net, dict(noise)) as injected, torch.no_grad():
+                R = dither.explicit(injected, x, torch.zeros_like(x), "half_square").R
+            found.append(float(R))
+    assert found[0] == pytest.approx(found[2], rel=1e-12)  # eq. 6
+    assert found[1] != pytest.approx(found[3], rel=1e-3)  # eq. 5
 
 
 def test_paper_scale_is_the_papers():
@@ -60,7 +90,7 @@ def test_R_is_eq_11_at_the_readings_sites(reading):
 
 
 def test_smoke_runs_give_pictures_and_no_verdict():
-    for figure in (fig4.figure, fig5.figure):
+    for figure in (fig4.figure, fig5.figure, multiplicative_spectrum.figure):
         runs = figure.at("smoke")
         table = Table.of({label: run.execute((0, 1), Silent()) for label, run in runs.items()})
         picture = io.BytesIO()
@@ -90,6 +120,8 @@ def told(base=1.0, gni=None, R=None, middle=None, seeds=(0, 1), **layers) -> Tab
     """A table with these spectra at the end (and `middle` of GNI before it), and these norms."""
     falling = np.array([1, 0.9, 0.6, 0.4, 0.3, 0.2, 0.1, 0.08, 0.06, 0.04])
     ends = {"baseline": np.full(10, base)}
+    for label, part in (("Gaussian", gni), ("dropout", gni), ("R", R)):
+        ends[label] = falling if part is None else np.asarray(part)
     for reading in (TEXT, NOTEBOOK):
         ends[f"GNI, {reading}"] = falling if gni is None else np.asarray(gni)
         ends[f"R, {reading}"] = falling * 0.9 if R is None else np.asarray(R)
@@ -121,6 +153,14 @@ LOUD = [1, 0.9, 0.6, 0.4, 0.3, 0.2, 0.3, 0.1, 0.1, 0.1]
         (fig4, f"C8 ours ({TEXT})", {"gni": np.linspace(0.01, 0.001, 10)}, False),
         (fig4, f"C9 ({NOTEBOOK})", {}, True),
         (fig4, f"C9 ({NOTEBOOK})", {"R": [0.95] * 10}, False),
+        (multiplicative_spectrum, "M8 dropout", {}, True),
+        (multiplicative_spectrum, "M8 dropout", {"gni": [0.1] * 5 + [0.15] * 5}, False),
+        (multiplicative_spectrum, "M8 lowest Gaussian", {"gni": [0.4] * 10}, False),
+        (multiplicative_spectrum, "M9 Gaussian", {}, True),
+        (multiplicative_spectrum, "M9 Gaussian", {"R": [0.95] * 10}, False),
+        (multiplicative_spectrum, "M9 laws", {}, True),
+        (multiplicative_spectrum, "M10 dropout", {}, True),
+        (multiplicative_spectrum, "M10 dropout", {"order": (4, 3, 3, 1)}, False),
         (fig5, f"C10 ({TEXT})", {}, True),
         (fig5, f"C10 ({TEXT})", {"order": (4, 3, 3, 1)}, False),
         (fig5, "C11", {"base_order": (4, 1, 2, 3)}, True),

@@ -263,7 +263,8 @@ def test_the_papers_own_sets_are_judged_where_they_were_run():
         assert verdict(fig3.figure, "C5, CIFAR-10", t)[0] is None
 
 
-def noises(c: float = -0.4, dropout: float = -0.2, **changed) -> Table:
+def noises(c: float = -0.4, dropout: float = -0.2, late: float = -0.5, **changed) -> Table:
+    """E[C]/R at the start of Gaussian noise (`c`) and of dropout, and of both at step 100."""
     methods = {
         "baseline": (0.4, 5.0, 0.0), "multiplicative": (0.6, 3.0, 9.0),
         "dropout": (0.6, 3.0, 9.5), "R": (0.55, 2.0, 8.0),
@@ -278,6 +279,13 @@ def noises(c: float = -0.4, dropout: float = -0.2, **changed) -> Table:
             parts = {"R": v, "C": ratio * v, "sem": 1e-3 * v, "residual": -0.3 * v}
             rows += [(net, f"{q}/{v:g}", value) for net in range(2) for q, value in parts.items()]
         starts[f"{of} start"] = dict.fromkeys(range(3), rows)
+        for v in multiplicative.VARIANCES:
+            rows = [
+                (step, q, value)
+                for step, ratio in ((0, at), (100, late))
+                for q, value in {"R": v, "C": ratio * v, "sem": 1e-3 * v}.items()
+            ]
+            starts[f"{of} σ²={v:g}"] = dict.fromkeys(range(3), rows)
     return Table(pl.concat([t.frame, Table.of(starts).frame]))
 
 
@@ -287,6 +295,8 @@ def noises(c: float = -0.4, dropout: float = -0.2, **changed) -> Table:
         ("M1", {}, True),
         ("M1", {"dropout": 1.2}, False),
         ("M2", {}, True),
+        ("M7", {}, True),
+        ("M7", {"late": -1.1}, False),
         ("M3", {}, True),
         ("M3", {"c": -0.2}, False),
         ("M4 MLP Gaussian", {}, True),

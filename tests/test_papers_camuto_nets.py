@@ -15,13 +15,22 @@ from dither.figure import Run, Silent
 from dither.measures import calibration as measured
 from dither.measures import margins as gamma
 from dither.models import camuto_conv
-from dither.papers.camuto2020 import calibration, capacity, eq14, margins, nets, sensitivity
+from dither.papers.camuto2020 import (
+    calibration,
+    capacity,
+    eq14,
+    margins,
+    multiplicative_nets,
+    nets,
+    sensitivity,
+)
 from dither.papers.camuto2020.nets import ALL, EQ14, FEW, LEVELS, METHODS, NOISE, SHIFTS
 from dither.table import Table
 from dither.watch import State
 
 FIGURES = (margins, capacity, calibration, sensitivity, eq14)
 LABELS = [f"{m}, {a}" for a in (ALL, FEW) for m in (*METHODS, EQ14)]
+LAWS = [f"{m}, {a}" for a in (ALL, FEW) for m in multiplicative_nets.LAWS if m != "R"]
 
 
 def verdict(module, claim: str, table: Table):
@@ -44,6 +53,22 @@ def test_every_scale_trains_as_long_as_the_paper():
     run = margins.figure.at("paper")[f"R, {ALL}"]
     assert (run.optimiser.lr, run.batch, run.objective) == (1e-3, 512, "explicit")
     assert run.noise.sigma**2 == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("scale", ["smoke", "quick", "paper"])
+def test_multiplicative_noise_starts_from_the_same_nets(scale):
+    """Without noise they are the other figures'; with it, only the noise and the looks differ."""
+    runs, others = multiplicative_nets.figure.at(scale), eq14.figure.at(scale)
+    for among in (ALL, FEW):
+        none = others[f"none, {among}"]
+        assert runs[f"none, {among}"].key == none.key
+        for method in multiplicative_nets.LAWS:
+            run = runs[f"{method}, {among}"]
+            assert replace(run, noise=None, watch=none.watch, objective="noise").key == none.key
+            assert run.noise.sigma**2 * run.noise.law.variance == pytest.approx(0.25)
+            assert set(run.watch) < set(none.watch)
+        assert runs[f"R, {among}"].objective == others[f"R, {among}"].objective
+        assert runs[f"dropout, {among}"].noise.law.p == pytest.approx(0.2)
 
 
 def on_digits(run: Run, **changes) -> Run:
@@ -70,6 +95,14 @@ def test_smoke_runs_give_pictures_and_no_verdict(module, smoke):
         else:
             assert holds is None
             assert "fewer" in numbers["why"]
+
+
+def test_smoke_runs_of_multiplicative_noise_give_a_picture_and_no_verdict():
+    figure = multiplicative_nets.figure
+    runs = {label: on_digits(run) for label, run in figure.at("smoke").items()}
+    t = Table.of({label: run.execute((0, 1), Silent()) for label, run in runs.items()})
+    figure.plot(t).savefig(io.BytesIO(), format="png")
+    assert [claim.check(t)[0] for claim in figure.claims] == [None] * 24
 
 
 def state(method: str = "none") -> State:
@@ -151,7 +184,7 @@ def told(steps=1000, seeds=(0, 1), **changes) -> Table:
             seed: [(steps, q, changes.get(label, {}).get(q, v)) for q, v in base.items()]
             for seed in seeds
         }
-        for label in LABELS
+        for label in (*LABELS, *LAWS)
     }
     return Table.of(rows)
 
@@ -178,6 +211,14 @@ LOW = {f"GNI, {ALL}": {"ece": 0.04}}
         (calibration, "C14", {f"R, {ALL}": {"ece": 0.04}}, False),
         (sensitivity, "sensitivity", {f"GNI, {ALL}": STEADY}, True),
         (sensitivity, "sensitivity", {f"GNI, {FEW}": STEADY}, False),
+        (multiplicative_nets, "M13 dropout", {f"dropout, {ALL}": {"γ/test/50": 1.2}}, True),
+        (multiplicative_nets, "M13 Gaussian", {f"dropout, {ALL}": {"γ/test/50": 1.2}}, False),
+        (multiplicative_nets, f"M14 R, {FEW}", {f"R, {FEW}": {"ece": 0.04}}, True),
+        (multiplicative_nets, "M14 R", {f"R, {FEW}": {"ece": 0.04}}, False),
+        (multiplicative_nets, "M15 Gaussian", {f"Gaussian, {ALL}": WHOLE}, True),
+        (multiplicative_nets, "M15 Gaussian", {f"Gaussian, {ALL}": LESS}, False),
+        (multiplicative_nets, "M16 R", {f"R, {ALL}": STEADY}, True),
+        (multiplicative_nets, "M16 R", {f"none, {ALL}": STEADY}, False),
         (eq14, "eq. 14", {}, True),
         (eq14, "eq. 14", {f"none, {ALL}": {EQ14: 1.06}}, False),
         (eq14, "eq. 14 ours", {}, True),

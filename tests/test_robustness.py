@@ -175,11 +175,28 @@ def test_noise_is_off_by_default_and_its_clock_stands_still(when):
     assert net.training
 
 
+@pytest.mark.parametrize("what", [dither.Additive(5.0), dither.Weight(1.0)], ids=["h", "weights"])
+def test_noise_inside_a_wrapped_model_is_found(what):
+    """As where a net is preceded by the scaling of its pixels."""
+    net, x, y = problem()
+    whole = nn.Sequential(nn.Identity(), net)
+    bare = corruption(whole, x, y, [0.3]), robustness.vanishing(whole, x, y)
+    noise = dither.inject(net, what, seed=0, when="always")
+    assert bare == (corruption(whole, x, y, [0.3]), robustness.vanishing(whole, x, y))
+    assert noise.step == 0
+    with robustness.silent(whole):
+        clean = whole(x)
+    with robustness.noisy(whole, 1):
+        assert (whole(x) - clean).abs().min() > 0
+    attack(whole, x, y, strengths=[0.0], bounds=BOUNDS, draws=3)
+    assert noise.step == 0
+
+
 def test_with_draws_the_answer_is_the_mean_probability():
     net, x, y = problem()
     dither.inject(net, dither.Additive(0.5), seed=0)
     quiet = attack(net, x, y, strengths=[0.0], bounds=BOUNDS).accuracy[0.0]
-    with robustness.silent(net, 400):
+    with robustness.noisy(net, 400):
         log_p = robustness._Answer(net, 400)(x)
         direct = torch.stack([torch.softmax(net(x), 1) for _ in range(400)]).mean(0)
     torch.testing.assert_close(log_p.exp().sum(1), torch.ones(len(x)))

@@ -26,7 +26,7 @@ from dither.draw import key
 from dither.errors import DitherError
 from dither.estimate import Estimate
 from dither.forward import evaluating, output
-from dither.injection import Injection, on_model
+from dither.read import injections, silenced
 
 __all__ = ["Attacked", "attack", "corrupt", "corruption", "vanishing"]
 
@@ -123,7 +123,8 @@ def attack(
         )
     each = losses.get(loss).per_sample if target == "loss" else margin
     x = x.clamp(low, high)
-    with silent(model, draws), _frozen(model):
+    quiet = silent(model) if draws is None else noisy(model, draws)
+    with quiet, _frozen(model):
         answer = _Answer(model, draws)
         none = torch.cat([_still(answer, each, a, b) for a, b in _parts(x, y)])
         right = [
@@ -230,17 +231,24 @@ def _parts(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 @contextmanager
-def silent(model: nn.Module, draws: int | None = None) -> Iterator[None]:
-    """Eval mode, and all noise of dither off, or on where draws are asked for; as before after."""
-    if draws is not None and draws < 1:
+def silent(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and all noise of dither off; as before after."""
+    with evaluating(model), silenced(model):
+        yield
+
+
+@contextmanager
+def noisy(model: nn.Module, draws: int) -> Iterator[None]:
+    """Eval mode with all noise on; as before after, its clocks too."""
+    if draws < 1:
         raise DitherError(f"attack: draws = {draws}; give 1 or more, or None for no noise")
-    noises: list[Injection] = on_model(model)
-    if draws is not None and not noises:
+    noises = injections(model)
+    if not noises:
         raise DitherError("attack: draws are asked for, and no noise is injected into the model")
     before = [(n, n.when, n.paused, n.get_extra_state()) for n in noises]
     with evaluating(model):
         for noise in noises:
-            noise.when, noise.paused = ("always", False) if draws else (noise.when, True)
+            noise.when, noise.paused = "always", False
         try:
             yield
         finally:

@@ -38,9 +38,10 @@ def lower(method: str, among: str) -> Callable[[Table], Verdict]:
     return check
 
 
-def diagram(ax, t: Table, among: str) -> None:
+def diagram(ax, t: Table, among: str, methods: Mapping[str, str] = METHODS) -> None:
+    """methods: their colours."""
     centres = (np.arange(BINS) + 0.5) / BINS
-    for method, colour in METHODS.items():
+    for method, colour in methods.items():
         label = f"{method}, {among}"
         gap, share = (
             np.stack([t.last(label, f"{q}/{m:02d}") for m in range(BINS)], 1).mean(0)

@@ -50,13 +50,12 @@ def told(t: Table, label: str, quantity: str) -> dict[str, object]:
     return {f"share of runs in which {quantity} falls": falls(values).mean(), **shown}
 
 
-def norms_fall(reading: str) -> Callable[[Table], Verdict]:
+def norms_fall(label: str) -> Callable[[Table], Verdict]:
     """C10."""
 
     def check(t: Table) -> Verdict:
         if short(t):
             return None, {"why": SHORT}
-        label = f"GNI, {reading}"
         numbers = {k: v for q in NORMS for k, v in told(t, label, q).items()}
         return bool(falls(ends(t, label, "norm")).all()), numbers
 
@@ -71,14 +70,14 @@ def baseline_unordered(t: Table) -> Verdict:
     return not bool(falls(ends(t, "baseline", "norm")).all()), numbers
 
 
-def traces_fall(reading: str) -> Callable[[Table], Verdict]:
+def traces_fall(label: str) -> Callable[[Table], Verdict]:
     """C12, on the mean over runs."""
 
     def check(t: Table) -> Verdict:
         if short(t):
             return None, {"why": SHORT}
-        traces = ends(t, f"GNI, {reading}", "trace")
-        return bool(falls(traces.mean(0, keepdims=True))[0]), told(t, f"GNI, {reading}", "trace")
+        traces = ends(t, label, "trace")
+        return bool(falls(traces.mean(0, keepdims=True))[0]), told(t, label, "trace")
 
     return check
 
@@ -117,21 +116,19 @@ figure = Figure(
     quick=sinusoids.QUICK,
     paper=sinusoids.PAPER,
     claims=[
-        Claim(
-            f"C10 ({NOTEBOOK})",
-            f"noise of {NOTEBOOK}: the norms fall strictly with k in every run",
-            norms_fall(NOTEBOOK),
-        ),
-        Claim(
-            f"C10 ({TEXT})",
-            f"noise of {TEXT}: the norms fall strictly with k in every run",
-            norms_fall(TEXT),
+        *(
+            Claim(
+                f"C10 ({r})",
+                f"noise of {r}: the norms fall strictly with k in every run",
+                norms_fall(f"GNI, {r}"),
+            )
+            for r in (NOTEBOOK, TEXT)
         ),
         Claim("C11", "not so without noise", baseline_unordered),
-        Claim(
-            f"C12 ({NOTEBOOK})", f"noise of {NOTEBOOK}: Tr(W_k) falls with k", traces_fall(NOTEBOOK)
+        *(
+            Claim(f"C12 ({r})", f"noise of {r}: Tr(W_k) falls with k", traces_fall(f"GNI, {r}"))
+            for r in (NOTEBOOK, TEXT)
         ),
-        Claim(f"C12 ({TEXT})", f"noise of {TEXT}: Tr(W_k) falls with k", traces_fall(TEXT)),
     ],
     departures=sinusoids.DEPARTURES,
     seeds=sinusoids.SEEDS,

@@ -26,7 +26,7 @@ from dither.measures import calibration, capacity, margins
 from dither.models import CNN, MLP
 from dither.papers import style
 from dither.table import Array, Table
-from dither.train import SGD, Accuracy, Loss, Outputs, State
+from dither.train import SGD, Accuracy, Loss, Outputs, State, Watch
 
 VARIANCE = 0.1  # σ² of Fig. 3 and 4
 NOISE = dither.Additive(math.sqrt(VARIANCE))  # by default on the input of every layer: h₀ … h_{L−1}
@@ -221,7 +221,7 @@ DEPARTURES = [
 ]
 
 
-def watches() -> tuple:
+def watches() -> tuple[Watch, ...]:
     return (
         Loss("train", None, 10_000), Accuracy("train", None, 10_000), Loss("test", None),
         Accuracy("test", None), Margins(), Capacity(), Calibration(), Sensitivity(), Both(),
@@ -235,20 +235,24 @@ def nets(
     settings: tuple[str, ...] = (ALL, FEW),
 ) -> dict[str, Run]:
     """{"none, all images": …, "GNI, few images": …}: the runs of every figure that looks here."""
-    runs = {}
-    for name in settings:
-        few = name == FEW
-        base = Run(
-            data=replace(scale.data, train=scale.few) if few else scale.data,
-            model=scale.model,
-            optimiser=SGD(scale.few_rate if few else scale.rate),
-            batch=128 if few else 512,
-            steps=scale.few_steps if few else scale.steps,
-            watch=watches(),
-        )
-        for method in methods:
-            runs[f"{method}, {name}"] = trained(base, method, scale.objective)
-    return runs
+    return {
+        f"{method}, {name}": trained(baseline(scale, name), method, scale.objective)
+        for name in settings
+        for method in methods
+    }
+
+
+def baseline(scale: Scale, setting: str) -> Run:
+    """The run without noise."""
+    few = setting == FEW
+    return Run(
+        data=replace(scale.data, train=scale.few) if few else scale.data,
+        model=scale.model,
+        optimiser=SGD(scale.few_rate if few else scale.rate),
+        batch=128 if few else 512,
+        steps=scale.few_steps if few else scale.steps,
+        watch=watches(),
+    )
 
 
 def trained(base: Run, method: str, objective: str) -> Run:

@@ -7,7 +7,7 @@ Both readings of the noise, each as noise and as its regulariser R (eq. 11):
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -95,24 +95,29 @@ class Targets:
 
 def nets(width: int, steps: int, rate: float) -> dict[str, Run]:
     """{"baseline", "GNI, …", "R, …"}: the five runs of both figures."""
+    base = baseline(width, steps, rate)
+    runs = {"baseline": base}
+    for reading, noise in READINGS.items():
+        runs[f"GNI, {reading}"] = replace(base, noise=noise)
+        runs[f"R, {reading}"] = replace(base, noise=noise, objective="explicit")
+    return runs
+
+
+def baseline(width: int, steps: int, rate: float) -> Run:
+    """The run without noise."""
     every = max(1, steps // LOOKS)
     watch: tuple[Watch, ...] = (
         Amplitudes(every=every), Layers(every), Loss("train", every),
         Spectral(), Outputs(), Targets(),
     )  # fmt: skip
-    common = {
-        "data": Data("sinusoids"),
-        "model": MLP((1, *[width] * HIDDEN, 1), init="torch"),
-        "optimiser": Adam(rate),
-        "loss": "half_square",
-        "steps": steps,
-        "watch": watch,
-    }
-    runs = {"baseline": Run(**common)}
-    for reading, noise in READINGS.items():
-        runs[f"GNI, {reading}"] = Run(**common, noise=noise)
-        runs[f"R, {reading}"] = Run(**common, noise=noise, objective="explicit")
-    return runs
+    return Run(
+        data=Data("sinusoids"),
+        model=MLP((1, *[width] * HIDDEN, 1), init="torch"),
+        optimiser=Adam(rate),
+        loss="half_square",
+        steps=steps,
+        watch=watch,
+    )
 
 
 def short(t: Table) -> bool:
