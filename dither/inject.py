@@ -15,11 +15,11 @@ from dither.draw import Source
 from dither.errors import DitherError
 from dither.forward import call, evaluating
 from dither.hooks import After, Before, Enter, Leave, Recall
-from dither.injection import Injection, label
+from dither.injection import Injection
 from dither.noise import Node
 from dither.ranks import averaged
 from dither.shadow import Statistics, put, take
-from dither.site import CONV, Site, find, unwrapped
+from dither.site import CONV, Site, find, label, unwrapped
 
 __all__ = ["Injection", "inject", "put", "take"]
 

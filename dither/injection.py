@@ -6,13 +6,14 @@ ever written to a parameter, the graph keeps W + δ for the backward, and the op
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dither.clock import Clock
 from dither.compiled import Traced, forget_compiled, register
 from dither.draw import Source, key
 from dither.hooks import Enter, real
@@ -21,10 +22,10 @@ from dither.ranks import agreed, rank, ranks
 from dither.recompute import Ledger, in_backward, recursive, sample_of
 from dither.seeds import ordinals, seeds
 from dither.shadow import Statistics, clear, current, put, take
-from dither.site import Site, Sites, replicas
+from dither.site import Site, Sites, groups, label, replicas
 
 
-class Injection(nn.Module):
+class Injection(Clock, nn.Module):
     """The noise of one `inject`: its sites, its trained vectors, its clock, and the way to take it
     off.
 
@@ -47,7 +48,8 @@ class Injection(nn.Module):
         when: str,
         batch_dim: int,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
+        Clock.__init__(self)
         self.__dict__["model"] = model  # no submodule: its parameters stay its own
         self.sites, self.draw, self.by, self.when = sites, draw, by, when
         self.batch_dim = batch_dim
@@ -57,12 +59,8 @@ class Injection(nn.Module):
         self.ordinals = ordinals(self.seeds, [(n.seeds, n.ordinals) for n in beside])
         self.seed_given = seed is not None or ranks() > 1  # else the ranks have yet to agree
         self.nodes = nn.ParameterDict()
-        self.step = 0  # forwards begun; the first has the step 0 in schedules and keys
-        self.micro = 0  # which forward of a held step
-        self.turn = 0  # the hold that moved the clock last
-        self.holds, self.held = 0, False
         self.paused = self.removed = False
-        self.groups = _groups(sites, by)
+        self.groups = groups(sites, by)
         self.ordered = list(sites.values())
         self.shadowed = [site for site in self.ordered if site.side == "parameter"]
         self.modules_of_sites = list({id(s.module): s.module for s in self.ordered}.values())
@@ -108,22 +106,6 @@ class Injection(nn.Module):
         self.unshadow()
         self.removed = True
         forget_compiled()
-
-    @contextmanager
-    def hold(self) -> Iterator[Injection]:
-        """All forwards inside count as one step: weight noise keeps its draw, activations draw
-        afresh for each.
-
-        For gradient accumulation: one `hold` around the micro-batches of an optimiser step.
-        """
-        if self.held:  # a hold inside a hold is the outer one
-            yield self
-            return
-        self.holds, self.held = self.holds + 1, True
-        try:
-            yield self
-        finally:
-            self.held = False
 
     def __enter__(self) -> Injection:
         return self
@@ -203,11 +185,11 @@ class Injection(nn.Module):
         if in_backward():
             if self.shadowed or self.statistics:
                 stamp = self._ledger.recall(id(module), sample_of(args, kwargs))
-                self.shadow(module, stamp[0] if stamp else self.step)
+                self.shadow(module, *(stamp[:2] if stamp else (self.step, self.micro)))
         elif self.on(module) or any(map(self.on, self.modules_of_sites)):
             self._calls = {}
             self.advance(self)
-            self.shadow(module, self.step)
+            self.shadow(module, self.step, self.micro)
 
     def acts(self, step: int) -> bool:
         """Whether anything is displaced in a step."""
@@ -215,14 +197,6 @@ class Injection(nn.Module):
             self.on(s.module) and self.scale(s, step) * self.noise_at(s, step).sigma
             for s in self.ordered
         )
-
-    def advance(self, clock: Injection | Site) -> None:
-        """A new step; inside `hold` only once, then the next forward of the same step."""
-        if self.held and clock.turn == self.holds:
-            clock.micro += 1
-        else:
-            clock.step, clock.micro = clock.step + 1, 0
-            clock.turn = self.holds if self.held else 0
 
     def moment(self, site: Site, call: int) -> tuple[int, int]:
         """(step, micro): the common clock's, or the site's own where no forward of the whole model
@@ -245,9 +219,13 @@ class Injection(nn.Module):
     def source(
         self, site: Site, step: int, micro: int, call: int, *, reflect: bool = False
     ) -> Source:
-        """Keyed by seed, site, step and call; activations by the rank too, parameters not."""
+        """Keyed by seed, site, step and call; activations by the rank too, parameters not.
+
+        micro: ~m for the mirror image of m's.
+        """
         if not self.seed_given and ranks() > 1:
             self.seeds, self.seed_given = agreed(self.seeds), True
+        micro, reflect = (~micro, not reflect) if micro < 0 else (micro, reflect)
         where = () if site.side == "parameter" else (micro, call, rank())
         return Source(self.keys(site.name, step - 1, *where), reflect=reflect)
 
@@ -328,7 +306,7 @@ class Injection(nn.Module):
         delta = noise.displace(here, rng or self.source(site, step, 0, 0))
         return delta if scale == 1 else scale * delta
 
-    def shadow(self, module: nn.Module, step: int) -> None:
+    def shadow(self, module: nn.Module, step: int, micro: int) -> None:
         """Let the displaced parameters below `module` read W + δ."""
         if self.statistics and self.acts(step):
             self.statistics.put()
@@ -341,7 +319,7 @@ class Injection(nn.Module):
             scale, noise = self.scale(site, step), self.noise_at(site, step)
             if scale and noise.sigma:
                 here = self.here(site, current(site))
-                put(site, plus(noise, here, self.source(site, step, 0, 0), scale))
+                put(site, plus(noise, here, self.source(site, step, micro, 0), scale))
 
     def shadow_traced(self) -> None:
         """The same while torch.compile traces: the draw happens when the compiled code runs."""
@@ -380,17 +358,3 @@ def on_model(model: nn.Module) -> list[Injection]:
     """The injections whose model this module is (`read.injections`: also those inside it)."""
     hooks = model._forward_pre_hooks.values()
     return list({id(h.noise): h.noise for h in hooks if isinstance(h, Enter)}.values())
-
-
-def label(name: str) -> str:
-    """A site's name as the name of its Node's vectors, which may hold no dot."""
-    return name.replace(".", "/")
-
-
-def _groups(sites: Mapping[str, Site], by: str) -> list[set[str]]:
-    """The M tensors, or layers, among which `draw` shares σ."""
-    groups: dict[object, set[str]] = {}
-    for name, site in sites.items():
-        if site.side == "parameter":
-            groups.setdefault(name if by == "tensor" else id(site.module), set()).add(name)
-    return list(groups.values())

@@ -293,3 +293,17 @@ def _nothing(pattern: str, glob: str, names: list[str], kind: str, model: nn.Mod
         else f"it has {', '.join(map(repr, names[:6])) or 'none'}"
     )
     return DitherError(f"pattern {pattern!r} matches no {kind} of {type(model).__name__}; {hint}")
+
+
+def label(name: str) -> str:
+    """A site's name as the name of its Node's vectors, which may hold no dot."""
+    return name.replace(".", "/")
+
+
+def groups(sites: Mapping[str, Site], by: str) -> list[set[str]]:
+    """The M tensors, or layers, among which `draw` shares σ."""
+    groups: dict[object, set[str]] = {}
+    for name, site in sites.items():
+        if site.side == "parameter":
+            groups.setdefault(name if by == "tensor" else id(site.module), set()).add(name)
+    return list(groups.values())

@@ -28,7 +28,7 @@ ROOMS = {
     "measures": ("measures", "explicit"),
     "explicit": ("explicit pull replay nodes read second expected", "inject loss ghost estimate"),
     "inject": (
-        "inject injection shadow recompute ranks seeds site hooks compiled forward after",
+        "inject injection clock shadow recompute ranks seeds site hooks compiled forward after",
         "noise",
     ),
     "files": ("files", ""),

@@ -112,26 +112,9 @@ def descend(net: nn.Module, noise: Any, x: Tensor, y: Tensor, *, pairs: bool) ->
     if not pairs:
         loss(net(x), y).backward()
         return
-    with noise.hold():  # one step, one draw, for both halves
+    (loss(net(x), y) / 2).backward()
+    with noise.mirrored():
         (loss(net(x), y) / 2).backward()
-        with mirrored(noise):
-            (loss(net(x), y) / 2).backward()
-
-
-class mirrored:
-    """−δ for δ, for the time of a forward and backward: the other half of an antithetic pair."""
-
-    def __init__(self, noise: dither.Injection) -> None:
-        self.noise, self.source = noise, noise.source
-
-    def __enter__(self) -> None:
-        def reflected(*where: Any, **how: Any) -> Any:
-            return self.source(*where, **{**how, "reflect": True})
-
-        self.noise.source = reflected  # pyright: ignore[reportAttributeAccessIssue]
-
-    def __exit__(self, *_: object) -> None:
-        del self.noise.source
 
 
 @torch.no_grad()
