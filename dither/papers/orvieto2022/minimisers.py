@@ -167,7 +167,7 @@ def task(
     valley is less flat.
     """
     problem = PROBLEMS[model](seed)
-    for done, sigma in enumerate(sigmas):
+    for done, sigma in enumerate(sorted(sigmas, reverse=True)):
         values = {
             "σ": lambda s=sigma: problem.expected(s),
             "R_eff": lambda s=sigma: problem.effective(s),
@@ -186,7 +186,7 @@ def task(
 
 
 def runs(sigmas: tuple[float, ...], iterations: int) -> dict[str, Task]:
-    how = {"sigmas": tuple(sorted(sigmas, reverse=True)), "iterations": iterations}
+    how = {"sigmas": tuple(sorted(sigmas)), "iterations": iterations}
     return {model: Task.of(task, model=model, **how) for model in PROBLEMS}
 
 
