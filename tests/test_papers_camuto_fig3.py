@@ -285,7 +285,7 @@ def noises(c: float = -0.4, dropout: float = -0.2, late: float = -0.5, **changed
                 for step, ratio in ((0, at), (100, late))
                 for q, value in {"R": v, "C": ratio * v, "sem": 1e-3 * v}.items()
             ]
-            starts[f"{of} σ²={v:g}"] = dict.fromkeys(range(3), rows)
+            starts[f"{multiplicative.MEANING[of]} σ²={v:g}"] = dict.fromkeys(range(3), rows)
     return Table(pl.concat([t.frame, Table.of(starts).frame]))
 
 

@@ -72,7 +72,7 @@ def runs(
     first = {name: value for name, value in early.items() if name != "nets"}
     for of in LAWS:
         for v in VARIANCES:
-            found[f"{of} σ²={v:g}"] = training(PROBLEM, v, fig2.RATE, of=of, **first)
+            found[f"{MEANING[of]} σ²={v:g}"] = training(PROBLEM, v, fig2.RATE, of=of, **first)
     return found | {f"{net} {m}": run for net in NETS for m, run in trained(net, **setting).items()}
 
 
@@ -138,7 +138,7 @@ def above(t: Table) -> Verdict:
 
 def first_steps(t: Table) -> Verdict:
     """As C3."""
-    return fig2.early(t, [f"{of} σ²={v:g}" for of in LAWS for v in VARIANCES])
+    return fig2.early(t, [f"{name} σ²={v:g}" for name in MEANING.values() for v in VARIANCES])
 
 
 def second(t: Table) -> Verdict:
@@ -287,7 +287,7 @@ def plot(t: Table) -> Any:
     picture, axes = style.grid(2, 4, width=13, height=3.2)
     for of, column in zip(LAWS, (0, 2), strict=True):
         scatter(axes[0, column], t, of)
-        fig2.first_steps(axes[0, column + 1], t, of, log=True)
+        fig2.first_steps(axes[0, column + 1], t, MEANING[of], log=True)
         axes[0, column + 1].set_title(f"{MEANING[of]}, rate {fig2.RATE:g}")
     style.legend(axes[0, 0], fontsize=8)
     small_sigma(axes[1, 0], t)
