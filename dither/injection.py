@@ -168,7 +168,7 @@ class Injection(Clock, nn.Module):
             self.begin(module, args, kwargs)
         self._inside.append(id(module))
         if self.shadowed and self.on(module):  # a checkpoint may recompute this module alone
-            self._ledger.note(id(module), sample_of(args, kwargs), (self.step, self.micro, 0))
+            self._ledger.note(id(module), sample_of(args, kwargs), (*self.now(self), 0))
 
     def leave(self, module: nn.Module) -> None:
         """A forward ends, perhaps by an exception; after the outermost the parameters read W
@@ -185,11 +185,13 @@ class Injection(Clock, nn.Module):
         if in_backward():
             if self.shadowed or self.statistics:
                 stamp = self._ledger.recall(id(module), sample_of(args, kwargs))
-                self.shadow(module, *(stamp[:2] if stamp else (self.step, self.micro)))
+                self.shadow(module, *(stamp[:2] if stamp else self.now(self)))
         elif self.on(module) or any(map(self.on, self.modules_of_sites)):
             self._calls = {}
             self.advance(self)
-            self.shadow(module, self.step, self.micro)
+            for site in self.shadowed:  # compiled code goes on from here
+                site.step, site.micro, site.turn = self.step, self.micro, self.turn
+            self.shadow(module, *self.now(self))
 
     def acts(self, step: int) -> bool:
         """Whether anything is displaced in a step."""
@@ -207,7 +209,7 @@ class Injection(Clock, nn.Module):
         elif call == 0 and not in_backward():
             self.advance(site)
             self.step = max(self.step, site.step)
-        return site.step, site.micro
+        return self.now(site)
 
     # ------------------------------------------------------------------------------------ the draws
 
@@ -343,6 +345,8 @@ def _moment() -> dict[str, Any]:
     """What an injection holds only for the moment, empty."""
     return {
         "reader": None,
+        "held": False,
+        "mirror": False,
         "layouts": {},
         "_inside": [],
         "_calls": {},

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._dynamo.testing
 from nets import NOISES, gradients, plain, shadows
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -161,6 +162,15 @@ def test_inject_into_the_compiled_model(name):
     noise = dither.inject(compiled, NOISES[name](), seed=0)
     assert noise.model is two
     assert_same_steps(one, compiled, one, two)
+
+
+@pytest.mark.parametrize("name", ["additive", "weight"])
+def test_compiled_code_goes_on_where_eager_code_stopped_and_back(name):
+    one, two, a, b = twins(NOISES[name]())
+    compiled = torch.compile(two, backend="eager", fullgraph=True)
+    for step, model in enumerate((two, compiled, compiled, two, compiled), 1):
+        torch.testing.assert_close(one(X), model(X))
+        assert a.step == b.step == step
 
 
 @pytest.mark.parametrize("name", ["additive", "weight"])

@@ -1,5 +1,7 @@
 """The other half of an antithetic pair: the same draws, mirrored, and no step of the clock."""
 
+import copy
+
 import pytest
 import torch
 from nets import NOISES, plain
@@ -8,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import dither
 from dither.errors import DitherError
+from dither.measures import robustness
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 SYMMETRIC = [name for name in NOISES if name != "dropout"]
@@ -136,6 +139,100 @@ def test_in_compiled_code(name):
         torch.testing.assert_close(one(X), compiled(X))
         with a.mirrored(), b.mirrored():
             torch.testing.assert_close(one(X), compiled(X))
+
+
+@pytest.mark.parametrize("name", ["additive", "weight"])
+@pytest.mark.parametrize("what", ["mirrored", "hold"])
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # Dynamo's, of W + δ after a broken graph
+def test_inside_compiled_code_it_says_so_or_breaks_the_graph(what, name):
+    """There the `with` would run when it is traced, and not when the code runs."""
+
+    def two_forwards(x):
+        if what == "hold":
+            with noise.hold():
+                return model(x), model(x)
+        a = model(x)
+        with noise.mirrored():
+            return a, model(x)
+
+    model, x = linear(), X.double()
+    clean = model(x)
+    noise = dither.inject(model, NOISES[name](), seed=0)
+    model(x)
+    with pytest.raises(Exception, match="around compiled code, not inside it"):
+        torch.compile(two_forwards, backend="eager", fullgraph=True)(x)
+    torch._dynamo.reset()
+    compiled = torch.compile(two_forwards, backend="eager")
+    for step in (2, 3):
+        a, b = compiled(x)
+        assert noise.step == step
+        if what == "mirrored":
+            torch.testing.assert_close((a + b) / 2, clean)
+        elif name == "weight":
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_what_is_saved_or_loaded_inside_goes_on_as_ever(name):
+    one, two, a, b = twins(name=name)
+    one(X)
+    with a.mirrored():
+        one(X)
+        state = copy.deepcopy(a.state_dict())
+        copied = copy.deepcopy(a)
+    b.load_state_dict(state)
+    for _ in range(2):
+        assert torch.equal(one(X), two(X))
+    two(X)
+    with b.mirrored():
+        b.load_state_dict(a.state_dict())
+    assert torch.equal(one(X), two(X))
+    assert copied.get_extra_state() == state["_extra_state"]
+    assert not copied.mirror
+
+
+def test_a_branch_that_is_first_taken_inside():
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Identity(), nn.Identity()
+
+        def forward(self, x, two=False):
+            return self.two(x) if two else self.one(x)
+
+    model = Branch()
+    noise = dither.inject(model, {"*": dither.Additive(1.0)}, seed=0)
+    x = torch.zeros(4, 3)
+    model(x)
+    with noise.mirrored():
+        model(x, two=True)
+    assert noise.step == 1
+    assert not torch.equal(model.two(x), model.two(x))
+
+
+def test_a_part_that_had_no_forward_has_nothing_to_repeat():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    noise = dither.inject(model, {"0": dither.Additive(0.1), "1": dither.Additive(0.1)}, seed=0)
+    model[0](X)
+    with noise.mirrored(), pytest.raises(DitherError, match="'1:in' had none yet"):
+        model[1](X)
+
+
+def test_draws_of_an_attack_are_independent_inside_a_hold_and_a_pair():
+    model = plain()
+    noise = dither.inject(model, dither.Weight(0.1), seed=0)
+    with noise.hold():
+        model(X)
+        for around in (noise.off(), noise.mirrored()):
+            with around, robustness.noisy(model, 2):
+                assert not torch.equal(model(X), model(X))
+    model(X)
+    assert noise.step == 2
+    with noise.hold():
+        with robustness.noisy(model, 2):
+            model(X)
+        model(X)  # a step of its own
+    assert noise.step == 3
 
 
 def test_pairs_measure_the_second_order_with_less_spread():

@@ -15,7 +15,7 @@ import importlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -245,16 +245,16 @@ def noisy(model: nn.Module, draws: int) -> Iterator[None]:
     noises = injections(model)
     if not noises:
         raise DitherError("attack: draws are asked for, and no noise is injected into the model")
-    before = [(n, n.when, n.paused, n.get_extra_state()) for n in noises]
-    with evaluating(model):
+    before = [(n, n.when, n.paused) for n in noises]
+    with evaluating(model), ExitStack() as clocks:
         for noise in noises:
+            clocks.enter_context(noise.apart())
             noise.when, noise.paused = "always", False
         try:
             yield
         finally:
-            for noise, when, paused, state in before:
+            for noise, when, paused in before:
                 noise.when, noise.paused = when, paused
-                noise.set_extra_state(state)
 
 
 @contextmanager

@@ -176,11 +176,11 @@ def first_steps(ax: Any, t: Table, name: str, log: bool = False) -> None:
     for v, colour in COLOURS.items():
         steps, C = t.series(f"{name} σ²={v:g}", "C")
         R = t.series(f"{name} σ²={v:g}", "R")[1]
-        style.band(ax, steps, abs(C) / R, colour, log=log)
+        style.band(ax, steps, abs(C) / R, colour)
     ax.axhline(1, color=style.GREY, lw=0.8, ls=":")
     ax.set(xlabel="step", ylabel="|E[C]|/R", title=f"rate {RATE:g}")
     if log:
-        ax.set(yscale="log", yticks=(0.1, 1, 10))
+        ax.set(yscale="log", ylim=(0.03, None), yticks=(0.1, 1, 10))
     else:
         ax.set(ylim=(0, 1.1))
 

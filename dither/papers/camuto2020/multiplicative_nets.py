@@ -8,7 +8,7 @@ third net is trained on it without noise. The nets without noise are those of th
 From the left: input margins of the test images; four capacity measures in units of the net without
 noise; accuracy − confidence of the test images by confidence (below 0: overconfident); test
 accuracy on x + s ε, in units of the pixels' standard deviation. Above: trained on all images;
-below: on few, until they are fitted.
+below: on few, for as long as the net without noise takes to fit them.
 """
 
 from dataclasses import replace
@@ -84,7 +84,7 @@ def plot(t: Table) -> Any:
 def claims() -> list[Claim]:
     found = []
     for id, (text, check) in QUANTITIES.items():
-        for among, says in ((ALL, ""), (FEW, ", images fitted")):
+        for among, says in ((ALL, ""), (FEW, f", {FEW}")):
             of = "" if among == ALL else f", {FEW}"
             for method in LAWS:
                 words = f"{method}{says}: {text}, in every run"
