@@ -159,6 +159,36 @@ def test_function_space_beats_every_network_and_is_attained_by_one():
         assert fit + sigma**2 * convex.variation(scale * other, units, x) >= value
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_convex_solution_as_a_network_has_its_value_and_no_scale_is_better(seed):
+    x, y = function_space.problem(seed)
+    a, b, value, _ = convex.function_space(x.numpy(), y[:, 0].numpy(), 0.2)
+    net = function_space.as_network(a, b, x.numpy())
+
+    def total() -> float:
+        with dither.inject(net, dither.Weight(0.2), seed=0) as noise, torch.no_grad():
+            loss, R, _ = dither.explicit(noise, x, y, "half_square")
+        return float(loss + R)
+
+    assert total() == pytest.approx(value, rel=1e-8)
+    W1, W2 = net.parameters()
+    for c in (0.9, 1.1):
+        with torch.no_grad():
+            W1[0] *= c
+            W2[:, 0] /= c
+        assert total() > value * (1 + 1e-6)
+        with torch.no_grad():
+            W1[0] /= c
+            W2[:, 0] *= c
+
+
+@pytest.mark.parametrize(("gap", "holds"), [(1e-9, True), (-1e-9, True), (2e-4, False)])
+def test_the_solution_is_attained_or_not(gap, holds):
+    rows = [(0, "gap as a network", gap), (0, "directions", 4), (0, "duality gap", 1e-8)]
+    table = Table.of({"plane": {s: rows for s in (0, 1)}})
+    assert verdict(function_space, "D3 solution", table)[0] is holds
+
+
 def test_the_variation_norm_is_r_at_the_best_scale():
     a, b = RNG.normal(size=5), RNG.normal(size=(5, 4))
 
