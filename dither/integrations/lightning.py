@@ -26,7 +26,8 @@ class Noise(Callback):
 
     The noise is attached to the model that has been moved and cast, and removed after the fit or
     an exception; a second fit goes on with it. Checkpoints hold seed, clock and Nodes' vectors,
-    which are given to the first optimiser. `noise` is the Injection, once a fit has begun.
+    which are given to the first optimiser. `noise` is the Injection, once a fit has begun. Under
+    manual optimisation a batch in which several optimisers step is one step of the noise.
     """
 
     def __init__(self, what: Any, *, module: str = "", name: str = "", **how: Any) -> None:
