@@ -4,6 +4,7 @@ failed; 130: stopped.
 Imports happen inside the commands: `dither --help` costs no torch and no polars.
 """
 
+import inspect
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -197,13 +198,12 @@ def compare(
         console.print(f"\\[{done}/{total}] {_plain(method)} · seed {seed}", highlight=False)
 
     settings = {"progress": progress, **given.get("settings", {})}
+    everything = given["make_model"], given["data"], given["methods"]
     try:
-        found = run(given["make_model"], given["data"], given["methods"], **settings)
+        inspect.signature(run).bind(*everything, **settings)
     except TypeError as error:
-        if "argument" not in str(error):
-            raise
         raise DitherError(f"{file}: settings don't fit dither.compare: {error}") from None
-    print(found)
+    print(run(*everything, **settings))
 
 
 def _run_file(file: str) -> dict[str, Any]:

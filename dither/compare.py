@@ -7,6 +7,7 @@ differences from the first method are taken seed by seed: their spread is that o
 not of two means. Training loop, mark of divergence and watches are those of the figures.
 """
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from dither.data import Tensors
 from dither.errors import DitherError
 from dither.explicit import explicit
 from dither.figure import Run, Silent
+from dither.inject import inject
 from dither.measures import calibration
 from dither.noise import is_noise
 from dither.train import SGD, State, train
@@ -114,12 +116,22 @@ def compare(
     or methods that can't be used, before anything is trained.
     """
     tensors = _tensors(data)
+    if not isinstance(methods, Mapping):
+        raise DitherError(f"methods is a mapping such as {{'none': None}}: got {methods!r}")
     chosen = {name: _method(name, method) for name, method in methods.items()}
     if not chosen:
         raise DitherError("compare needs at least one method, such as {'none': None}: got none")
-    seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    if not seeds:
-        raise DitherError("compare needs at least one seed: got none")
+    seeds = _seeds(seeds)
+    if not isinstance(epochs, int) or epochs < 1:
+        raise DitherError(f"compare: epochs is a whole number ≥ 1: got {epochs!r}")
+    for given in (optimiser, *(m.optimiser for m in chosen.values() if m.optimiser)):
+        if not hasattr(given, "build"):
+            raise DitherError(
+                "compare: the optimiser is one of dither.train, such as SGD(0.05): got "
+                f"{given!r}; it is built anew for each run"
+            )
+    for method in chosen.values():
+        _tried(make_model, method, tensors.x_train[:2])
     watches = [Loss("train", every=None), Loss("test", every=None)]
     if tensors.classes is not None:
         watches += [Accuracy("train", every=None), Accuracy("test", every=None), Calibration()]
@@ -147,6 +159,31 @@ def compare(
         if progress is not None:
             progress(name, seed, done, total)
     return Comparison({name: _columns(by_seed, seeds) for name, by_seed in rows.items()}, seeds)
+
+
+def _seeds(seeds: Any) -> tuple[int, ...]:
+    try:
+        found = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(operator.index, seeds))
+    except TypeError:
+        raise DitherError(
+            f"compare: seeds is a whole number or a sequence of them: got {seeds!r}"
+        ) from None
+    if not found:
+        raise DitherError(f"compare needs at least one seed: got {seeds!r}")
+    return found
+
+
+def _tried(make_model: Any, method: Method, x: Tensor) -> None:
+    """Raises DitherError, before anything is trained, where the method does not fit the model."""
+    with torch.random.fork_rng(devices=[]):
+        is_one = isinstance(make_model, nn.Module) or not callable(make_model)
+        model = make_model if is_one else make_model()
+        if is_one or not isinstance(model, nn.Module):
+            raise DitherError(
+                f"compare: make_model is a function that gives a new nn.Module: got {model!r}"
+            )
+        if method.noise is not None:
+            inject(model, method.noise, seed=0, draw=method.draw, by=method.by, example=x).remove()
 
 
 def _columns(by_seed: dict[int, dict[str, float]], seeds: Sequence[int]) -> dict[str, np.ndarray]:
@@ -190,13 +227,20 @@ def _tensors(data: Sequence[Tensor]) -> Tensors:
     if len(data) != 4 or not all(isinstance(part, Tensor) for part in data):
         raise DitherError("data must be four tensors: x_train, y_train, x_test, y_test")
     x, y, x_test, y_test = data
+    y, y_test = (t if t.is_floating_point() else t.long() for t in (y, y_test))
+    if not (len(x) and len(x_test)):
+        raise DitherError(f"data: {len(x)} inputs to train on and {len(x_test)} to test on")
+    if not all(bool(torch.isfinite(t).all()) for t in data):
+        raise DitherError("data: inputs or targets are not finite")
     if len(x) != len(y) or len(x_test) != len(y_test):
         raise DitherError(
             f"data: as many targets as inputs are needed: got {len(x)} and {len(y)} to train on, "
             f"{len(x_test)} and {len(y_test)} to test on"
         )
     labels = not y.is_floating_point()
-    return Tensors(*data, classes=int(torch.cat([y, y_test]).max()) + 1 if labels else None)
+    return Tensors(
+        x, y, x_test, y_test, classes=int(torch.cat([y, y_test]).max()) + 1 if labels else None
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,8 +15,8 @@ from dither.explicit import explicit
 from dither.forward import check_devices, evaluating, output, tensors
 from dither.hooks import real
 from dither.inject import Injection, put, take
-from dither.noise import wide
-from dither.read import reading
+from dither.noise import Node, wide
+from dither.read import check_usable, reading
 from dither.site import Site
 
 ROWS = 8192  # of a stacked batch, at most: several draws in one forward
@@ -42,12 +42,13 @@ def expected(
     noise's own clock stands still. Raises DitherError for fewer than 2 draws (4 in pairs).
     """
     each = losses.get(loss)
+    if not isinstance(draws, int):
+        raise DitherError(f"draws is a whole number: got {draws!r}")
     if draws < (4 if antithetic else 2):
         raise DitherError(
             f"a standard error needs at least 2 draws (4 in antithetic pairs): got draws={draws}"
         )
-    if noise.removed:
-        raise DitherError("this noise was removed from its model: inject it again")
+    check_usable(noise, y)
     check_devices(noise.model, x, y)
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
     with evaluating(noise.model), torch.no_grad():
@@ -55,7 +56,7 @@ def expected(
         with reading(noise, quiet):
             z = output(noise.model, x)
             clean = each.per_sample(wide(z), y)
-            n = _together(noise, x, z, quiet.largest)
+            n = _together(noise, x, z, quiet)
         if not antithetic:
             return Estimate.of(_draws(noise, x, y, each, clean, draws, seed, n, reflect=False))
         pairs = [
@@ -136,6 +137,7 @@ class Draw:
         )
         self.calls: dict[str, int] = {}
         self.largest = 0  # elements of the largest site
+        self.met: list[tuple[Site, torch.Size]] = []  # the sites' tensors, in order
 
     def source(self, site: Site, call: int) -> Source:
         seeds = self.noise.seeds if self.noise.stack else (0,)
@@ -144,6 +146,7 @@ class Draw:
 
     def activation(self, site: Site, h: Tensor) -> Tensor | None:
         self.largest = max(self.largest, h.numel())
+        self.met.append((site, h.shape))
         real(site, h)
         law = self.noise.noise_at(site)
         if self.off or law.sigma == 0:
@@ -184,19 +187,30 @@ class _Shadows:
                 take(site)
 
 
-def _together(noise: Injection, x: Any, z: Tensor, largest: int) -> int:
+def _together(noise: Injection, x: Any, z: Tensor, seen: Draw) -> int:
     """How many draws one forward can take: more than one only where samples go their own ways.
 
-    That is tried: beside other samples, x must give what it gives alone.
+    That is tried: beside other samples, x must give what it gives alone, and every site's tensor
+    must grow with the samples; one that they share (of positions, say) has one draw a forward.
     """
     shared = any(s.side == "parameter" for s in noise.sites.values())
     if shared or noise.batch_dim or noise.stack or not _stackable(x, len(z)):
         return 1
     others = x.flip(0) * 0.5 + 1 if x.is_floating_point() else x.flip(0)
+    alone, seen.met = seen.met, []
     both = output(noise.model, torch.cat([x, others]))
+    if not all(map(_doubled, alone, seen.met)) or len(alone) != len(seen.met):
+        return 1
     if both.shape[0] != 2 * len(z) or not torch.allclose(both[: len(z)], z, rtol=1e-3, atol=1e-5):
         return 1
-    return max(1, min(ROWS // max(1, len(z)), ELEMENTS // max(1, x.numel(), largest)))
+    return max(1, min(ROWS // max(1, len(z)), ELEMENTS // max(1, x.numel(), seen.largest)))
+
+
+def _doubled(alone: tuple[Site, torch.Size], both: tuple[Site, torch.Size]) -> bool:
+    """Whether twice the samples have twice the draws: elements, or a Node's ε in dimension 0."""
+    (site, a), (other, b) = alone, both
+    node = isinstance(site.noise, Node)
+    return site is other and (b[:1] == (2 * a[0],) if node else b.numel() == 2 * a.numel())
 
 
 def _stackable(x: Any, batch: int) -> bool:

@@ -20,7 +20,8 @@ from dither.errors import DitherError
 from dither.forward import check_devices, evaluating, mixing, ordinary, tensors, twice
 from dither.inject import Injection
 from dither.pull import Pull
-from dither.read import reading
+from dither.read import check_usable, reading
+from dither.rules import padded
 from dither.second import Second
 
 
@@ -73,12 +74,11 @@ def explicit(
 def _explicit(
     noise: Injection, x: Any, y: Tensor, loss: Any, samples: int | None, full: bool, *, unit: bool
 ) -> Explicit:
+    check_usable(noise, y)
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
             return _explicit(noise, ordinary(x), ordinary(y), loss, samples, full, unit=unit)
     model = noise.model
-    if noise.removed:
-        raise DitherError("this noise was removed from its model: inject it again")
     if any(p.is_inference() for p in model.parameters()):
         raise DitherError(
             "the model was made under torch.inference_mode(), where nothing can be differentiated: "
@@ -99,7 +99,7 @@ def _explicit(
         pull = Pull(
             noise, loss, samples, coupled=bool(coupled), differentiable=differentiable, unit=unit
         )
-    with torch.enable_grad(), reading(noise, pull), twice(differentiable or full):
+    with torch.enable_grad(), reading(noise, pull), twice(differentiable or full), padded(noise):
         value, by_site = pull.run(x, y)
     if not differentiable:
         value, by_site = value.detach(), {name: r.detach() for name, r in by_site.items()}
@@ -120,8 +120,11 @@ def balance(
         raise DitherError(
             f"ratio must be a number > 0, the share of the loss that R shall have: got {ratio!r}"
         )
+    check_usable(noise, y)
     with evaluating(noise.model), torch.no_grad():
         value, _, by_site = _explicit(noise, x, y, losses.get(loss), None, full=False, unit=True)
+    if not all(bool(r.isfinite()) for r in (value, *by_site.values())):
+        raise DitherError("loss or R is not finite on this batch: look at the model and at x")
     dead = [name for name, r in by_site.items() if not r > 0]
     if dead:
         raise DitherError(

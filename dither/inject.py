@@ -72,6 +72,8 @@ def inject(
     for name, got, allowed in (*options, ("statistics", statistics, STATISTICS)):
         if got not in allowed:
             raise DitherError(f"inject: {name} is one of {', '.join(allowed)}: got {got!r}")
+    if isinstance(batch_dim, bool) or not isinstance(batch_dim, int) or batch_dim < 0:
+        raise DitherError(f"inject: batch_dim is a whole number ≥ 0: got {batch_dim!r}")
     _check(model, what)
     root = unwrapped(model)
     sites = find(root, what)

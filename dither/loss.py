@@ -296,6 +296,11 @@ def get(loss: Any) -> Any:
         return Logistic(mean=True)
     if callable(loss) and not isinstance(loss, type):
         return AnyLoss(loss)  # pyright: ignore[reportArgumentType]
+    if isinstance(loss, Tensor):
+        raise DitherError(
+            f"a loss is a name, a loss module or a callable: got a tensor {list(loss.shape)}; "
+            "trace takes (model, loss, data), the others (…, x, y, loss)"
+        )
     raise DitherError(
         f"a loss is a name ({', '.join(map(repr, NAMES))}), a loss module or a callable: got "
         + f"{loss!r}"

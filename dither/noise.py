@@ -72,6 +72,11 @@ def checked(self) -> None:
             + (" (a class: call it)" if isinstance(law, type) else "")
         )
     if isinstance(sigma, Tensor):
+        if sigma.numel() != 1:
+            raise DitherError(
+                f"σ of {name} is one number: got {list(sigma.shape)}; give each site a noise of "
+                "its own in a mapping"
+            )
         if not bool((torch.isfinite(sigma) & (sigma >= 0)).all()):
             raise DitherError(f"σ of {name} must be finite and ≥ 0: got {sigma!r}")
         return
@@ -268,7 +273,8 @@ def fitting(site: Here) -> None:
     if rest[len(rest) - len(features) :] != features:
         raise DitherError(
             f"Node at {site.name!r} has vectors {features} and meets a tensor {list(h.shape)}: its "
-            "last dimensions must be the vectors'; inject with an example of this shape"
+            "last dimensions must be the vectors'; inject with an example of this shape, and with "
+            "batch_dim= where dimension 0 does not count the samples"
         )
     double = torch.float64 in (h.dtype, w.dtype)  # which autocast leaves alone
     mixed = torch.is_autocast_enabled(h.device.type) and not double

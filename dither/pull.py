@@ -21,7 +21,7 @@ from dither.forward import output, tensors
 from dither.ghost import Gradient, Use
 from dither.hooks import real
 from dither.inject import Injection
-from dither.layout import belongs, start_at, tells
+from dither.layout import belongs, keeps_its_index, start_at, tells
 from dither.noise import Additive, Weight, wide
 from dither.read import leaves
 from dither.replay import Hooked, Replay, agree, equal
@@ -73,7 +73,7 @@ class Pull:
             if self.listening:
                 self.add(site, law.variance(wide(g), here.wide()))
             elif self.reached is not None:
-                self.reached.append((site.name, g[0] != 0))
+                self.reached.append((site.name, (g[0] != 0) & g[0].isfinite()))
 
         if site.side == "out" or not isinstance(site.module, nn.Linear | CONV):
             h = h.clone()  # what follows may work in place, and `here` needs h as it is
@@ -239,6 +239,7 @@ class Pull:
             self.reached = []
             self._engine(z, start_at(z, i), [])
             for n, (name, own) in enumerate(self.reached):
+                keeps_its_index(self.noise, name, own, i)
                 other = taken.get((name, n))
                 if other is not None and other.shape == own.shape and bool((other & own).any()):
                     self.reached = None

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from dither.errors import DitherError
 from dither.forward import eager
 from dither.hooks import Hook
 from dither.injection import Injection
@@ -21,6 +22,32 @@ class Reader(Protocol):
     """Gets every activation site's tensor during a forward; may give another in its place."""
 
     def activation(self, site: Site, h: Tensor) -> Tensor | None: ...
+
+
+def check_usable(noise: Any, y: Any) -> None:
+    """An injection whose sites are still in its model, and targets of one sample or more."""
+    if not isinstance(noise, Injection):
+        raise DitherError(
+            f"the first argument is the noise that inject gave, not {type(noise).__name__}: noise "
+            "= dither.inject(model, …)"
+        )
+    if noise.removed:
+        raise DitherError("this noise was removed from its model: inject it again")
+    here = set(map(id, noise.model.modules()))
+    gone = [s.name for s in noise.ordered if not any(id(m) in here for m, _ in s.owners or _own(s))]
+    if gone:
+        raise DitherError(
+            f"the module at {gone[0]!r} is no longer in the model: it was replaced after inject; "
+            "inject again"
+        )
+    if not isinstance(y, Tensor):
+        raise DitherError(f"targets are a tensor: got {type(y).__name__}; torch.as_tensor(y)")
+    if not y.numel():
+        raise DitherError(f"the batch is empty: got targets {list(y.shape)}")
+
+
+def _own(site: Site) -> tuple[tuple[nn.Module, str], ...]:
+    return ((site.module, ""),)
 
 
 class Silent:

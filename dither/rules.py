@@ -7,11 +7,13 @@ what has none goes to the per-sample fallback.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 
 def linear(mode: Any, func: Any, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
@@ -121,6 +123,24 @@ def _convolved(
     out = func(x, mode.alias(w), mode.alias(b), *how)
     uses = (w, "conv", x, options), (b, "sum", None, {"channels": 1})
     return mode.meet(out, *uses, features=w.dim() - 1)
+
+
+class _Padded(TorchFunctionMode):
+    """Embeddings whose padding row has a gradient, for the noise reaches it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.embedding:
+            args = (*args[:2], None, *args[3:]) if len(args) > 2 else args
+            kwargs = {name: value for name, value in kwargs.items() if name != "padding_idx"}
+        return func(*args, **kwargs)
+
+
+def padded(noise: Any) -> Any:
+    """The context in which a noisy embedding's padding row has a gradient."""
+    owners = (module for site in noise.ordered for module, _ in site.owners)
+    at = any(getattr(module, "padding_idx", None) is not None for module in owners)
+    return _Padded() if at else nullcontext()
 
 
 def embedding(

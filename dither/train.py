@@ -26,6 +26,7 @@ from dither import loss as losses
 from dither.data import Tensors, generator
 from dither.errors import DitherError
 from dither.explicit import explicit
+from dither.forward import output
 from dither.noise import Weight
 from dither.optimiser import SCHEDULES, SGD, Adam, AntiPGD, Langevin, RMSprop
 from dither.watch import (
@@ -174,7 +175,7 @@ class Training:
         In a stack the second is without R, which `explicit` gives for all replicas together.
         """
         if self.run.objective == "noise" or self.noise is None:
-            each = self.loss.means(self.loss.per_sample(self.model(x), y))
+            each = self.loss.means(self.loss.per_sample(output(self.model, x), y))
             return each.sum(), each
         self.noise.step = self.step + 1  # paused, its clock stands still; its schedules go on
         self.loss.step = self.step

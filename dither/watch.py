@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dither import loss as losses
 from dither.data import FREQUENCIES, Tensors
 from dither.errors import DitherError
+from dither.forward import output
 from dither.inject import Injection, inject
 
 if TYPE_CHECKING:
@@ -92,7 +93,9 @@ class State:
         if (split, limit) not in self._outputs:
             x, y = self.examples(split, limit)
             s = len(self.seeds)
-            parts = [self.model(part) for part in x.split(max(CHUNK // s, 1), int(self.stacked))]
+            parts = [
+                output(self.model, part) for part in x.split(max(CHUNK // s, 1), int(self.stacked))
+            ]
             z = torch.cat([part.unflatten(0, (s, -1)) for part in parts], 1)
             self._outputs[split, limit] = z, (y if self.stacked else y[None])
         return self._outputs[split, limit]

@@ -110,12 +110,40 @@ def test_calibration_is_that_of_a_loop(digits):
         ({"methods": {"a": 0.1}}, r"method 'a' must be None, a noise, .* got 0.1"),
         ({"data": (torch.ones(2), torch.ones(2))}, "four tensors"),
         ({"seeds": []}, "at least one seed"),
+        ({"seeds": 1.5}, "whole number or a sequence of them: got 1.5"),
+        ({"methods": [None]}, "methods is a mapping"),
+        ({"epochs": 1.5}, "epochs is a whole number ≥ 1: got 1.5"),
+        ({"optimiser": torch.optim.SGD}, "one of dither.train, such as SGD"),
+        ({"methods": {"none": None, "a": {"nope": dither.Additive(0.1)}}}, "'nope' matches no"),
+        ({"make_model": nn.Linear(4, 2)}, "a function that gives a new nn.Module"),
+        ({"make_model": lambda: None}, "a function that gives a new nn.Module: got None"),
+        ({"data": (torch.ones(0, 4), torch.ones(0), torch.ones(1, 4), torch.ones(1))}, "0 inputs"),
+        ({"data": (torch.full((2, 4), torch.nan), *[torch.ones(2)] * 3)}, "not finite"),
     ],
 )
 def test_bad_input_is_told_before_training(digits, change, says):
-    arguments = {"data": digits, "methods": {"none": None}, **change}
+    arguments = {"make_model": make_model, "data": digits, "methods": {"none": None}, **change}
+    told = []
     with pytest.raises(dither.DitherError, match=says):
-        compare(make_model, **arguments)
+        compare(**arguments, progress=lambda *done: told.append(done))
+    assert not told
+
+
+def test_labels_of_any_whole_type_and_models_that_give_a_tuple(digits):
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = make_model()
+
+        def forward(self, x):
+            return self.net(x), x
+
+    x, y, x_test, y_test = digits
+    as_given = run(digits, {"none": None}, seeds=1, epochs=1)
+    other = (x, y.int(), x_test, y_test.byte())
+    found = compare(Pair, other, {"none": None}, seeds=1, epochs=1, batch=32)
+    for quantity, values in as_given.values["none"].items():
+        np.testing.assert_allclose(found.values["none"][quantity], values, rtol=1e-5)
 
 
 FILE = """

@@ -74,7 +74,8 @@ def trace(
                exact trace has found out about the network is kept for the next call.
     loss       as in `explicit`.
     data       (x, y) or [x, y], or an iterable of such batches that can be gone through twice (a
-               list, a DataLoader without shuffling).
+               list, a DataLoader without shuffling). Batches count by their number of samples,
+               also where a loss divides by other counts (ignored positions, class weights).
     of         "hessian" or "gauss_newton" (never negative, always exact).
     precision  the root mean square error to reach, in the trace's own units. Two stages (Stein
                1945): the spread s of a pilot of 16 probes says how many there must be, N = E[t²]

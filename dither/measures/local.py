@@ -282,6 +282,11 @@ class _Line:
 
     def activation(self, site: Site, h: Tensor) -> Tensor:
         _once(self.at, site)
+        if len(h) != len(self.t):
+            raise DitherError(
+                f"local: dimension 0 of the tensor at {site.name!r}, {list(h.shape)}, does not "
+                f"count the {len(self.t)} samples: put them first"
+            )
         self.at[site.name] = h
         delta = self.direction(site, h.detach())
         return h + self.t.view(-1, *[1] * (h.dim() - 1)) * delta

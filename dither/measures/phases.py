@@ -181,6 +181,11 @@ def find(
     of the neighbours with and without the phase (or a later one). Decay takes time: its measured
     boundary falls as steps grow, roughly as 1/√steps. ratios=() only predicts.
     """
+    if steps < 2 or batch < 1:
+        raise DitherError(
+            f"phases: runs of 2 steps or more, batches of 1 or more: got steps = {steps}, batch = "
+            f"{batch}"
+        )
     example = some(x, slice(2))
     predicted, top = predict(
         model,
@@ -260,7 +265,7 @@ def short(
             value.backward()
             sgd.step()
         sigma = max(s.noise.sigma for s in noise.sites.values())
-    if len(seen) < 2:
+    if len(seen) < 2:  # diverged at once
         seen, node = [*seen, math.inf], [*node, math.inf]
     start = node[0]
     return Short(sigma, phase(node, seen), tuple(w / start for w in node), tuple(seen))

@@ -61,7 +61,7 @@ def corruption(
     """
     if draws < 1:
         raise DitherError(f"corruption: draws = {draws}; give 1 or more")
-    found = {}
+    levels, found = _numbers("corruption: levels", levels), {}
     with silent(model), torch.no_grad():
         for level in levels:
             rng = torch.Generator().manual_seed(key("corruption", seed))
@@ -116,6 +116,11 @@ def attack(
             f"[{low:.3g}, {high:.3g}]: give both in the same units (a standardised pixel is not in "
             "[0, 1])"
         )
+    if not bool(torch.isfinite(x).all()):
+        raise DitherError("attack: x is not finite")
+    strengths = _numbers("attack: strengths", strengths)
+    if steps < 1 or not step > 0:
+        raise DitherError(f"attack: steps ≥ 1 of a size > 0: got steps = {steps}, step = {step}")
     if method not in ("fgsm", "pgd") or target not in ("loss", "margin"):
         raise DitherError(
             f"attack takes method 'fgsm' or 'pgd' and target 'loss' or 'margin': got {method!r} "
@@ -215,12 +220,35 @@ def _still(
     """Whether ∇_x is 0, [B]."""
     x = x.detach().clone().requires_grad_()
     with torch.enable_grad():
-        (g,) = torch.autograd.grad(each(answer(x), y).sum(), x)
+        (g,) = torch.autograd.grad(each(_judged(answer(x), y), y).sum(), x)
     return g.flatten(1).abs().amax(1) == 0
 
 
 def _right(z: Tensor, y: Tensor) -> Tensor:
-    return (z.argmax(-1) == y).double().cpu()
+    return (_judged(z, y).argmax(-1) == y).double().cpu()
+
+
+def _judged(z: Tensor, y: Tensor) -> Tensor:
+    """Z [B, C] if it is finite and y are its classes: argmax makes something of nan too."""
+    if not bool(torch.isfinite(z).all()):
+        raise DitherError("robustness: the model's outputs are not finite on these inputs")
+    if y.is_floating_point() or int(y.min()) < 0 or int(y.max()) >= z.shape[-1]:
+        raise DitherError(
+            f"robustness: labels are whole numbers from 0 to {z.shape[-1] - 1}: got {y.dtype} from "
+            f"{y.min().item()} to {y.max().item()}"
+        )
+    return z
+
+
+def _numbers(what: str, values: Any) -> list[float]:
+    """A sequence of numbers ≥ 0, one or more."""
+    try:
+        found = [float(v) for v in values]
+    except TypeError:
+        raise DitherError(f"{what} are a sequence of numbers: got {values!r}") from None
+    if not found or not all(math.isfinite(v) and v >= 0 for v in found):
+        raise DitherError(f"{what} are finite numbers ≥ 0, one or more: got {values!r}")
+    return found
 
 
 def _parts(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
