@@ -60,9 +60,10 @@ class Clock:
                 (loss(model(x), y) / 2).backward()
 
         Laws that are drawn from a uniform number u take 1 − u: `dropout` is symmetric at p = .5
-        only; a dropout of the model's own draws anew. A half is one call of the model; where its parts are called one by one, both halves go
-        into one `hold` if there is weight noise. Of two injections each has to be mirrored. Around
-        compiled code, not inside it. Raises DitherError where there was no forward yet.
+        only; a dropout of the model's own draws anew. A half is one call of the model; where its
+        parts are called one by one, both halves go into one `hold` if there is weight noise. Of two
+        injections each has to be mirrored. Around compiled code, not inside it. Raises DitherError
+        where there was no forward yet.
         """
         _outside_compiled_code("mirrored")
         if not self.step:
