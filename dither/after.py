@@ -36,6 +36,11 @@ class After:
     def __init__(
         self, optimiser: Optimizer, sigma: Sigma, seed: int | Sequence[int] | None, law: Law
     ) -> None:
+        if not hasattr(optimiser, "register_step_post_hook"):
+            raise DitherError(
+                "noise after the step hangs on an optimiser of torch's: got "
+                f"{type(optimiser).__name__}"
+            )
         self.optimiser, self.noise = optimiser, Weight(sigma, law)  # Weight checks both
         self.seeds, self.step = seeds(seed), 0
         self._handle = optimiser.register_step_post_hook(self._moved)

@@ -20,8 +20,7 @@ def seeds(seed: int | Sequence[int] | None) -> tuple[int, ...]:
             return (operator.index(seed),)  # pyright: ignore[reportArgumentType]
         except TypeError:
             raise DitherError(
-                "inject: seed is a whole number, or a list of them for a stacked model: got "
-                f"{seed!r}"
+                f"seed is a whole number, or a list of them for a stacked model: got {seed!r}"
             ) from None
     drawn = (int(torch.randint(2**62, ()).item()),)
     return agreed(drawn) if ranks() > 1 else drawn

@@ -145,6 +145,10 @@ def noise(outputs: int = 3):
     return dither.inject(plain(outputs), dither.Additive(0.1), seed=0)
 
 
+def sgd() -> torch.optim.SGD:
+    return torch.optim.SGD(plain().parameters(), 0.1)
+
+
 @pytest.mark.parametrize(
     ("f", "says"),
     [
@@ -160,6 +164,8 @@ def noise(outputs: int = 3):
         (lambda: dither.expected(noise(), X, Y, draws=10.5), "whole number: got 10.5"),
         (lambda: dither.balance(noise(), X * torch.nan, Y), "not finite on this batch"),
         (lambda: dither.measures.trace(plain(), X, Y), r"trace takes \(model, loss, data\)"),
+        (lambda: dither.langevin(plain(), 0.1), "an optimiser of torch's: got Sequential"),
+        (lambda: dither.langevin(sgd(), 0.1, seed="a"), "^seed is a whole number"),
         (lambda: dither.inject(plain(), dither.Node(1.0), batch_dim=-1), "batch_dim is a whole"),
         (lambda: dither.Additive(torch.tensor([0.1, 0.2])), r"one number: got \[2\]"),
     ],
