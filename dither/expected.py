@@ -197,13 +197,13 @@ def _together(noise: Injection, x: Any, z: Tensor, seen: Draw) -> int:
     if shared or noise.batch_dim or noise.stack or not _stackable(x, len(z)):
         return 1
     others = x.flip(0) * 0.5 + 1 if x.is_floating_point() else x.flip(0)
-    alone, seen.met = seen.met, []
+    alone, largest, seen.met = seen.met, seen.largest, []
     both = output(noise.model, torch.cat([x, others]))
     if not all(map(_doubled, alone, seen.met)) or len(alone) != len(seen.met):
         return 1
     if both.shape[0] != 2 * len(z) or not torch.allclose(both[: len(z)], z, rtol=1e-3, atol=1e-5):
         return 1
-    return max(1, min(ROWS // max(1, len(z)), ELEMENTS // max(1, x.numel(), seen.largest)))
+    return max(1, min(ROWS // max(1, len(z)), ELEMENTS // max(1, x.numel(), largest)))
 
 
 def _doubled(alone: tuple[Site, torch.Size], both: tuple[Site, torch.Size]) -> bool:

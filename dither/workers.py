@@ -147,10 +147,12 @@ class Processes:
             pool.shutdown(wait=True, cancel_futures=True)
             ours.close()
             leash.close()
+            # A thread that is still at it when the interpreter ends leaves a semaphore of the queue
+            # behind; but after a process that died with its lock, nobody would ever be through.
             reports.put(None)
-            listener.join(timeout=1)
+            listener.join(timeout=None if over else 1)
             reports.close()
-            reports.cancel_join_thread()
+            _ = reports.join_thread() if over else reports.cancel_join_thread()
         return []
 
 
