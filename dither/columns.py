@@ -154,7 +154,8 @@ def aligned(z: Tensor, y: Tensor, ignored: int = -100) -> tuple[Tensor, Tensor]:
             f"{tuple(z.shape)}"
         )
     if y.is_floating_point():
-        last, second = _sums_to_one(y, -1), y.dim() > 2 and _sums_to_one(y, 1)
+        last = _sums_to_one(y, -1) if y.dim() > 2 else bool((y >= -1e-3).all())
+        second = y.dim() > 2 and _sums_to_one(y, 1)
     else:
         last = z.shape[:-1] == y.shape
         second = z.dim() > 2 and z.shape[:1] + z.shape[2:] == y.shape
@@ -166,8 +167,8 @@ def aligned(z: Tensor, y: Tensor, ignored: int = -100) -> tuple[Tensor, Tensor]:
     if not (last or second):
         raise DitherError(
             f"targets {tuple(y.shape)} don't fit outputs {tuple(z.shape)}: cross_entropy needs y "
-            "[B] or [B, T…], or probabilities that sum to 1 over the classes; for numbers use "
-            "'half_square' or nn.MSELoss()"
+            "[B] or [B, T…], or probabilities ≥ 0 that sum to 1 over the classes; for numbers "
+            "use 'half_square' or nn.MSELoss()"
         )
     if second:
         z, y = z.movedim(1, -1), y.movedim(1, -1) if y.is_floating_point() else y
@@ -183,12 +184,7 @@ def aligned(z: Tensor, y: Tensor, ignored: int = -100) -> tuple[Tensor, Tensor]:
 
 
 def _sums_to_one(y: Tensor, dim: int) -> bool:
-    return bool(((y.sum(dim) - 1).abs() < _near(y)).all() and (y >= 0).all())
-
-
-def _near(y: Tensor) -> float:
-    """How far from 1 rounding may leave a sum of probabilities."""
-    return 0.05 if y.dtype in (torch.float16, torch.bfloat16) else 1e-3
+    return bool((y.sum(dim) - 1).abs().max() < 1e-3)
 
 
 def unaligned(s: Tensor, shape: torch.Size) -> Tensor:

@@ -10,6 +10,7 @@ not of two means. Training loop, mark of divergence and watches are those of the
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -122,7 +123,7 @@ def compare(
     if not chosen:
         raise DitherError("compare needs at least one method, such as {'none': None}: got none")
     seeds = _seeds(seeds)
-    if not isinstance(epochs, int) or epochs < 1:
+    if not isinstance(epochs, Integral) or epochs < 1:
         raise DitherError(f"compare: epochs is a whole number ≥ 1: got {epochs!r}")
     for given in (optimiser, *(m.optimiser for m in chosen.values() if m.optimiser)):
         if not hasattr(given, "build"):
@@ -163,7 +164,8 @@ def compare(
 
 def _seeds(seeds: Any) -> tuple[int, ...]:
     try:
-        found = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(operator.index, seeds))
+        many = range(seeds) if isinstance(seeds, Integral) else seeds
+        found = tuple(map(operator.index, many))
     except TypeError:
         raise DitherError(
             f"compare: seeds is a whole number or a sequence of them: got {seeds!r}"
@@ -230,8 +232,8 @@ def _tensors(data: Sequence[Tensor]) -> Tensors:
     y, y_test = (t if t.is_floating_point() else t.long() for t in (y, y_test))
     if not (len(x) and len(x_test)):
         raise DitherError(f"data: {len(x)} inputs to train on and {len(x_test)} to test on")
-    if not all(bool(torch.isfinite(t).all()) for t in data):
-        raise DitherError("data: inputs or targets are not finite")
+    if not all(bool(torch.isfinite(t).all()) for t in (x, x_test)):
+        raise DitherError("data: inputs are not finite")
     if len(x) != len(y) or len(x_test) != len(y_test):
         raise DitherError(
             f"data: as many targets as inputs are needed: got {len(x)} and {len(y)} to train on, "

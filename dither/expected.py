@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -42,13 +43,13 @@ def expected(
     noise's own clock stands still. Raises DitherError for fewer than 2 draws (4 in pairs).
     """
     each = losses.get(loss)
-    if not isinstance(draws, int):
+    if not isinstance(draws, Integral):
         raise DitherError(f"draws is a whole number: got {draws!r}")
     if draws < (4 if antithetic else 2):
         raise DitherError(
             f"a standard error needs at least 2 draws (4 in antithetic pairs): got draws={draws}"
         )
-    check_usable(noise, y)
+    check_usable(noise, y, each)
     check_devices(noise.model, x, y)
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
     with evaluating(noise.model), torch.no_grad():

@@ -10,6 +10,7 @@ docs/math.md.
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -66,7 +67,7 @@ def explicit(
     """
     if curvature not in ("gauss_newton", "full"):
         raise DitherError(f"curvature is 'gauss_newton' or 'full': got {curvature!r}")
-    if samples is not None and (not isinstance(samples, int) or samples < 1):
+    if samples is not None and (not isinstance(samples, Integral) or samples < 1):
         raise DitherError(f"samples is None (exact) or a whole number ≥ 1: got {samples!r}")
     return _explicit(noise, x, y, losses.get(loss), samples, curvature == "full", unit=False)
 
@@ -74,7 +75,7 @@ def explicit(
 def _explicit(
     noise: Injection, x: Any, y: Tensor, loss: Any, samples: int | None, full: bool, *, unit: bool
 ) -> Explicit:
-    check_usable(noise, y)
+    check_usable(noise, y, loss)
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
             return _explicit(noise, ordinary(x), ordinary(y), loss, samples, full, unit=unit)
@@ -120,7 +121,7 @@ def balance(
         raise DitherError(
             f"ratio must be a number > 0, the share of the loss that R shall have: got {ratio!r}"
         )
-    check_usable(noise, y)
+    check_usable(noise, y, losses.get(loss))
     with evaluating(noise.model), torch.no_grad():
         value, _, by_site = _explicit(noise, x, y, losses.get(loss), None, full=False, unit=True)
     if not all(bool(r.isfinite()) for r in (value, *by_site.values())):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ def inject(
     for name, got, allowed in (*options, ("statistics", statistics, STATISTICS)):
         if got not in allowed:
             raise DitherError(f"inject: {name} is one of {', '.join(allowed)}: got {got!r}")
-    if isinstance(batch_dim, bool) or not isinstance(batch_dim, int) or batch_dim < 0:
+    if isinstance(batch_dim, bool) or not isinstance(batch_dim, Integral) or batch_dim < 0:
         raise DitherError(f"inject: batch_dim is a whole number ≥ 0: got {batch_dim!r}")
     _check(model, what)
     root = unwrapped(model)

@@ -7,31 +7,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-
-from dither.errors import DitherError
-from dither.noise import Node
-
-
-def keeps_its_index(noise: Any, name: str, own: Tensor, i: int) -> None:
-    """Raises DitherError where a sample reaches more of a Node's tensor than its own index in the
-    dimension that counts the samples: there is one ε for each of these.
-
-    own [*h.shape]: what sample i reaches.
-    """
-    if noise.stack or not isinstance(noise.sites[name].noise, Node) or not own.any():
-        return
-    dim = noise.batch_dim
-    reached = own.movedim(dim, 0).flatten(1).any(1) if own.dim() > 1 else own
-    if i >= len(reached) or int(reached.sum()) > 1 or not reached[i]:
-        raise DitherError(
-            f"Node at {name!r} draws one ε for each index of dimension {dim} of its tensor, "
-            f"{list(own.shape)}, and sample {i} depends on others than {i}: say with batch_dim= "
-            "of inject which dimension counts the samples"
-        )
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from dither import loss as losses
+from dither.apart import keep_apart
 from dither.columns import of_type
 from dither.errors import DitherError
 from dither.forward import output, tensors
 from dither.ghost import Gradient, Use
 from dither.hooks import real
 from dither.inject import Injection
-from dither.layout import belongs, keeps_its_index, start_at, tells
+from dither.layout import belongs, start_at, tells
 from dither.noise import Additive, Weight, wide
 from dither.read import leaves
 from dither.replay import Hooked, Replay, agree, equal
@@ -141,7 +142,7 @@ class Pull:
         """All columns, or so many mixtures, pulled back and their variances added up."""
         sites = [s for s in self.weights if s.name in stray and self.law(s).sigma != 0]
         if self.called and self.samples is None:
-            self.keep_apart(z)
+            keep_apart(self, z)
         total = columns.count if self.samples is None else self.samples
         for use in uses:
             use.columns = max(total, 1)
@@ -224,33 +225,14 @@ class Pull:
                 here = self.noise.here(site, site.parameter)
                 self.add(site, self.law(site).variance(g[None, None], here))
 
-    def keep_apart(self, z: Tensor) -> None:
-        """Raises DitherError where two samples reach one element of a site: columns of all samples
-        are pulled back together, and there they could not be told apart.
-
-        The first two and the last are asked, once for a forward of these shapes.
+    def reach(self, z: Tensor, i: int) -> list[tuple[str, Tensor]]:
+        """(site, the elements that sample i reaches) for every call of a site, from the output
+        on.
         """
-        shapes = tuple(s.seen for s in self.noise.sites.values())
-        mark, known = ("apart", shapes, z.shape, self.noise.model.training), self.noise.layouts
-        if len(z) < 2 or mark in known or not z.requires_grad:
-            return
-        taken: dict[tuple[str, int], Tensor] = {}
-        for i in sorted({0, 1, len(z) - 1}):
-            self.reached = []
-            self._engine(z, start_at(z, i), [])
-            for n, (name, own) in enumerate(self.reached):
-                keeps_its_index(self.noise, name, own, i)
-                other = taken.get((name, n))
-                if other is not None and other.shape == own.shape and bool((other & own).any()):
-                    self.reached = None
-                    raise DitherError(
-                        "exact R needs independent samples in dimension 0 of the output, but two "
-                        f"of them depend on the same elements at {name!r}: the model mixes the "
-                        "batch, or shares that tensor; pass samples=1, or put the samples first"
-                    )
-                taken[name, n] = own if other is None else other | own
-        self.reached = None
-        known[mark] = True
+        self.reached = []
+        self._engine(z, start_at(z, i), [])
+        found, self.reached = self.reached, None
+        return found
 
     # ---------------------------------------------------------------------------------- parameters
 

@@ -14,6 +14,7 @@ from dither.errors import DitherError
 from dither.forward import eager
 from dither.hooks import Hook
 from dither.injection import Injection
+from dither.loss import AnyLoss
 from dither.shadow import put, take
 from dither.site import Site
 
@@ -24,8 +25,10 @@ class Reader(Protocol):
     def activation(self, site: Site, h: Tensor) -> Tensor | None: ...
 
 
-def check_usable(noise: Any, y: Any) -> None:
-    """An injection whose sites are still in its model, and targets of one sample or more."""
+def check_usable(noise: Any, y: Any, loss: Any) -> None:
+    """An injection whose sites are still in its model, and targets of one sample or more; what
+    targets of a callable loss are is its own affair.
+    """
     if not isinstance(noise, Injection):
         raise DitherError(
             f"the first argument is the noise that inject gave, not {type(noise).__name__}: noise "
@@ -34,20 +37,25 @@ def check_usable(noise: Any, y: Any) -> None:
     if noise.removed:
         raise DitherError("this noise was removed from its model: inject it again")
     here = set(map(id, noise.model.modules()))
-    gone = [s.name for s in noise.ordered if not any(id(m) in here for m, _ in s.owners or _own(s))]
+    gone = [site.name for site in noise.ordered if not _there(site, here)]
     if gone:
         raise DitherError(
-            f"the module at {gone[0]!r} is no longer in the model: it was replaced after inject; "
-            "inject again"
+            f"what is noisy at {gone[0]!r} is no longer in the model: it was replaced, or "
+            "parametrised, after inject; inject again"
         )
     if not isinstance(y, Tensor):
+        if isinstance(loss, AnyLoss):
+            return
         raise DitherError(f"targets are a tensor: got {type(y).__name__}; torch.as_tensor(y)")
     if not y.numel():
         raise DitherError(f"the batch is empty: got targets {list(y.shape)}")
 
 
-def _own(site: Site) -> tuple[tuple[nn.Module, str], ...]:
-    return ((site.module, ""),)
+def _there(site: Site, modules: set[int]) -> bool:
+    """Whether the model, of these modules, still has a site."""
+    if site.side != "parameter":
+        return id(site.module) in modules
+    return any(id(m) in modules and name in m._parameters for m, name in site.owners)
 
 
 class Silent:

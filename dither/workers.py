@@ -150,9 +150,9 @@ class Processes:
             # A thread that is still at it when the interpreter ends leaves a semaphore of the queue
             # behind; but after a process that died with its lock, nobody would ever be through.
             reports.put(None)
-            listener.join(timeout=None if over else 1)
+            listener.join(timeout=10 if over else 1)
             reports.close()
-            _ = reports.join_thread() if over else reports.cancel_join_thread()
+            _ = reports.cancel_join_thread() if listener.is_alive() else reports.join_thread()
         return []
 
 

@@ -26,7 +26,10 @@ ROOMS = {
     "models": ("models stack", "data"),
     "data": ("data idx readers", "files noise"),
     "measures": ("measures", "explicit"),
-    "explicit": ("explicit pull replay nodes read second expected", "inject loss ghost estimate"),
+    "explicit": (
+        "explicit pull apart replay nodes read second expected",
+        "inject loss ghost estimate",
+    ),
     "inject": (
         "inject injection clock shadow recompute ranks seeds site hooks compiled forward after",
         "noise",

@@ -139,5 +139,5 @@ def test_sites_that_are_gone_are_told():
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     with dither.inject(model, {"2": dither.Additive(0.1)}) as noise:
         model[2] = nn.Linear(5, 3).double()
-        with pytest.raises(dither.DitherError, match="'2:in' is no longer in the model"):
+        with pytest.raises(dither.DitherError, match="at '2:in' is no longer in the model"):
             dither.explicit(noise, X, Y)

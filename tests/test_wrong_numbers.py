@@ -1,5 +1,6 @@
 """Where a number would be wrong without a word, it is right or refused in one sentence."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -79,6 +80,80 @@ def test_a_node_counts_the_samples_where_they_are_or_says_so(length):
     assert found[True] == pytest.approx(found[False], rel=1e-10)
 
 
+class Folded(nn.Module):
+    """Samples are elsewhere in the tensor of the Node, but none shares an ε with another."""
+
+    def __init__(self, way: str):
+        super().__init__()
+        torch.manual_seed(1)
+        self.way, self.a, self.head = way, nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        if self.way == "twice":
+            h, other = self.a(torch.cat([x, -x])).chunk(2)
+            return self.head(h + 2 * other)
+        if self.way == "sorted":
+            order = x[:, 0].argsort()
+            return self.head(self.a(x[order])[order.argsort()])
+        return self.head(self.a(x.repeat_interleave(3, 0)).view(len(x), 3, 4).mean(1))
+
+
+@pytest.mark.parametrize("way", ["twice", "sorted", "crops"])
+def test_a_node_whose_samples_have_several_indices_or_others_is_exact(way):
+    model, x = Folded(way).double().eval(), X.double()
+    y = torch.zeros(8, 2, dtype=torch.float64)
+    with dither.inject(model, {"a": dither.Node(0.5)}, seed=0) as noise:
+        R = dither.explicit(noise, x, y, "half_square").R.item()
+        found = dither.expected(noise, x, y, "half_square", draws=4000, antithetic=True, seed=0)
+    assert abs(found.value - R) < 4 * found.sem  # linear in ε: R is all there is
+    assert found.sem < 0.05 * R
+
+
+class Flattened(nn.Module):
+    """Every position is a sample of the output, in either order; a sequence shares one ε."""
+
+    def __init__(self, first: bool):
+        super().__init__()
+        torch.manual_seed(1)
+        self.a, self.head, self.first = nn.Linear(4, 4), nn.Linear(4, 3), first
+
+    def forward(self, x):
+        h = self.head(self.a(x))
+        return (h if self.first else h.transpose(0, 1)).flatten(0, 1)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_node_whose_positions_are_the_outputs_samples_is_refused(first):
+    x = torch.randn(4, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    y = torch.arange(20) % 3
+    with dither.inject(Flattened(first).double(), {"a": dither.Node(0.5)}, seed=0) as noise:
+        with pytest.raises(DitherError, match="or pass samples=1"):
+            dither.explicit(noise, x, y)
+        assert dither.explicit(noise, x, y, samples=1).R > 0
+
+
+def test_what_only_looks_wrong_is_taken():
+    def weighted(z, y):
+        return nn.functional.cross_entropy(z, y[0], reduction="none") * y[1]
+
+    with dither.inject(plain(), dither.Additive(0.1), seed=0) as n, torch.no_grad():
+        assert dither.explicit(n, X, (Y, torch.ones(8)), weighted).R > 0
+        assert dither.explicit(n, X, None, lambda z, y: z.square().sum(-1)).R > 0
+        assert dither.expected(n, X, Y, draws=np.int64(4), seed=0).sem > 0
+        p = torch.randn(8, 3).softmax(-1)
+        once, twice = (dither.explicit(n, X, k * p).R for k in (1, 2))
+        torch.testing.assert_close(twice, 2 * once)
+    dither.inject(plain(), dither.Node(1.0), batch_dim=np.int64(0)).remove()
+
+
+def test_a_parametrisation_after_inject_is_told():
+    model = plain()
+    noise = dither.inject(model, dither.Weight(0.1), seed=0)
+    nn.utils.parametrizations.weight_norm(model[0])
+    with pytest.raises(DitherError, match=r"'0.weight' .* parametrised, after inject"):
+        dither.explicit(noise, X, Y)
+
+
 @pytest.mark.parametrize("how", [{}, {"curvature": "full"}, {"samples": 300}])
 def test_noise_on_an_embeddings_padding_row_is_in_every_form(how):
     found = []
@@ -104,7 +179,7 @@ def test_a_layer_that_was_replaced_is_missed():
         noise = dither.inject(model, what, seed=0)
         model[2] = nn.Linear(8, 3)
         for f in (dither.explicit, dither.expected, dither.balance):
-            with pytest.raises(DitherError, match="replaced after inject"):
+            with pytest.raises(DitherError, match="it was replaced, or parametrised, after inject"):
                 f(noise, X, Y)
 
 
@@ -154,7 +229,10 @@ def sgd() -> torch.optim.SGD:
     [
         (lambda: dither.explicit(noise(1), X, torch.zeros(8).long()), "of one output is 0"),
         (lambda: dither.explicit(noise(1), X, torch.randn(8, 1)), "'half_square'"),
-        (lambda: dither.explicit(noise(), X, torch.randn(8, 3)), "sum to 1 over the classes; for"),
+        (
+            lambda: dither.explicit(noise(), X, torch.randn(8, 3)),
+            "sum to 1 over the classes; for numbers",
+        ),
         (lambda: dither.explicit(plain(), X, Y), "noise that inject gave, not Sequential"),
         (lambda: dither.expected(plain(), X, Y), "noise that inject gave, not Sequential"),
         (lambda: dither.balance(plain(), X, Y), "noise that inject gave, not Sequential"),
