@@ -254,7 +254,8 @@ def _asked(studies: list[Study], only: Sequence[str]) -> list[Study]:
     for pattern in only:
         if labels and not any(fnmatchcase(label, pattern) for label in labels):
             near = difflib.get_close_matches(pattern, labels, n=3, cutoff=0.3)
-            some = ", ".join(map(repr, near or labels[:8])) + (", …" if len(labels) > 8 else "")
+            some = ", ".join(map(repr, near or labels[:8]))
+            some += ", …" if not near and len(labels) > 8 else ""
             raise DitherError(
                 f"--only {pattern}: no run is called that; {'near' if near else 'there is'}: {some}"
             )

@@ -358,6 +358,21 @@ def test_closed_R_sigma_is_the_mean_over_draws():
         assert abs(z) < 4
 
 
+@pytest.mark.parametrize("make", minimisers.PROBLEMS.values(), ids=["wwT", "deep"])
+def test_newtons_steps_end_at_a_minimum_and_no_saddle(make):
+    problem = make(0)
+    weights = list(problem.net.parameters())
+    assert minimisers.lowest(problem.net, lambda: problem.expected(0.1), 300) < 1e-12
+    slope = torch.autograd.grad(problem.expected(0.1), weights, create_graph=True)
+    rows = [
+        torch.cat([r.flatten() for r in torch.autograd.grad(e, weights, retain_graph=True)])
+        for g in slope
+        for e in g.flatten()
+    ]
+    eigenvalues = torch.linalg.eigvalsh(torch.stack(rows))
+    assert eigenvalues[0] > -1e-12 * eigenvalues[-1]
+
+
 def test_the_share_of_the_distances_in_the_square_model_is_a_number_and_0_in_the_deep_one():
     sigmas = (0.05, 0.1)
     rows = minimisers.task(0, Silent(), model=minimisers.SQUARE, sigmas=sigmas, iterations=300)

@@ -19,11 +19,11 @@ import numpy as np
 from dither.figure import Claim, Figure, Run
 from dither.papers import style
 from dither.papers.camuto2020 import calibration, capacity, margins, nets, sensitivity
+from dither.papers.camuto2020.multiplicative import TRAINED_AT
 from dither.papers.camuto2020.nets import ALL, FEW, LEVELS, PERCENTS, Both, Scale
 from dither.papers.camuto2020.remainders import noise
 from dither.table import Table
 
-SIGMA2 = 0.25  # p = .2
 METHODS = {
     "none": style.BLACK,
     "Gaussian": style.BLUE,
@@ -52,7 +52,7 @@ def runs(scale: Scale) -> dict[str, Run]:
         base = replace(base, watch=tuple(w for w in base.watch if not isinstance(w, Both)))
         for method, law in LAWS.items():
             objective = scale.objective if method == "R" else "noise"
-            run = replace(base, noise=noise(SIGMA2, law), objective=objective)
+            run = replace(base, noise=noise(TRAINED_AT, law), objective=objective)
             found[f"{method}, {setting}"] = run
     return found
 

@@ -19,12 +19,11 @@ from typing import Any
 from dither.figure import Claim, Figure, Run
 from dither.papers import style
 from dither.papers.camuto2020 import fig4, fig5, sinusoids
+from dither.papers.camuto2020.multiplicative import MEANING, TRAINED_AT
 from dither.papers.camuto2020.remainders import noise
 from dither.papers.camuto2020.sinusoids import FREQUENCIES, SQUARE, spectra
 from dither.table import Table
 
-SIGMA2 = 0.25  # p = .2
-MEANING = {"multiplicative": "Gaussian", "dropout": "dropout"}
 COLOURS = {
     "baseline": style.BLACK,
     "Gaussian": style.BLUE,
@@ -39,7 +38,7 @@ def runs(width: int, steps: int, rate: float) -> dict[str, Run]:
     sites = [f"fc{k}:in" for k in range(1, sinusoids.HIDDEN + 1)]
     found = {"baseline": base}
     for of, name in MEANING.items():
-        found[name] = replace(base, noise=dict.fromkeys(sites, noise(SIGMA2, of)))
+        found[name] = replace(base, noise=dict.fromkeys(sites, noise(TRAINED_AT, of)))
     return found | {"R": replace(found["Gaussian"], objective="explicit")}
 
 

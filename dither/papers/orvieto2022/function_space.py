@@ -187,6 +187,7 @@ figure = Figure(
         "hidden units, σ = 0.2, layer-wise in turn",
         "App. D.3's 1/m is in the output weights a",
         "GD starts from the same point as GD with noise",
+        "added after first results: 'D3 solution', as trained networks do not reach the minimum",
         "smoke: 40 steps, far from converged",
     ],
     seeds={"smoke": 2, "quick": 3, "paper": 10},

@@ -224,7 +224,8 @@ def plot(t: Table):
         beta = paths(t, label)[1][0, -1, :width]
         coefficients.plot(np.arange(width) + shift, beta, "o", ms=4, color=colour, label=label)
         steps, found = paths(t, label)[0], measured(t, label)
-        style.band(gap, steps, found["gap"], colour, label=label)
+        above = np.maximum(found["gap"], 1e-8)  # at the minimum rounding decides the sign
+        style.band(gap, steps, above, colour, log=True, label=label)
         style.band(number, steps, found["coefficients"], colour)
     low = [sparsity(problem(DATA, seed, SIGMA)[2]) for seed in t.seeds]
     number.axhline(np.mean(low), color=style.GREEN, ls="--", label="Lasso")
