@@ -58,6 +58,25 @@ def ordinary(x: Any) -> Any:
     return tuple(map(ordinary, x)) if isinstance(x, tuple | list) else x
 
 
+def check_floats(what: str, x: Any) -> None:
+    """One tensor of floats [B, …] with an example or more: what is differentiated by, or moved."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.dim() or not len(x):
+        got = f"{list(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise DitherError(
+            f"{what}: x must be a tensor of floats [B, …], one example or more: got {got}"
+        )
+
+
+def check_classes(what: str, x: Tensor, y: Any) -> None:
+    """Y [B] tells a class of each example of x, as a tensor."""
+    if not isinstance(y, Tensor) or y.shape != x.shape[:1]:
+        got = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise DitherError(
+            f"{what}: y must be a tensor of the classes of the {len(x)} examples, [{len(x)}]: "
+            f"got {got}"
+        )
+
+
 def check_devices(model: nn.Module, *parts: Any) -> None:
     """One device for the model, x and y."""
     parameter = next(model.parameters(), None)

@@ -117,11 +117,11 @@ def test_looking_changes_nothing_and_noise_is_off():
 @pytest.mark.parametrize(
     ("x", "y", "match"),
     [
-        (torch.ones(2, 4, dtype=torch.long), torch.zeros(2).long(), "must be of floats"),
-        (torch.ones(2, 4).double(), torch.zeros(3).long(), "a class for each example"),
+        (torch.ones(2, 4, dtype=torch.long), torch.zeros(2).long(), "must be a tensor of floats"),
+        (torch.ones(2, 4).double(), torch.zeros(3).long(), "classes of the 2 examples"),
         (torch.ones(2, 4).double(), torch.full((2,), 3), r"class numbers 0 … 2"),
         (torch.ones(2, 4).double(), torch.zeros(2), r"class numbers 0 … 2"),
-        (torch.ones(2, 4).double(), torch.zeros(2, 1).long(), r"y \[B\]: got"),
+        (torch.ones(2, 4).double(), torch.zeros(2, 1).long(), r"\[2\]: got \[2, 1\]"),
         (torch.ones(2, 4).double(), torch.zeros(2).bool(), "as whole numbers: got torch.bool"),
         (torch.ones(0, 4).double(), torch.zeros(0).long(), "one example or more"),
     ],

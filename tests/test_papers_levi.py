@@ -5,6 +5,7 @@ fail.
 import io
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from dither.papers.levi2022.methods import BASELINES, METHODS, NINR, SCALES
 from dither.papers.levi2022.printed import TABLE1, TABLE2, TABLE3
 from dither.table import Table
 from dither.train import SGD, Training, train
+from dither.watch import State
 
 PAPER = SCALES["paper"]
 SMOKE = SCALES["smoke"]
@@ -48,6 +50,25 @@ def scores(figure, scale="smoke", seeds=2, default=0.6, **changed) -> Table:
 
 
 # ----------------------------------------------------------------------------------- the settings
+
+
+def test_outputs_that_are_not_finite_count_as_chance():
+    """A loss can be finite where an output is not: −∞ for a class that is not the image's."""
+
+    class Lost(torch.nn.Module):
+        def forward(self, x):
+            return torch.stack([x.sum(1), -torch.inf * torch.ones(len(x))], 1)
+
+    x = torch.randn(4, 3)
+    data = SimpleNamespace(x_test=x, y_test=torch.zeros(4, dtype=torch.long))
+    run = SimpleNamespace(loss="cross_entropy")
+    state = State(run, (0,), 1, 1, Lost(), None, data)
+    assert torch.nn.functional.cross_entropy(Lost()(x), data.y_test).isfinite()
+    assert Corrupted()(state) == {} == Attacks()(state)
+    rows = {0: [(1.0, corrupted(0.4), 0.7), (1.0, "vanishing", 0.2)], 1: [(1.0, "loss/train", 2.0)]}
+    table = Table.of({"run": rows})
+    assert methods.final(table, "run", corrupted(0.4)).tolist() == [0.7, methods.CHANCE]
+    assert methods.final(table, "run", "vanishing", 1.0).tolist() == [0.2, 1.0]
 
 
 def test_paper_scale_is_the_papers():

@@ -257,6 +257,37 @@ def test_noise_after_the_step_leaves_frozen_parameters_alone(hang):
     hung.remove()
 
 
+MEASURED = {
+    "margins.inputs": measures.margins.inputs,
+    "margins.boundary": measures.margins.boundary,
+    "capacity.capacity": measures.capacity.capacity,
+    "capacity.layers": lambda net, x, y: measures.capacity.layers(net, x),
+    "capacity.path": lambda net, x, y: measures.capacity.path(net, x),
+    "corruption": lambda *of: measures.robustness.corruption(*of, levels=[0.1]),
+    "attack": lambda *of: measures.robustness.attack(*of, strengths=[0.1], bounds=(-9, 9)),
+    "vanishing": measures.robustness.vanishing,
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize(
+    ("x", "got"),
+    [({"x": X}, "dict"), ((X,), "tuple"), (X.long(), "torch.int64"), (X[:0], r"\[0, 4\]")],
+    ids=["dict", "tuple", "integers", "empty"],
+)
+def test_measures_that_move_the_input_need_one_tensor_of_floats(name, x, got):
+    with pytest.raises(dither.DitherError, match=f"x must be a tensor of floats.*got .*{got}"):
+        MEASURED[name](plain(), x, Y[: len(x)])
+
+
+@pytest.mark.parametrize("name", [n for n in MEASURED if n not in ("capacity.layers",
+                                                                   "capacity.path")])  # fmt: skip
+@pytest.mark.parametrize("y", [Y.tolist(), Y[:-1], Y[:, None]], ids=["list", "short", "column"])
+def test_and_a_class_for_each_example(name, y):
+    with pytest.raises(dither.DitherError, match="y "):
+        MEASURED[name](plain(), X, y)
+
+
 def test_only_the_library_is_installed():
     """As without the packages of dither[lab]: all but `compare` and `reproduce` work."""
     lab = "polars pooch sklearn scipy mlxtend matplotlib typer rich jinja2 torchmetrics foolbox"

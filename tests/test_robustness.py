@@ -147,7 +147,7 @@ def test_bad_input_is_a_sentence(how, match):
 
 def test_images_need_labels():
     net, x, y = problem()
-    with pytest.raises(DitherError, match="each with a label"):
+    with pytest.raises(DitherError, match="classes of the 40 examples"):
         corruption(net, x, y[:-1], [0.0])
     with pytest.raises(DitherError, match="draws = 0"):
         corruption(net, x, y, [0.0], draws=0)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from dither.errors import DitherError
-from dither.forward import output
+from dither.forward import check_floats, output
 from dither.measures import margins, robustness
 from dither.measures.jacobian import ACTIVATIONS
 
@@ -75,6 +75,7 @@ def capacity(model: nn.Module, x: Tensor, y: Tensor, *, quantile: float = 0.1) -
     """
     if not 0 <= quantile <= 1:
         raise DitherError(f"capacity: quantile = {quantile!r} is not in [0, 1]")
+    check_floats("capacity", x)
     paths, norms = path(model, x[:1]), layers(model, x[:1])
     with robustness.silent(model), torch.no_grad():
         m = margins.outputs(output(model, x), y)
@@ -98,7 +99,7 @@ def layers(model: nn.Module, x: Tensor) -> Mapping[str, Norms]:
     are a chain is for `path`. Raises DitherError where there is no such layer, one is called twice,
     a convolution does not pad with zeros, or the iteration does not settle.
     """
-    _check(x)
+    check_floats("capacity", x)
     shapes: dict[str, tuple[nn.Module, torch.Size]] = {}
 
     def note(name: str, module: nn.Module, h: Tensor) -> None:
@@ -122,7 +123,7 @@ def path(model: nn.Module, x: Tensor) -> float:
     x [B, …] gives the input's shape. Raises DitherError for anything but a chain of Linear, Conv,
     elementwise activations, dropout and flattening: a path has no weight there.
     """
-    _check(x)
+    check_floats("capacity", x)
     modules = _modules(model)
     for name, module in modules.items():
         known = isinstance(module, (*LAYERS, *NEUTRAL, *CONTAINERS)) or any(module.children())
@@ -142,12 +143,6 @@ def path(model: nn.Module, x: Tensor) -> float:
         with _computing(modules, _squares):
             total = output(model, ones).sum()
     return math.sqrt(float(total))
-
-
-def _check(x: Tensor) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point() or not len(x):
-        got = f"{list(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-        raise DitherError(f"capacity: x must be a tensor of floats, one example or more: got {got}")
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:

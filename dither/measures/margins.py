@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dither.errors import DitherError
-from dither.forward import ordinary, output
+from dither.forward import check_classes, check_floats, ordinary, output
 from dither.measures import robustness
 
 __all__ = ["Margins", "boundary", "inputs", "outputs"]
@@ -79,13 +79,8 @@ def boundary(model: nn.Module, x: Tensor, y: Tensor, *, steps: int = 50) -> Tens
 
 def _ready(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The batch, checked; in inference mode too it can be differentiated by."""
-    if not x.is_floating_point():
-        raise DitherError(f"margins: x must be of floats to be differentiated by, got {x.dtype}")
-    if len(x) != len(y) or not len(x):
-        raise DitherError(
-            "margins need one example or more, and a class for each example: got "
-            f"{len(x)} and {len(y)}"
-        )
+    check_floats("margins", x)
+    check_classes("margins", x, y)
     if any(t.is_inference() for t in (*model.parameters(), *model.buffers())):
         raise DitherError(
             "margins: the model was made under torch.inference_mode(), where nothing can be "
@@ -100,11 +95,11 @@ def _parts(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _check(z: Tensor, y: Tensor) -> None:
-    if z.dim() != 2 or z.shape[1] < 2 or y.shape != z.shape[:1]:
+    if z.dim() != 2 or z.shape[1] < 2:
         raise DitherError(
-            "margins need outputs [B, C] of two classes or more and y [B]: got "
-            f"{list(z.shape)} and {list(y.shape)}"
+            f"margins need outputs [B, C] of two classes or more: got {list(z.shape)}"
         )
+    check_classes("margins", z, y)
     if not len(z):
         raise DitherError("margins need one example or more: got none")
     whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)

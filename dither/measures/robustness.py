@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from dither import loss as losses
 from dither.draw import key
-from dither.errors import DitherError
+from dither.errors import DitherError, NotFinite
 from dither.estimate import Estimate
-from dither.forward import evaluating, output
+from dither.forward import check_classes, check_floats, evaluating, output
 from dither.read import injections, silenced
 
 __all__ = ["Attacked", "attack", "corrupt", "corruption", "vanishing"]
@@ -61,6 +61,7 @@ def corruption(
     """
     if draws < 1:
         raise DitherError(f"corruption: draws = {draws}; give 1 or more")
+    _check("corruption", x, y)
     levels, found = _numbers("corruption: levels", levels), {}
     with silent(model), torch.no_grad():
         for level in levels:
@@ -107,6 +108,7 @@ def attack(
 
     Costs a forward and a backward per step and image. Raises DitherError where foolbox is missing.
     """
+    _check("attack", x, y)
     low, high = bounds
     if not low < high:
         raise DitherError(f"attack: bounds = {bounds}; give (lowest, highest) in the units of x")
@@ -145,6 +147,7 @@ def vanishing(model: nn.Module, x: Tensor, y: Tensor, loss: Any = "cross_entropy
     """The share of images with ∇_x ℓ = 0 exactly, in the precision of x: an attack along it does
     nothing.
     """
+    _check("vanishing", x, y)
     per_sample = losses.get(loss).per_sample
     with silent(model), _frozen(model):
         still = [_still(_Answer(model, None), per_sample, a, b) for a, b in _parts(x, y)]
@@ -231,7 +234,7 @@ def _right(z: Tensor, y: Tensor) -> Tensor:
 def _judged(z: Tensor, y: Tensor) -> Tensor:
     """Z [B, C] if it is finite and y are its classes: argmax makes something of nan too."""
     if not bool(torch.isfinite(z).all()):
-        raise DitherError("robustness: the model's outputs are not finite on these inputs")
+        raise NotFinite("robustness: the model's outputs are not finite on these inputs")
     if y.is_floating_point() or int(y.min()) < 0 or int(y.max()) >= z.shape[-1]:
         raise DitherError(
             f"robustness: labels are whole numbers from 0 to {z.shape[-1] - 1}: got {y.dtype} from "
@@ -251,10 +254,15 @@ def _numbers(what: str, values: Any) -> list[float]:
     return found
 
 
+def _check(what: str, x: Any, y: Any) -> None:
+    """Tensors x [n, …] and y [n] of two examples or more: one has no standard error."""
+    check_floats(what, x)
+    check_classes(what, x, y)
+    if len(x) < 2:
+        raise DitherError(f"{what}: two examples or more are needed for an error: got {len(x)}")
+
+
 def _parts(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    if len(x) != len(y) or len(y) < 2:
-        raise DitherError(f"robustness needs 2 images or more, each with a label: got {len(x)} "
-                          f"images and {len(y)} labels")  # fmt: skip
     return zip(x.split(CHUNK), y.split(CHUNK), strict=True)
 
 

@@ -1,11 +1,13 @@
 """What Levi et al. look at once a net is trained: accuracy on spoilt images.
 
 Their strengths are in pixels, which lie in [0, 1] before they are standardised: an attack gets
-those bounds and strengths in the units the net sees.
+those bounds and strengths in the units the net sees. Of a net whose outputs are not finite nothing
+is noted: it counts as one that diverged (`methods.final`).
 """
 
 from dataclasses import dataclass
 
+from dither.errors import NotFinite
 from dither.measures import robustness
 from dither.watch import State
 
@@ -33,7 +35,10 @@ class Corrupted:
 
     def __call__(self, state: State) -> dict[str, float]:
         x, y = state.examples("test", self.limit)
-        found = robustness.corruption(state.model, x, y, self.levels, seed=state.seed)
+        try:
+            found = robustness.corruption(state.model, x, y, self.levels, seed=state.seed)
+        except NotFinite:
+            return {}
         return {corrupted(level): estimate.value for level, estimate in found.items()}
 
 
@@ -57,11 +62,14 @@ class Attacks:
         seen: dict[str, float] = {}
         for method in ("fgsm", "pgd"):
             for target in ("loss", "margin"):
-                found = robustness.attack(
-                    state.model, x, y,
-                    strengths=[e * (high - low) for e in self.strengths], bounds=(low, high),
-                    method=method, target=target, loss=state.run.loss, steps=self.steps,
-                )  # fmt: skip
+                try:
+                    found = robustness.attack(
+                        state.model, x, y,
+                        strengths=[e * (high - low) for e in self.strengths], bounds=(low, high),
+                        method=method, target=target, loss=state.run.loss, steps=self.steps,
+                    )  # fmt: skip
+                except NotFinite:
+                    return {}
                 values = [e.value for e in found.accuracy.values()]
                 for strength, value in zip(self.strengths, values, strict=True):
                     seen[attacked(method, target, strength)] = value
