@@ -255,7 +255,7 @@ def test_a_path_norm_beyond_float32():
 @pytest.mark.parametrize("x", [torch.zeros(0, 4), torch.zeros(2, 4).long(), [1.0]])
 def test_other_inputs_are_sentences(x):
     for look in (capacity.layers, capacity.path):
-        with pytest.raises(DitherError, match="a tensor of floats .*, one example or more: got"):
+        with pytest.raises(DitherError, match=r"a tensor of floats .*, one example or more: got"):
             look(CHAIN, x)
 
 

@@ -25,7 +25,7 @@ from dither.figure import Claim, Figure, Progress, Task
 from dither.measures.calibration import reliability
 from dither.papers import style
 from dither.papers.beyond.characters import Text, Transformer, pieces
-from dither.papers.orvieto2022.schemes import verdict
+from dither.papers.paired import verdict
 from dither.table import Array, Table
 
 SCHEMES = {"noise": "all", "noise (layer)": "cycle"}

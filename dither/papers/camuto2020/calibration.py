@@ -12,13 +12,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from dither.figure import Claim, Figure
+from dither.figure import Claim, Figure, Verdict
 from dither.papers import style
 from dither.papers.camuto2020 import nets
 from dither.papers.camuto2020.nets import ALL, BINS, FEW, METHODS, SHORT, paired, short
 from dither.table import Table
 
-Verdict = tuple[bool | None, Mapping[str, object]]
 FAINT = 0.002  # share of the images below which a bin is not drawn
 
 

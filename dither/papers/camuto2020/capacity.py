@@ -9,17 +9,16 @@ scale of the outputs: a net that is less sure of itself has smaller weights in a
 units of the net without noise of the same seed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
-from dither.figure import Claim, Figure
+from dither.figure import Claim, Figure, Verdict
 from dither.papers import style
 from dither.papers.camuto2020 import nets
 from dither.papers.camuto2020.nets import ALL, FEW, METHODS, SHORT, short
 from dither.table import Array, Table
 
-Verdict = tuple[bool | None, Mapping[str, object]]
 MEASURES = {
     "frobenius": "Π‖W‖$_F$",
     "spectral": "Π‖W‖₂",

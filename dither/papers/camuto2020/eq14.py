@@ -13,18 +13,15 @@ noise, with it, on eq. 9, on eq. 14. (d) How far their answers are from those of
 noise from the same start: mean over test images of ½Σ_i |p_i − p_i'|.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 from scipy.special import softmax
 
-from dither.figure import Claim, Figure, Run
+from dither.figure import Claim, Figure, Run, Verdict
 from dither.papers import style
 from dither.papers.camuto2020 import nets
 from dither.papers.camuto2020.nets import ALL, EQ14, FEW, METHODS, SHIFTS, SHORT, short
 from dither.table import Array, Table
 
-Verdict = tuple[bool | None, Mapping[str, object]]
 COLOURS = METHODS | {EQ14: style.RED}
 SETTINGS = (ALL, FEW)
 CLASSES = 10

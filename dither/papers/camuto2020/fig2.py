@@ -20,13 +20,13 @@ so E[C]/R goes to a number which is not 0 as σ → 0: third column, the dashed 
 of 10⁻³ the networks hardly move in 100 steps: right, at larger ones, signs kept.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from dither import needs
-from dither.figure import Claim, Figure, Run, Task
+from dither.figure import Claim, Figure, Run, Task, Verdict
 from dither.papers import style
 from dither.papers.camuto2020.remainders import (
     PROBLEMS,
@@ -35,6 +35,7 @@ from dither.papers.camuto2020.remainders import (
     problems,
     start,
     training,
+    where_run,
 )
 from dither.table import Table
 
@@ -56,7 +57,6 @@ SCALES = {
         "train": None,
     },
 }  # fmt: skip
-Verdict = tuple[bool | None, Mapping[str, Any]]
 
 
 def runs(nets: int, draws: int, width: int, **common: Any) -> dict[str, Run | Task]:
@@ -77,40 +77,36 @@ def runs(nets: int, draws: int, width: int, **common: Any) -> dict[str, Run | Ta
 # ------------------------------------------------------------------------------ reading a table
 
 
-def positive(t: Table) -> Verdict:
-    """C2, at initialisation and at every look at the first 100 steps."""
+def positive(t: Table, problem: str) -> Verdict:
+    """C2, at initialisation and at every look at the first 100 steps; nan is not above 0."""
     least = {}
-    for p in problems(t):
-        for v in VARIANCES:
-            least[f"least R, {p}, σ² = {v:g}"] = at_start(t, p, v)["R"].min()
-            path = t.series(f"{p} σ²={v:g}", "R")[1]
-            least[f"least R in training, {p}, σ² = {v:g}"] = np.nanmin(path)
-    return bool(min(least.values()) > 0), least
+    for v in VARIANCES:
+        least[f"least R, σ² = {v:g}"] = at_start(t, problem, v)["R"].min()
+        least[f"least R in training, σ² = {v:g}"] = t.series(f"{problem} σ²={v:g}", "R")[1].min()
+    return all(bool(R > 0) for R in least.values()), least
 
 
-def above(t: Table) -> Verdict:
+def above(t: Table, problem: str) -> Verdict:
     """C1, with what makes it nearly free: how often E[C] is negative."""
     holds, numbers = True, {}
-    for p in problems(t):
-        for v in VARIANCES:
-            a = at_start(t, p, v)
-            holds &= bool((a["R"] > a["C"]).all())
-            numbers[f"share with R > E[C], {p}, σ² = {v:g}"] = (a["R"] > a["C"]).mean()
-            numbers[f"share with E[C] > 0, {p}, σ² = {v:g}"] = (a["C"] > 0).mean()
+    for v in VARIANCES:
+        a = at_start(t, problem, v)
+        holds &= bool((a["R"] > a["C"]).all())
+        numbers[f"share with R > E[C], σ² = {v:g}"] = (a["R"] > a["C"]).mean()
+        numbers[f"share with E[C] > 0, σ² = {v:g}"] = (a["C"] > 0).mean()
     return holds, numbers
 
 
-def dominates(t: Table) -> Verdict:
+def dominates(t: Table, problem: str) -> Verdict:
     """|E[C]| < R, what "dominates in norm" says."""
     holds, numbers = True, {}
-    for p in problems(t):
-        for v in VARIANCES:
-            a = at_start(t, p, v)
-            ratio = abs(a["C"]) / a["R"]
-            holds &= bool((ratio < 1).all())
-            numbers[f"|E[C]|/R, {p}, σ² = {v:g}"] = (ratio.mean(), ratio.std())
-            numbers[f"its largest, {p}, σ² = {v:g}"] = ratio.max()
-            numbers[f"Monte-Carlo error of it, {p}, σ² = {v:g}"] = (a["sem"] / a["R"]).mean()
+    for v in VARIANCES:
+        a = at_start(t, problem, v)
+        ratio = abs(a["C"]) / a["R"]
+        holds &= bool((ratio < 1).all())
+        numbers[f"|E[C]|/R, σ² = {v:g}"] = (ratio.mean(), ratio.std())
+        numbers[f"its largest, σ² = {v:g}"] = ratio.max()
+        numbers[f"Monte-Carlo error of it, σ² = {v:g}"] = (a["sem"] / a["R"]).mean()
     return holds, numbers
 
 
@@ -129,26 +125,24 @@ def early(t: Table, labels: list[str]) -> Verdict:
     return holds, numbers
 
 
-def early_at(t: Table, labels: str, values: tuple[float, ...]) -> Verdict:
-    return early(t, [f"{p} {labels}{v:g}" for p in problems(t) for v in values])
+def early_at(labels: str, values: tuple[float, ...]) -> Callable[[Table, str], Verdict]:
+    return lambda t, problem: early(t, [f"{problem} {labels}{v:g}" for v in values])
 
 
-def second(t: Table) -> Verdict:
+def second(t: Table, problem: str) -> Verdict:
     """At σ² = .001 E[C] is the residual: in the mean over nets within 5 of its standard errors or
-    2 % of R; and that is no small part: more than 2 % of R somewhere.
+    2 % of R; and that is no small part: more than 2 % of R.
     """
-    holds, numbers, largest = True, {}, 0.0
-    for p in problems(t):
-        a = at_start(t, p, SMALL[0])
-        gap = (a["C"] - a["residual"]) / a["R"]
-        error = np.sqrt(((a["sem"] / a["R"]) ** 2).sum()) / len(gap)
-        holds &= bool(abs(gap.mean()) < max(5 * error, 0.02))
-        part = a["residual"] / a["R"]
-        largest = max(largest, abs(part.mean()))
-        numbers[f"E[C]/R, {p}"] = (a["C"] / a["R"]).mean(), (a["C"] / a["R"]).std()
-        numbers[f"residual/R, {p}"] = part.mean(), part.std()
-        numbers[f"their difference, {p}"] = (gap.mean(), error)
-    return bool(holds and largest > 0.02), numbers
+    a = at_start(t, problem, SMALL[0])
+    gap, part = (a["C"] - a["residual"]) / a["R"], a["residual"] / a["R"]
+    error = np.sqrt(((a["sem"] / a["R"]) ** 2).sum()) / len(gap)
+    numbers = {
+        "E[C]/R": ((a["C"] / a["R"]).mean(), (a["C"] / a["R"]).std()),
+        "residual/R": (part.mean(), part.std()),
+        "their difference": (gap.mean(), error),
+    }
+    told = abs(gap.mean()) < max(5 * error, 0.02)
+    return bool(told and abs(part.mean()) > 0.02), numbers
 
 
 # -------------------------------------------------------------------------------------- picture
@@ -223,6 +217,24 @@ def plot(t: Table) -> Any:
     return picture
 
 
+CHECKS: dict[str, tuple[str, Callable[[Table, str], Verdict]]] = {
+    "C1": ("at initialisation R > E[C] for every network, batch and σ²", above),
+    "C1 norm": ("and R > |E[C]|: R dominates in norm", dominates),
+    "C2": ("R > 0 always", positive),
+    "C3": (
+        "in the first 100 steps the mean over networks of |E[C]|/R is below 1",
+        early_at("σ²=", VARIANCES),
+    ),
+    "C3 rates": (
+        f"not in the paper: nor does it reach 1 at rates {RATES[0]:g} and {RATES[1]:g}",
+        early_at("rate ", RATES),
+    ),
+    "C1 ours": (
+        "not in the paper: E[C]/R does not vanish as σ → 0; there E[C] is the residual part of "
+        "the second order",
+        second,
+    ),
+}
 figure = Figure(
     runs,
     plot,
@@ -230,35 +242,22 @@ figure = Figure(
     quick=SCALES["quick"],
     paper=SCALES["paper"],
     claims=[
-        Claim("C1", "at initialisation R > E[C] for every network, batch and σ²", above),
-        Claim("C1 norm", "and R > |E[C]|: R dominates in norm", dominates),
-        Claim("C2", "R > 0 always", positive),
-        Claim(
-            "C3",
-            "in the first 100 steps the mean over networks of |E[C]|/R is below 1",
-            lambda t: early_at(t, "σ²=", VARIANCES),
-        ),
-        Claim(
-            "C3 rates",
-            f"not in the paper: nor does it reach 1 at rates {RATES[0]:g} and {RATES[1]:g}",
-            lambda t: early_at(t, "rate ", RATES),
-        ),
-        Claim(
-            "C1 ours",
-            "not in the paper: E[C]/R does not vanish as σ → 0; there E[C] is the residual part of "
-            "the second order",
-            second,
-        ),
+        Claim(f"{id} {problem.split(',')[0]}", f"{problem}: {text}", where_run(problem, check))
+        for problem in PROBLEMS
+        for id, (text, check) in CHECKS.items()
     ],
     departures=[
         "noise on the six layers of 256 and not on the input, as the caption says (elsewhere in "
         "the paper the input has it too)",
-        "inputs standardised, Boston's and California's targets too (the released code builds "
-        "Boston's targets from its inputs)",
-        "training steps: the noise on, plain SGD, batches of 512 (of Boston that is all); "
+        "inputs standardised by all training examples, Boston's and California's targets too (the "
+        "released code builds Boston's targets from its inputs)",
+        "a fifth of Boston is held out: 405 houses to train on",
+        "training steps: the noise on, plain SGD, batches of 512 (of Boston all 405); "
         "looked at on a batch of 32 that stays the same",
         "E[C] by antithetic pairs: the same number of draws",
         "CIFAR-10 and California: run where their files are on the machine",
+        "the paper's sets are Boston and CIFAR-10; Fashion-MNIST and California are ours",
+        "changed after first results: each set is judged by itself (had been together)",
         "quick: 18 networks, 200 draws; steps 0, 25, … 100 of 3 networks, batches of 64 (of 6 000 "
         "images)",
     ],

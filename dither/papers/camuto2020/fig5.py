@@ -5,18 +5,20 @@ The networks of Fig. 4. Of the layers with square weights, k = 2 … 5, as train
     ‖W̃_k‖_F,  W̃_k = ∂h_k/∂h_{k−1} = diag(1[a_k > 0]) W_k      mean over the 200 points
 
 (not squared, as the released notebook has it and the claims take it), then its square, Tr(W_k),
-and, at the end of training, the spectral norm (the text's axis says ‖W̃_k‖₂²). R holds ‖W̃_k‖² k
-times, once for each noisy layer before it, so with noise the norms should fall with k.
+and, at the end of training, the spectral norm (the text's axis says ‖W̃_k‖₂²). R holds ‖W̃_k‖² once
+for each noisy layer before it, k times (k − 1 where the input has no noise), so with noise the
+norms should fall with k.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
-from dither.figure import Claim, Figure, Run
+from dither.figure import Claim, Figure, Run, Verdict
 from dither.papers import style
 from dither.papers.camuto2020 import sinusoids
 from dither.papers.camuto2020.sinusoids import NOTEBOOK, SHORT, SQUARE, TEXT, short
+from dither.papers.paired import judged
 from dither.table import Table
 
 COLOURS = dict(zip(SQUARE, (style.BLACK, style.BLUE, style.ORANGE, style.RED), strict=True))
@@ -26,7 +28,6 @@ DRAWN = {
     f"GNI, {TEXT}": f"GNI, {TEXT}",
 }
 NORMS = {"norm": "‖W̃$_k$‖$_F$", "square": "‖W̃$_k$‖$_F^2$", "spectral": "‖W̃$_k$‖$_2$"}
-Verdict = tuple[bool | None, Mapping[str, object]]
 
 
 def runs(width: int, steps: int, rate: float) -> dict[str, Run]:
@@ -63,21 +64,23 @@ def norms_fall(label: str) -> Callable[[Table], Verdict]:
 
 
 def baseline_unordered(t: Table) -> Verdict:
-    """C11: C10's sentence is false of the baseline."""
+    """C11: C10's sentence is false of the baseline, in half of the runs or more."""
     if short(t):
         return None, {"why": SHORT}
     numbers = {k: v for q in (*NORMS, "trace") for k, v in told(t, "baseline", q).items()}
-    return not bool(falls(ends(t, "baseline", "norm")).all()), numbers
+    return bool(falls(ends(t, "baseline", "norm")).mean() <= 0.5), numbers
 
 
 def traces_fall(label: str) -> Callable[[Table], Verdict]:
-    """C12, on the mean over runs."""
+    """C12: from each layer to the next by more than the standard error over runs."""
 
     def check(t: Table) -> Verdict:
         if short(t):
             return None, {"why": SHORT}
-        traces = ends(t, label, "trace")
-        return bool(falls(traces.mean(0, keepdims=True))[0]), told(t, label, "trace")
+        steps = -np.diff(ends(t, label, "trace"), axis=1).T
+        names = [f"Tr W_{k} − Tr W_{k + 1}" for k in SQUARE[:-1]]
+        numbers = dict(zip(names, steps, strict=True))
+        return judged(steps, numbers | told(t, label, "trace"))
 
     return check
 
@@ -124,13 +127,17 @@ figure = Figure(
             )
             for r in (NOTEBOOK, TEXT)
         ),
-        Claim("C11", "not so without noise", baseline_unordered),
+        Claim("C11", "not so without noise, in half of the runs or more", baseline_unordered),
         *(
             Claim(f"C12 ({r})", f"noise of {r}: Tr(W_k) falls with k", traces_fall(f"GNI, {r}"))
             for r in (NOTEBOOK, TEXT)
         ),
     ],
-    departures=sinusoids.DEPARTURES,
+    departures=[
+        *sinusoids.DEPARTURES,
+        "changed after first results: C11 asks for half of the runs (had been one), C12 for steps "
+        "above their standard error (had been a mean that falls)",
+    ],
     seeds=sinusoids.SEEDS,
     cost={"smoke": 0.1, "quick": 2, "paper": 270},
 )

@@ -13,17 +13,16 @@ medians. Right: is first order to be trusted? The median distance at which the a
 (found by following the linearisation) against the median of γ, of images answered rightly.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
-from dither.figure import Claim, Figure
+from dither.figure import Claim, Figure, Verdict
 from dither.papers import style
 from dither.papers.camuto2020 import nets
 from dither.papers.camuto2020.nets import ALL, FEW, METHODS, PERCENTS, SHORT, paired, short
 from dither.table import Table
 
-Verdict = tuple[bool | None, Mapping[str, object]]
 DASHES = {ALL: "-", FEW: "--"}
 
 

@@ -4,15 +4,17 @@ Chains of six layers of one width without bias, noise of one variance on each; b
 by Fig. 2 (additive noise) and by "multiplicative" (eq. 6, dropout).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import dither
 from dither import needs
-from dither.data import Data
-from dither.figure import Progress, Run
+from dither.data import Data, Tensors, generator
+from dither.figure import Progress, Run, Verdict
 from dither.models import MLP
 from dither.papers.camuto2020 import moments
 from dither.table import Array, Table
@@ -78,6 +80,12 @@ def parts(change: dither.Estimate, one: tuple[float, float], sigma2: float) -> d
     return {"R": R, "C": change.value - R, "sem": change.sem, "residual": residual}
 
 
+def batch_of(data: Tensors, number: int) -> tuple[Tensor, Tensor]:
+    """32 training examples for the net of this number; standardised like all of them."""
+    order = torch.randperm(len(data.y_train), generator=generator(number, "batch"))[:BATCH]
+    return data.x_train[order], data.y_train[order]
+
+
 def start(
     seed: int,
     progress: Progress,
@@ -91,10 +99,11 @@ def start(
 ):
     """`nets` initialisations, each on a batch of its own: "R/0.1", "C/0.1", … by net."""
     p = PROBLEMS[problem]
+    data = Data(p.data, test=1).load()
     for i in range(nets):
         number = seed * nets + i
-        data = Data(p.data, train=BATCH, test=1, subset_seed=None).load(number)
-        x, y, model = data.x_train, data.y_train, p.model(width).build(number)
+        x, y = batch_of(data, number)
+        model = p.model(width).build(number)
         one = unit(model, x, y, p.loss, of)
         for sigma2 in variances:
             change = cost(model, x, y, p.loss, sigma2, draws, number, of)
@@ -147,8 +156,23 @@ def present() -> list[str]:
 # ------------------------------------------------------------------------------ reading a table
 
 
-def problems(t: Table) -> list[str]:
-    return [name for name in PROBLEMS if f"{name} start" in (*t.labels, *t.missing)]
+def problems(t: Table, law: str = "") -> list[str]:
+    """Those that were run; law: what follows their names in the labels."""
+    return [name for name in PROBLEMS if f"{name}{law} start" in (*t.labels, *t.missing)]
+
+
+def where_run(
+    problem: str, check: Callable[[Table, str], Verdict], law: str = ""
+) -> Callable[[Table], Verdict]:
+    """A check of one problem, whose data need not be on the machine."""
+
+    def said(t: Table) -> Verdict:
+        if problem in problems(t, law):
+            return check(t, problem)
+        data = PROBLEMS[problem].data
+        return None, {"why": "not among these runs" if needs.found(data) else needs.absent(data)}
+
+    return said
 
 
 def at_start(t: Table, problem: str, sigma2: float) -> dict[str, Array]:

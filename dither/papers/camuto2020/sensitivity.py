@@ -7,17 +7,16 @@ deviation, for nets trained without noise, with noise of variance 0.1 on the inp
 activation (its s dotted), and on its explicit regulariser R. The same ε for every net and s.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
-from dither.figure import Claim, Figure
+from dither.figure import Claim, Figure, Verdict
 from dither.papers import style
 from dither.papers.camuto2020 import nets
 from dither.papers.camuto2020.nets import ALL, FEW, LEVELS, METHODS, SHORT, VARIANCE, short
 from dither.table import Array, Table
 
-Verdict = tuple[bool | None, Mapping[str, object]]
 JUDGED = tuple(s for s in LEVELS if s >= 0.5)  # above the noise of training, .32
 
 

@@ -15,19 +15,18 @@ broad P, phases count, and the modulus adds up what cancels: most so for the den
 points, which eq. 17 takes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from scipy.signal import fftconvolve
 
 from dither.data import Data
-from dither.figure import Claim, Figure, Progress, Task
+from dither.figure import Claim, Figure, Progress, Task, Verdict
 from dither.models import MLP
 from dither.papers import style
 from dither.table import Array, Table
 
-Verdict = tuple[bool | None, Mapping[str, object]]
 BANDWIDTH = 0.25
 GAIN = 4.0  # of the net's first weights: as drawn, it hardly bends on this box
 HALF = 8.0  # the box is [−8, 8)^d; window and density are gone at its edge

@@ -14,7 +14,7 @@ on real data, noise on the input only: E[Δℓ] over R against σ, before traini
 R and the residual part (f − y)Δf make together (dashes).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,14 +28,13 @@ from dither import loss as losses
 from dither.data import FREQUENCIES, Data
 from dither.expected import expected
 from dither.explicit import explicit
-from dither.figure import Claim, Figure, Progress, Run, Task
+from dither.figure import Claim, Figure, Progress, Run, Task, Verdict
 from dither.models import MLP
 from dither.papers import style
 from dither.papers.camuto2020 import nets
 from dither.table import Array, Table
 from dither.train import SGD, Loss, State, WeightNorms
 
-Verdict = tuple[bool | None, Mapping[str, object]]
 RIDGE = 0.5  # σ of (a), where ridge and least squares are clearly apart on standardised features
 LINEAR = {"none": style.BLACK, "noise": style.BLUE, "R": style.ORANGE}
 SIGMAS = (0.03, 0.1, 0.3, 1.0)

@@ -13,13 +13,13 @@ thrown far enough stop pulling: the rise is small, W⁽¹⁾ hardly moves, what 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 import dither
 from dither.data import Data
-from dither.figure import Claim, Figure, Run
+from dither.figure import Claim, Figure, Run, Verdict
 from dither.models import MLP
 from dither.papers import style
 from dither.papers.levi2022.keras import ClippedSoftmax
@@ -35,7 +35,6 @@ NOISY, CLEAN = "noisy accuracy/test", "accuracy/test"
 WINDOW = 50  # steps of a running mean
 DECAYED = 600  # steps L6 gives the node
 ENOUGH = 200  # steps below which nothing is judged
-Verdict = tuple[bool | None, Mapping[str, object]]
 
 
 def runs(

@@ -16,7 +16,7 @@ import numpy as np
 
 from dither import needs
 from dither.data import Data
-from dither.figure import Claim, Figure, Run
+from dither.figure import Claim, Figure, Run, Verdict
 from dither.models import CNN, Conv, orvieto_lenet, orvieto_wide
 from dither.noise import Weight
 from dither.papers import style
@@ -29,16 +29,14 @@ from dither.papers.orvieto2022.schemes import (
     SCHEMES,
     TEST,
     TRACE,
-    Verdict,
     gains,
     looks,
     panel,
     report,
     schemes,
-    told,
     unlearnt,
-    verdict,
 )
+from dither.papers.paired import told, verdict
 from dither.table import Array, Table
 from dither.train import SGD
 

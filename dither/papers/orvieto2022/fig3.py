@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dither.figure import Claim, Figure, Run
+from dither.figure import Claim, Figure, Run, Verdict
 from dither.papers import style
 from dither.papers.orvieto2022 import mlps
 from dither.papers.orvieto2022.baselines import AntiNoise, NoiseAfter, SharpnessAware
@@ -29,7 +29,6 @@ from dither.papers.orvieto2022.schemes import (
     LOSS,
     TEST,
     TRACE,
-    Verdict,
     at_loss,
     best,
     common_loss,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dither.data import Data
-from dither.figure import Claim, Figure, Run
+from dither.figure import Claim, Figure, Run, Verdict
 from dither.noise import Weight
 from dither.papers import style
 from dither.papers.orvieto2022.cnns import CIFAR, FASHION, SAID, absent, sets
@@ -34,14 +34,13 @@ from dither.papers.orvieto2022.schemes import (
     TEST,
     TRACE,
     Curvature,
-    Verdict,
     at_loss,
     best,
     common_loss,
     gains,
     unlearnt,
-    verdict,
 )
+from dither.papers.paired import verdict
 from dither.schedule import Until
 from dither.table import Array, Table
 from dither.train import SGD, Accuracy, Loss

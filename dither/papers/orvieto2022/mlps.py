@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dither.data import Data
-from dither.figure import Claim, Figure, Run
+from dither.figure import Claim, Figure, Run, Verdict
 from dither.models import MLP
 from dither.noise import Weight
 from dither.papers import style
@@ -30,7 +30,6 @@ from dither.papers.orvieto2022.schemes import (
     SCHEMES,
     TEST,
     TRACE,
-    Verdict,
     at_loss,
     common_loss,
     gains,
@@ -38,10 +37,9 @@ from dither.papers.orvieto2022.schemes import (
     panel,
     report,
     schemes,
-    told,
     unlearnt,
-    verdict,
 )
+from dither.papers.paired import told, verdict
 from dither.table import Array, Table
 from dither.train import SGD
 

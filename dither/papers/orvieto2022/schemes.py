@@ -28,7 +28,6 @@ COLOURS = {GD: style.BLACK, FULL: style.RED, LAYER: style.BLUE}
 LEARNT = 1.0  # a training loss of less than half of ln 10: above it nothing is compared
 TRACE, LOSS, TEST, ACCURACY = "trace", "loss/train", "loss/test", "accuracy/test"
 GAUSS_NEWTON = "Gauss–Newton"
-Verdict = tuple[bool | None, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -110,30 +109,6 @@ def at_loss(t: Table, label: str, quantity: str, level: Array) -> Array:
             share = (before - np.log(target)) / (before - after) if before > after else 1.0
             found[s] = values[s, max(k - 1, 0)] * (1 - share) + values[s, k] * share
     return found
-
-
-def verdict(differences: Iterable[Array]) -> bool | None:
-    """Whether every paired difference is above 0 by its standard error over seeds.
-
-    False where one is below 0 by as much; None where they can't be told apart.
-    """
-    means, sems = [], []
-    for d in differences:
-        means.append(np.mean(d))
-        sems.append(np.std(d, ddof=1) / np.sqrt(len(d)) if len(d) > 1 else np.inf)
-    if any(m < -s for m, s in zip(means, sems, strict=True)):
-        return False
-    return True if all(m > s for m, s in zip(means, sems, strict=True)) else None
-
-
-def told(holds: bool | None, numbers: Mapping[str, Any]) -> Verdict:
-    """A verdict with its reason where there is none."""
-    if holds is None:
-        return None, {
-            "why": "a paired difference is within one standard error of 0, or has none (one seed)",
-            **numbers,
-        }
-    return holds, numbers
 
 
 def unlearnt(t: Table, labels: Iterable[str]) -> str:
