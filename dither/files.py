@@ -58,7 +58,7 @@ MIRRORS = {
         "https://www.cs.toronto.edu/~kriz/",
         "https://dataset.bj.bcebos.com/cifar/",
     ),
-    "svhn": (
+    "svhn": (  # one host, as of USPS: of these files no copy elsewhere is known
         "http://ufldl.stanford.edu/housenumbers/",
         "https://ufldl.stanford.edu/housenumbers/",
     ),

@@ -4,7 +4,8 @@
 
 over M equal bins (m/M, (m + 1)/M] of the confidence max_c p_c; n_m examples fall into bin m. Guo et
 al. 2017, eq. 3; Camuto et al. 2020, Fig. F.7. With finitely many examples it is above 0 for a
-perfect model too: `Reliability.chance` says by how much.
+perfect model too: `Reliability.chance` says by how much. torchmetrics has the error alone and not
+its bins, so it is computed here, and tested against torchmetrics.
 """
 
 import math
