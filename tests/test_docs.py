@@ -1,5 +1,6 @@
 """The prose keeps its word: links lead somewhere, the table of figures is today's."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ import torch
 
 from dither import laws, noise
 from dither.draw import Source
+from dither.errors import DitherError
 from dither.figure import Silent
 from dither.table import Table
-from docs import figures
+from docs import figures, verdicts
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -41,6 +43,40 @@ def test_links_lead_somewhere(page):
 def test_the_table_of_figures_is_todays():
     readme = figures.README.read_text(encoding="utf-8")
     assert figures.renewed(readme) == readme, "run `make docs`"
+
+
+def test_the_page_of_verdicts_has_each_figure_at_quick_scale(tmp_path, monkeypatch):
+    folder = tmp_path / "figures" / "levi2022" / "toy"
+    folder.mkdir(parents=True)
+    about = {"scale": "quick", "seeds": [0, 1, 2], "left out": []}
+    number = {"mean": 0.5, "spread": 0.01, "kind": "sd", "n": 3}
+    claims = [
+        {"id": "L19", "claim": "a | b", "holds": False,
+         "numbers": {f"n{i}": number for i in range(6)}},
+        {"id": "L20", "claim": "c", "holds": None, "numbers": {"why": "too short"}},
+    ]  # fmt: skip
+    (folder / "claims.json").write_text(json.dumps(claims))
+    monkeypatch.setattr(verdicts.catalogue, "names", lambda: ["levi2022/toy"])
+    problem = {"problem": "no data"}
+    cases = ("quick", {}, ""), ("paper", {}, "at the scale paper"), ("quick", problem, "")
+    for scale, more, wrong in cases:
+        (folder / "figure.json").write_text(json.dumps(about | {"scale": scale} | more))
+        if wrong:
+            with pytest.raises(DitherError, match=wrong):
+                verdicts.page(tmp_path)
+            continue
+        page = verdicts.page(tmp_path)
+        assert "2 claims: 0 hold, 1 fail, 1 are not judged." in page
+        if more:
+            assert "not run: no data." in page
+        else:
+            assert ", 3 seeds." in page
+            assert r"| ✗ | **L19** a \| b | n0: 0.500 ± 0.010 (sd of 3) · " in page
+            assert "and 2 more |" in page
+            assert "| – | **L20** c | too short |" in page
+    monkeypatch.setattr(verdicts.catalogue, "names", lambda: ["levi2022/fig3"])
+    with pytest.raises(DitherError, match="lacks levi2022/fig3"):
+        verdicts.page(tmp_path)
 
 
 # ------------------------------------------------------------------- the recipes of CONTRIBUTING.md

@@ -1,0 +1,71 @@
+"""What came of every claim at the quick scale, as a page: `make docs` writes it where results/ has
+every figure at that scale.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from dither import catalogue, report
+from dither.errors import DitherError
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "verdicts.md"
+SHOWN = 4  # numbers a claim
+HEAD = """# Verdicts
+
+What `make reproduce` gave at the quick scale: each claim, its verdict (✓ holds, ✗ fails, – not
+judged), and the first of its numbers, mean ± standard deviation over seeds. The quick scale is
+small: [records.md](records.md) has what long runs gave, and which of these verdicts another draw of
+the noise turned. `dither show FIGURE` prints every number and what differs from the paper. Written
+by `make docs`.
+
+{count}
+"""
+
+
+def page(results: Path) -> str:
+    """Raises DitherError where a figure is missing, or was run at another scale."""
+    parts, verdicts = [], Counter()
+    for name in catalogue.names():
+        folder = results / "figures" / name
+        if not (folder / "figure.json").is_file():
+            raise DitherError(f"{results} lacks {name}: `dither reproduce {name}`, then again")
+        about, entries = report.judged(folder)
+        if about["scale"] != "quick":
+            raise DitherError(f"{results} has {name} at the scale {about['scale']}, not quick")
+        parts.append(section(name, about, entries))
+        verdicts.update(entry["holds"] for entry in entries)
+    hold, fail, unclear = (verdicts[verdict] for verdict in (True, False, None))
+    count = f"{verdicts.total()} claims: {hold} hold, {fail} fail, {unclear} are not judged."
+    return HEAD.format(count=count) + "".join(parts)
+
+
+def section(name: str, about: dict[str, Any], entries: list[dict[str, Any]]) -> str:
+    """A figure's heading and its table."""
+    head = f"\n## {name}\n\n[{catalogue.title(name)}](../dither/papers/{name}.py)"
+    if about.get("problem"):
+        return f"{head}: not run: {about['problem']}.\n"
+    seeds = len(about["seeds"]) - len(about["left out"])
+    head += f", {seeds} seed{'s' * (seeds != 1)}.\n\n| | claim | numbers |\n|---|---|---|\n"
+    return head + "".join(f"{row(entry)}\n" for entry in entries)
+
+
+def row(entry: dict[str, Any]) -> str:
+    """A claim's mark, its sentence, its first numbers."""
+    mark = report.VERDICTS[entry["holds"]][1]
+    numbers = [
+        report.spelt(value) if key == "why" else f"{key}: {report.spelt(value)}"
+        for key, value in entry["numbers"].items()
+    ]
+    more = [f"and {len(numbers) - SHOWN} more"] if len(numbers) > SHOWN else []
+    told = " · ".join([*numbers[:SHOWN], *more])
+    cells = (mark, f"**{entry['id']}** {entry['claim']}", told)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    try:
+        PAGE.write_text(page(ROOT / "results"), encoding="utf-8")
+    except DitherError as error:
+        print(f"{PAGE.name} stays as it is: {error}")
