@@ -23,7 +23,9 @@ from dither.table import Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
 
-__all__ = ["SCALES", "Claim", "Figure", "Progress", "Run", "Silent", "Table", "Task"]
+__all__ = [
+    "SCALES", "Claim", "Figure", "Progress", "Run", "Silent", "Table", "Task", "Verdict"
+]  # fmt: skip
 
 SCALES = ("smoke", "quick", "paper")  # seconds; minutes; what the paper did
 OBJECTIVES = ("noise", "explicit", "sampled")

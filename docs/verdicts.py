@@ -34,6 +34,9 @@ def page(results: Path) -> str:
         about, entries = report.judged(folder)
         if about["scale"] != "quick":
             raise DitherError(f"{results} has {name} at the scale {about['scale']}, not quick")
+        today = [(claim.id, claim.text) for claim in catalogue.find(name).claims]
+        if [(entry["id"], entry["claim"]) for entry in entries] != today:
+            raise DitherError(f"{results} has {name} judged by other claims: reproduce it again")
         parts.append(section(name, about, entries))
         verdicts.update(entry["holds"] for entry in entries)
     hold, fail, unclear = (verdicts[verdict] for verdict in (True, False, None))
@@ -61,11 +64,11 @@ def row(entry: dict[str, Any]) -> str:
     more = [f"and {len(numbers) - SHOWN} more"] if len(numbers) > SHOWN else []
     told = " · ".join([*numbers[:SHOWN], *more])
     cells = (mark, f"**{entry['id']}** {entry['claim']}", told)
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
 
 
 if __name__ == "__main__":
     try:
         PAGE.write_text(page(ROOT / "results"), encoding="utf-8")
     except DitherError as error:
-        print(f"{PAGE.name} stays as it is: {error}")
+        print(f"{PAGE.name} is not written: {error}")

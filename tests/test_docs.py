@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ import torch
 from dither import laws, noise
 from dither.draw import Source
 from dither.errors import DitherError
-from dither.figure import Silent
+from dither.figure import Claim, Silent
 from dither.table import Table
 from docs import figures, verdicts
 
@@ -45,38 +45,56 @@ def test_the_table_of_figures_is_todays():
     assert figures.renewed(readme) == readme, "run `make docs`"
 
 
-def test_the_page_of_verdicts_has_each_figure_at_quick_scale(tmp_path, monkeypatch):
+@pytest.fixture
+def judged(tmp_path, monkeypatch):
+    """Writes levi2022/toy's results, the only figure there is."""
     folder = tmp_path / "figures" / "levi2022" / "toy"
     folder.mkdir(parents=True)
-    about = {"scale": "quick", "seeds": [0, 1, 2], "left out": []}
     number = {"mean": 0.5, "spread": 0.01, "kind": "sd", "n": 3}
-    claims = [
-        {"id": "L19", "claim": "a | b", "holds": False,
-         "numbers": {f"n{i}": number for i in range(6)}},
-        {"id": "L20", "claim": "c", "holds": None, "numbers": {"why": "too short"}},
-    ]  # fmt: skip
-    (folder / "claims.json").write_text(json.dumps(claims))
+    said = {"L19": ("a | b", False, {f"n{i}": number for i in range(6)}),
+            "L20": ("c", None, {"why": "too\nshort"})}  # fmt: skip
+    claims = [Claim(id, text, len) for id, (text, *_) in said.items()]  # type: ignore[arg-type]
+    found = SimpleNamespace(claims=claims)
     monkeypatch.setattr(verdicts.catalogue, "names", lambda: ["levi2022/toy"])
-    problem = {"problem": "no data"}
-    cases = ("quick", {}, ""), ("paper", {}, "at the scale paper"), ("quick", problem, "")
-    for scale, more, wrong in cases:
-        (folder / "figure.json").write_text(json.dumps(about | {"scale": scale} | more))
-        if wrong:
-            with pytest.raises(DitherError, match=wrong):
-                verdicts.page(tmp_path)
-            continue
-        page = verdicts.page(tmp_path)
-        assert "2 claims: 0 hold, 1 fail, 1 are not judged." in page
-        if more:
-            assert "not run: no data." in page
-        else:
-            assert ", 3 seeds." in page
-            assert r"| ✗ | **L19** a \| b | n0: 0.500 ± 0.010 (sd of 3) · " in page
-            assert "and 2 more |" in page
-            assert "| – | **L20** c | too short |" in page
-    monkeypatch.setattr(verdicts.catalogue, "names", lambda: ["levi2022/fig3"])
-    with pytest.raises(DitherError, match="lacks levi2022/fig3"):
-        verdicts.page(tmp_path)
+    monkeypatch.setattr(verdicts.catalogue, "find", lambda name: found)
+    monkeypatch.setattr(verdicts.catalogue, "title", lambda name: "A toy")
+
+    def written(**about):
+        entries = [
+            {"id": id, "claim": text, "holds": holds, "numbers": numbers}
+            for id, (text, holds, numbers) in said.items()
+        ]
+        whole = {"scale": "quick", "seeds": [0, 1, 2, 3], "left out": [3]} | about
+        (folder / "claims.json").write_text(json.dumps(entries))
+        (folder / "figure.json").write_text(json.dumps(whole))
+        return tmp_path, found
+
+    return written
+
+
+def test_the_page_of_verdicts_has_each_claim(judged):
+    page = verdicts.page(judged()[0])
+    assert "2 claims: 0 hold, 1 fail, 1 are not judged." in page
+    assert ", 3 seeds." in page
+    assert r"| ✗ | **L19** a \| b | n0: 0.500 ± 0.010 (sd of 3) · " in page
+    assert "and 2 more |" in page
+    assert "| – | **L20** c | too short |" in page
+
+
+def test_a_figure_that_was_not_run_says_why(judged):
+    assert "not run: no data." in verdicts.page(judged(problem="no data")[0])
+
+
+def test_verdicts_of_another_scale_or_of_other_claims_are_no_page(judged):
+    with pytest.raises(DitherError, match="at the scale paper"):
+        verdicts.page(judged(scale="paper")[0])
+    results, found = judged()
+    found.claims.pop()
+    with pytest.raises(DitherError, match="judged by other claims"):
+        verdicts.page(results)
+    (results / "figures/levi2022/toy/figure.json").unlink()
+    with pytest.raises(DitherError, match="lacks levi2022/toy"):
+        verdicts.page(results)
 
 
 # ------------------------------------------------------------------- the recipes of CONTRIBUTING.md

@@ -25,7 +25,7 @@ def test_kinks_cost_half_the_density_at_0():
     )[0]
     assert value == pytest.approx(0.5, abs=1e-10)
     model = nn.Sequential(nn.Identity(), nn.ReLU())
-    sigma, n, half = 0.05, 4001, 1.0
+    sigma, n, half = 0.05, 1001, 1.0
     a = torch.linspace(-half, half, n, dtype=torch.float64)[:, None]  # density 1/2 at 0
     y, linear = torch.zeros_like(a), lambda z, y: z[:, 0]
     with dither.inject(model, {"0:out": dither.Additive(sigma)}) as noise:
@@ -111,4 +111,4 @@ def test_orvietos_two_problems_for_separable_labels_differ():
     printed = convex.margin(found.x / found.x.sum(), X, y, sigma)
     squares, right = convex.max_margin(X, y, sigma)
     assert convex.margin(squares, X, y, sigma) == pytest.approx(right)
-    assert printed < 0.95 * right
+    assert (round(printed, 3), round(right, 3)) == (-0.050, 0.067)

@@ -75,9 +75,10 @@ ALL = (*fig2.SMALL, *fig2.VARIANCES)
 
 
 def made_up(
-    *, c: float = -0.4, residual: float = -0.4, r: float = 2.0, training: float = -0.4
-) -> Table:
-    """Ratios to R, at every σ²; `training`: E[C]/R at the last look."""
+    *, c: float = -0.4, residual: float = -0.4, r: float = 2.0, training: float = -0.4,
+    early: float = 1.0,
+) -> Table:  # fmt: skip
+    """Ratios to R, at every σ²; `training`: E[C]/R at the last look; `early`: R at the first."""
     results = {}
     for problem in remainders.ALWAYS:
         rows = []
@@ -93,7 +94,8 @@ def made_up(
         results[f"{problem} start"] = dict.fromkeys(range(3), rows)
         looks = []
         for step, ratio in ((0, -0.2), (50, training)):
-            parts = {"R": 1.0, "C": ratio, "sem": 0.01, "residual": ratio}
+            R = early if step == 0 else 1.0
+            parts = {"R": R, "C": ratio, "sem": 0.01, "residual": ratio}
             looks += [(step, q, value) for q, value in parts.items()]
         for v in fig2.VARIANCES:
             results[f"{problem} σ²={v:g}"] = dict.fromkeys(range(3), looks)
@@ -115,6 +117,8 @@ def verdict(figure, claim: str, t: Table):
         ("C1 norm", {"c": -1.1}, False),
         ("C2", {}, True),
         ("C2", {"r": -2.0}, False),
+        ("C1 norm", {"r": -2.0}, False),
+        ("C2", {"early": math.nan}, False),
         ("C3", {}, True),
         ("C3", {"training": -1.2}, False),
         ("C3", {"training": 1.2}, False),
@@ -140,6 +144,22 @@ def test_a_set_is_judged_by_itself():
     t = Table(frame.with_columns(value=pl.when(theirs).then(9.0).otherwise(pl.col("value"))))
     assert verdict(fig2.figure, "C1 Boston", t)[0] is False
     assert verdict(fig2.figure, "C1 Fashion-MNIST", t)[0] is True
+
+
+def test_a_run_that_failed_takes_no_other_set_with_it(monkeypatch):
+    """As the laboratory judges: claims and picture of the sets whose runs are there."""
+    monkeypatch.setattr(needs, "found", lambda name: "here" if name == "cifar-10" else None)
+    gone = "Fashion-MNIST, ELU rate 0.1"
+    t = Table(made_up().frame.filter(pl.col("run") != gone), {gone: "it failed"})
+    found = {claim.id: judge(claim, t, "quick")[0] for claim in fig2.figure.claims}
+    assert all(found[f"{id} Boston"]["holds"] is True for id in fig2.CHECKS)
+    assert found["C1 Fashion-MNIST"]["holds"] is True
+    assert found["C3 rates Fashion-MNIST"]["holds"] is None
+    assert "it failed" in found["C3 rates Fashion-MNIST"]["numbers"]["why"]
+    assert found["C1 CIFAR-10"]["numbers"]["why"] == "not among these runs"
+    assert "data absent" in found["C1 California"]["numbers"]["why"]
+    assert remainders.drawn(t.whole()) == ["Boston, sigmoid"]
+    assert len(fig2.plot(t).axes) == 4
 
 
 def test_numbers_of_the_claims_can_be_written(monkeypatch):
@@ -172,12 +192,13 @@ def test_what_is_here_is_run(monkeypatch):
 def test_the_smallest_scale_measures_what_it_says():
     """One net at the start, by hand."""
     small = {"problem": "Boston, sigmoid", "nets": 1, "draws": 8, "width": 16, "variances": (0.25,)}
-    rows = {q: v for _, q, v in remainders.start(3, Silent(), **small)}
+    rows = {q: v for _, q, v in remainders.at_initialisation(3, Silent(), **small)}
     data = Data("boston", test=1).load()
     x, y = remainders.batch_of(data, 3)
     assert len(data.y_train) == 405
     assert abs(float(data.x_train.mean())) < 1e-6  # standardised by all houses, not by the 32
     assert float(x.mean(0).abs().max()) > 0.05
+    assert not torch.equal(x, remainders.batch_of(data, 4)[0])  # a batch for each net
     net = remainders.PROBLEMS["Boston, sigmoid"].model(16).build(3)
     assert [m.in_features for m in net if isinstance(m, torch.nn.Linear)] == [13, *[16] * 6]
     assert all(m.bias is None for m in net if isinstance(m, torch.nn.Linear))

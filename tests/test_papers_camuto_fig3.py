@@ -18,12 +18,7 @@ from dither.data import Data
 from dither.figure import Silent
 from dither.judge import judge
 from dither.models import MLP
-from dither.papers.camuto2020 import (
-    colour,
-    epochs,
-    fig3,
-    paths,
-)
+from dither.papers.camuto2020 import colour, epochs, fig3, multiplicative_training, paths
 from dither.table import Table
 from dither.train import train
 
@@ -176,6 +171,15 @@ def test_other_sets_are_run_where_they_are(monkeypatch):
         assert run.optimiser.lr == 1e-3
 
 
+@pytest.mark.parametrize("module", [fig3, multiplicative_training])
+@pytest.mark.parametrize("scale", ["quick", "paper"])
+def test_what_is_trained_is_long_enough_to_be_judged(module, scale, monkeypatch):
+    monkeypatch.setattr(needs, "found", lambda name: "here")
+    for label, run in module.figure.at(scale).items():
+        every = next(watch.every for watch in run.watch)
+        assert run.steps // every * every >= module.ENOUGH, label
+
+
 @pytest.mark.parametrize("name", ["svhn", "cifar-10"])
 def test_colour_images_are_trained_on_for_250_epochs(name):
     for size, rate in (("quick", 0.02), ("paper", 1e-3)):
@@ -281,7 +285,16 @@ def test_a_difference_within_its_error_is_not_judged():
         t = Table(frame.with_columns(value=pl.when(one).then(value).otherwise(pl.col("value"))))
         holds, numbers = verdict(fig3.figure, "C5", t)
         assert holds is wanted
-        assert wanted or "within one standard error" in numbers["why"]
+        assert wanted or "within its standard error" in numbers["why"]
+
+
+def test_a_run_that_failed_takes_no_other_set_with_it():
+    t = made_up({"baseline": (0.4, 5.0, 0.0), "GNI": (0.6, 3.0, 9.0), "R": (0.55, 2.0, 8.0),
+                 fig3.AGAIN: (0.6, 3.0, 9.0)}, fig3.NETS, "SVHN ")  # fmt: skip
+    lacking = Table(t.frame, {"Fashion-MNIST MLP R": "it failed"})
+    found = {claim.id: judge(claim, lacking, "quick")[0] for claim in fig3.figure.claims}
+    assert found["C6, SVHN"]["holds"] is True
+    assert found["C4 MLP"]["holds"] is None
 
 
 def test_paths_are_compared_halfway_too():

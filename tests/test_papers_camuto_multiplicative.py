@@ -1,8 +1,10 @@
 """Camuto et al., eq. 6: what Fig. 2 and 3 ask, of noise in proportion to the activations."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from camuto import made_up, verdict
@@ -88,6 +90,43 @@ def test_the_claims_of_training_with_multiplicative_noise(claim, changed, holds)
     found, numbers = verdict(multiplicative_training.figure, claim, trained(**changed))
     assert found is holds
     assert numbers
+
+
+@pytest.mark.parametrize("scale", ["smoke", "quick", "paper"])
+def test_the_runs_have_the_noise_that_they_are_named_by(scale, monkeypatch):
+    monkeypatch.setattr(needs, "found", lambda name: None)
+    for label, run in multiplicative.figure.at(scale).items():
+        of = "dropout" if "dropout" in label else "multiplicative"
+        if label.endswith("start"):
+            assert dict(run.kwargs)["of"] == of
+            continue
+        (law,) = {noise for _, noise in run.noise}
+        assert law == remainders.noise(float(label.partition("σ²=")[2]), of)
+        assert all(w.of == of for w in run.watch if isinstance(w, remainders.Remainder))
+
+
+@pytest.mark.parametrize("scale", ["smoke", "quick", "paper"])
+def test_training_starts_alike_and_differs_by_the_noise(scale):
+    runs = multiplicative_training.figure.at(scale)
+    assert len(runs) == 14
+    for net in multiplicative_training.NETS:
+        base = runs[f"{net} baseline"]
+        assert base.noise is None
+        for method in ("multiplicative", "dropout", "R"):
+            run = runs[f"{net} {method}"]
+            assert replace(run, noise=None, objective="noise").key == base.key
+            assert run.noise == remainders.noise(0.25, method.replace("R", "multiplicative"))
+            with dither.inject(run.model.build(0), run.noise) as noise:
+                assert len(noise.sites) == {"CONV": 3, "MLP": 5, "2 × 32": 3}[net]
+        assert runs[f"{net} R"].objective == ("explicit" if net == "2 × 32" else "sampled")
+
+
+def test_one_law_is_enough_to_fail():
+    late = noises()
+    worse = pl.col("run").str.contains("dropout σ²") & (pl.col("quantity") == "C")
+    t = Table(late.frame.with_columns(value=pl.when(worse).then(9.0).otherwise(pl.col("value"))))
+    assert verdict(multiplicative.figure, "M7 Boston", late)[0] is True
+    assert verdict(multiplicative.figure, "M7 Boston", t)[0] is False
 
 
 @pytest.mark.parametrize(

@@ -235,19 +235,6 @@ def test_the_common_loss_is_the_highest_of_the_lowest():
     assert schemes.common_loss(t, ("a", "b")) == pytest.approx([0.5] * 3)
 
 
-@pytest.mark.parametrize(
-    ("differences", "holds"),
-    [
-        ([[1, 1.1, 0.9]], True),
-        ([[1, 1.1, 0.9], [-1, -1.1, -0.9]], False),
-        ([[1, 1.1, 0.9], [1, -1, 0.1]], None),
-        ([[0.5]], None),
-    ],
-)
-def test_paired_differences_are_told_by_their_standard_error(differences, holds):
-    assert schemes.verdict(map(np.array, differences)) is holds
-
-
 def test_the_watch_sees_both_traces_of_a_relu_net():
     spec, data = MLP((784, 6, 10)), DIGITS.load(0)
     run = minimal(model=spec)

@@ -149,6 +149,14 @@ def test_images_need_labels():
     net, x, y = problem()
     with pytest.raises(DitherError, match="classes of the 40 examples"):
         corruption(net, x, y[:-1], [0.0])
+    with pytest.raises(DitherError, match="two examples or more: got 1"):
+        corruption(net, x[:1], y[:1], [0.0])
+    assert vanishing(net, x[:1], y[:1]) in (0, 1)  # a share needs no error
+    with pytest.raises(DitherError, match=r"got torch\.bool$"):
+        vanishing(net, x, y > 0)
+    for wrong in ([1.0], torch.ones(3, dtype=torch.long)):
+        with pytest.raises(DitherError, match="corrupt: x must be a tensor of floats"):
+            corrupt(wrong, 0.1)
     with pytest.raises(DitherError, match="draws = 0"):
         corruption(net, x, y, [0.0], draws=0)
 

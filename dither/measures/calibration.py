@@ -70,6 +70,11 @@ def reliability(p: Tensor, y: Tensor, *, bins: int = 15) -> Reliability:
     distribution a row (logits, say), y is not of class numbers 0 … C − 1 that fit, or bins is no
     whole number ≥ 1.
     """
+    if not (isinstance(p, Tensor) and isinstance(y, Tensor)):
+        raise DitherError(
+            "calibration needs tensors of probabilities [n, C] and class numbers [n]: got "
+            f"{type(p).__name__} and {type(y).__name__}"
+        )
     whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
     if p.dim() != 2 or y.shape != p.shape[:1] or not len(y) or not whole:
         raise DitherError(

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from dither.errors import DitherError
-from dither.forward import check_floats, output
+from dither.forward import check_classes, check_floats, output
 from dither.measures import margins, robustness
 from dither.measures.jacobian import ACTIVATIONS
 
@@ -76,6 +76,7 @@ def capacity(model: nn.Module, x: Tensor, y: Tensor, *, quantile: float = 0.1) -
     if not 0 <= quantile <= 1:
         raise DitherError(f"capacity: quantile = {quantile!r} is not in [0, 1]")
     check_floats("capacity", x)
+    check_classes("capacity", x, y)
     paths, norms = path(model, x[:1]), layers(model, x[:1])
     with robustness.silent(model), torch.no_grad():
         m = margins.outputs(output(model, x), y)

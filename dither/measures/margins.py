@@ -95,10 +95,9 @@ def _parts(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _check(z: Tensor, y: Tensor) -> None:
-    if z.dim() != 2 or z.shape[1] < 2:
-        raise DitherError(
-            f"margins need outputs [B, C] of two classes or more: got {list(z.shape)}"
-        )
+    if not isinstance(z, Tensor) or z.dim() != 2 or z.shape[1] < 2:
+        got = list(z.shape) if isinstance(z, Tensor) else type(z).__name__
+        raise DitherError(f"margins need outputs [B, C] of two classes or more: got {got}")
     check_classes("margins", z, y)
     if not len(z):
         raise DitherError("margins need one example or more: got none")

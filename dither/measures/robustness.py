@@ -41,6 +41,7 @@ def corrupt(x: Tensor, sigma: float, rng: torch.Generator | None = None) -> Tens
     """
     if not 0 <= sigma <= 1:
         raise DitherError(f"corrupt: sigma = {sigma!r} is not in [0, 1] (Levi et al. 2022, eq. 8)")
+    check_floats("corrupt", x)
     delta = torch.randn(x.shape, generator=rng, dtype=x.dtype).to(x.device)
     return math.sqrt(1 - sigma**2) * x + sigma * delta
 
@@ -147,7 +148,7 @@ def vanishing(model: nn.Module, x: Tensor, y: Tensor, loss: Any = "cross_entropy
     """The share of images with ∇_x ℓ = 0 exactly, in the precision of x: an attack along it does
     nothing.
     """
-    _check("vanishing", x, y)
+    _check("vanishing", x, y, least=1)
     per_sample = losses.get(loss).per_sample
     with silent(model), _frozen(model):
         still = [_still(_Answer(model, None), per_sample, a, b) for a, b in _parts(x, y)]
@@ -235,10 +236,11 @@ def _judged(z: Tensor, y: Tensor) -> Tensor:
     """Z [B, C] if it is finite and y are its classes: argmax makes something of nan too."""
     if not bool(torch.isfinite(z).all()):
         raise NotFinite("robustness: the model's outputs are not finite on these inputs")
-    if y.is_floating_point() or int(y.min()) < 0 or int(y.max()) >= z.shape[-1]:
+    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    if not whole or int(y.min()) < 0 or int(y.max()) >= z.shape[-1]:
+        span = f" from {int(y.min())} to {int(y.max())}" if whole else ""
         raise DitherError(
-            f"robustness: labels are whole numbers from 0 to {z.shape[-1] - 1}: got {y.dtype} from "
-            f"{y.min().item()} to {y.max().item()}"
+            f"robustness: labels are whole numbers from 0 to {z.shape[-1] - 1}: got {y.dtype}{span}"
         )
     return z
 
@@ -254,12 +256,12 @@ def _numbers(what: str, values: Any) -> list[float]:
     return found
 
 
-def _check(what: str, x: Any, y: Any) -> None:
-    """Tensors x [n, …] and y [n] of two examples or more: one has no standard error."""
+def _check(what: str, x: Any, y: Any, least: int = 2) -> None:
+    """Tensors x [n, …] and y [n] of `least` examples or more."""
     check_floats(what, x)
     check_classes(what, x, y)
-    if len(x) < 2:
-        raise DitherError(f"{what}: two examples or more are needed for an error: got {len(x)}")
+    if len(x) < least:
+        raise DitherError(f"{what}: a standard error needs two examples or more: got {len(x)}")
 
 
 def _parts(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

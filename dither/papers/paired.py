@@ -1,6 +1,8 @@
 """A difference between runs that share their seeds: is it more than its standard error?
 
-What lies within it is not judged: another draw of the noise would turn it.
+What lies within it is not judged. What lies beyond it may be chance all the same: where there is
+no difference at all, three seeds put a comparison beyond it in 42 of 100 cases (ten seeds: in 34),
+half of them on either side. The numbers beside a verdict say how far beyond it is.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,18 +13,20 @@ import numpy as np
 from dither.figure import Verdict
 from dither.table import Array
 
-UNSETTLED = "a paired difference is within one standard error of 0, or has none (one seed)"
+UNSETTLED = "a difference is within its standard error of 0, is not finite, or has none (one seed)"
 
 
 def verdict(differences: Iterable[Array]) -> bool | None:
     """Whether every paired difference [S] is above 0 by its standard error over seeds.
 
-    False where one is below 0 by as much; None where they can't be told apart.
+    False where one is below 0 by as much; None where they can't be told apart, or one is not
+    finite, as of a run that diverged.
     """
-    means, sems = [], []
-    for d in differences:
-        means.append(np.mean(d))
-        sems.append(np.std(d, ddof=1) / np.sqrt(len(d)) if len(d) > 1 else np.inf)
+    found = list(differences)
+    if not all(np.isfinite(d).all() for d in found):
+        return None
+    means = [np.mean(d) for d in found]
+    sems = [np.std(d, ddof=1) / np.sqrt(len(d)) if len(d) > 1 else np.inf for d in found]
     if any(m < -s for m, s in zip(means, sems, strict=True)):
         return False
     return True if all(m > s for m, s in zip(means, sems, strict=True)) else None
@@ -34,5 +38,5 @@ def told(holds: bool | None, numbers: Mapping[str, Any]) -> Verdict:
 
 
 def judged(differences: Iterable[Array], numbers: Mapping[str, Any]) -> Verdict:
-    """`verdict`, `told`."""
+    """The verdict on these differences, with its numbers, and its reason where there is none."""
     return told(verdict(differences), numbers)

@@ -64,11 +64,11 @@ def low_pass(noisy: str) -> Callable[[Table], Verdict]:
         if short(t):
             return None, {"why": SHORT}
         path = spectra(t, noisy)[1]
-        if path[:, -1, 0].mean() < FAINT:
-            why = f"nothing is learnt: at {FREQUENCIES[0]} Hz too the amplitude ends below {FAINT}"
-            return None, {"why": why, **per_hz(path[:, -1])}
         rho = float(np.corrcoef(FREQUENCIES, rankdata(path[:, -1].mean(0)))[0, 1])
         loudest = path.mean(0)[:, np.array(FREQUENCIES) >= HIGH].max()
+        if path[:, -1, 0].mean() < FAINT and loudest < FAINT:
+            why = f"nothing is learnt: at {FREQUENCIES[0]} Hz too the amplitude ends below {FAINT}"
+            return None, {"why": why, **per_hz(path[:, -1])}
         numbers = {
             "rank correlation with frequency": rho,
             f"loudest mean at ≥ {HIGH} Hz, any time": loudest,

@@ -68,6 +68,8 @@ def baseline_unordered(t: Table) -> Verdict:
     if short(t):
         return None, {"why": SHORT}
     numbers = {k: v for q in (*NORMS, "trace") for k, v in told(t, "baseline", q).items()}
+    if not np.isfinite(ends(t, "baseline", "norm")).all():
+        return None, {"why": "a run diverged", **numbers}
     return bool(falls(ends(t, "baseline", "norm")).mean() <= 0.5), numbers
 
 

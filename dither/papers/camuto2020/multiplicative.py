@@ -25,10 +25,10 @@ from dither.papers import style
 from dither.papers.camuto2020 import fig2
 from dither.papers.camuto2020.fig2 import COLOURS, SMALL, VARIANCES
 from dither.papers.camuto2020.remainders import (
+    at_initialisation,
     at_start,
+    drawn,
     present,
-    problems,
-    start,
     training,
     where_run,
 )
@@ -47,7 +47,7 @@ def runs(nets: int, draws: int, width: int, **common: Any) -> dict[str, Run | Ta
     for problem in (p for p in present() if p in SETS):
         for of in LAWS:
             found[f"{name(problem, of)} start"] = Task.of(
-                start, problem=problem, nets=nets, draws=draws, width=width,
+                at_initialisation, problem=problem, nets=nets, draws=draws, width=width,
                 variances=(*SMALL, *VARIANCES), of=of,
             )  # fmt: skip
             for v in VARIANCES:
@@ -66,11 +66,11 @@ def name(problem: str, of: str) -> str:
 
 
 def of_both(check: Any) -> Any:
-    """A check of Fig. 2, of both laws."""
+    """A check of Fig. 2, which always has a verdict, of both laws."""
 
     def said(t: Table, problem: str) -> Verdict:
-        found = {MEANING[of]: check(t, name(problem, of)) for of in LAWS}
-        numbers = {f"{law}: {k}": v for law, (_, of) in found.items() for k, v in of.items()}
+        found = {MEANING[law]: check(t, name(problem, law)) for law in LAWS}
+        numbers = {f"{law}: {k}": v for law, (_, all_) in found.items() for k, v in all_.items()}
         return all(holds for holds, _ in found.values()), numbers
 
     return said
@@ -129,7 +129,7 @@ def by_parts(scale: Any, ticks: Any) -> None:
 
 
 def plot(t: Table) -> Any:
-    shown = problems(t, FIRST)
+    shown = drawn(t, FIRST)
     picture, axes = style.grid(len(shown), 5, width=15, height=3.1)
     for row, problem in zip(axes, shown, strict=True):
         for of, (left, right) in zip(LAWS, (row[:2], row[2:4]), strict=True):

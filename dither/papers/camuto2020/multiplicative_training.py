@@ -10,9 +10,8 @@ between the nets.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
-
-import numpy as np
 
 from dither.data import Data
 from dither.figure import Claim, Figure, Run, Verdict
@@ -20,7 +19,14 @@ from dither.papers import style
 from dither.papers.camuto2020 import epochs, fig3
 from dither.papers.camuto2020.fig3 import ENOUGH, LOOKS, NETS, SHORT
 from dither.papers.camuto2020.multiplicative import LAWS, MEANING
-from dither.papers.camuto2020.paths import Sketch, Traces, distance, to_mean
+from dither.papers.camuto2020.paths import (
+    Sketch,
+    Traces,
+    distance,
+    end_lower,
+    together,
+    together_in_mean,
+)
 from dither.papers.camuto2020.remainders import noise
 from dither.papers.paired import judged
 from dither.table import Array, Table
@@ -92,56 +98,29 @@ def closer(net: str, of: str) -> Callable[[Table], Verdict]:
         steps, loss = curves(t, net, "loss/test")
         if steps[-1] < ENOUGH:
             return None, {"why": SHORT}
-        near, far = (np.nanmean(abs(loss["R"] - loss[m])[:, 1:], 1) for m in (of, "baseline"))
+        near, far = (abs(loss["R"] - loss[m])[:, 1:].mean(1) for m in (of, "baseline"))
         ends = {f"test loss at the end, {m}": values[:, -1] for m, values in loss.items()}
         return judged([far - near], {"R to it": near, "R to baseline": far, **ends})
 
     return check
 
 
-def lower(t: Table) -> Verdict:
-    """As C5."""
-    steps, traces = curves(t, "2 × 32", "trace")
-    if steps[-1] < ENOUGH:
-        return None, {"why": SHORT}
-    end = {m: values[:, -1] for m, values in traces.items()}
-    errors = {
-        f"Monte-Carlo error, {m}": values[:, -1]
-        for m, values in curves(t, "2 × 32", "trace sem")[1].items()
-    }
-    return judged([end["baseline"] - v for m, v in end.items() if m != "baseline"], end | errors)
+def of_small(check: Any) -> Callable[[Table], Verdict]:
+    """A check of the 2 × 32, given its labels by method."""
 
-
-def together(of: str) -> Callable[[Table], Verdict]:
-    """As C6, at the end."""
-
-    def check(t: Table) -> Verdict:
+    def said(t: Table) -> Verdict:
         if curves(t, "2 × 32", "trace")[0][-1] < ENOUGH:
             return None, {"why": SHORT}
-        pairs = [("R", of), ("R", "baseline"), (of, "baseline")]
-        end = {f"{a} to {b}": distance(t, f"2 × 32 {a}", f"2 × 32 {b}")[1][:, -1] for a, b in pairs}
-        near, *others = end.values()
-        again = distance(t, f"2 × 32 {of}", f"2 × 32 {of}{AGAIN}")[1][:, -1]
-        numbers = end | {"it to itself with other draws": again}
-        return judged([far - near for far in others], numbers)
+        return check(t, {m: f"2 × 32 {m}" for m in METHODS})
 
-    return check
+    return said
 
 
-def together_in_mean(of: str) -> Callable[[Table], Verdict]:
-    """M6 without the draws' own wandering: at the end ‖θ_R − E θ_noise‖² below the baseline's."""
+lower = of_small(partial(end_lower, quantity="trace"))  # as C5
 
-    def check(t: Table) -> Verdict:
-        if curves(t, "2 × 32", "trace")[0][-1] < ENOUGH:
-            return None, {"why": SHORT}
-        square = {
-            m: to_mean(t, f"2 × 32 {m}", f"2 × 32 {of}", f"2 × 32 {of}{AGAIN}")[1][:, -1]
-            for m in ("R", "baseline")
-        }
-        numbers = {f"square of {m} to its mean": v for m, v in square.items()}
-        return judged([square["baseline"] - square["R"]], numbers)
 
-    return check
+def apart_of(of: str, check: Any) -> Callable[[Table], Verdict]:
+    return of_small(lambda t, labels: check(t, labels, of, f"2 × 32 {of}{AGAIN}"))
 
 
 # -------------------------------------------------------------------------------------- picture
@@ -209,7 +188,7 @@ figure = Figure(
             Claim(
                 f"M6 {MEANING[of]}",
                 f"R and {MEANING[of]} end closer to each other than to the baseline",
-                together(of),
+                apart_of(of, together),
             )
             for of in LAWS
         ),
@@ -217,7 +196,7 @@ figure = Figure(
             Claim(
                 f"M6 {MEANING[of]}, mean",
                 f"R ends closer to the mean of {MEANING[of]} over its draws than the baseline does",
-                together_in_mean(of),
+                apart_of(of, together_in_mean),
             )
             for of in LAWS
         ),

@@ -3,13 +3,17 @@ the distances between nets that started from the same weights.
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dither.figure import Verdict
 from dither.measures.curvature import trace
+from dither.papers.paired import judged
 from dither.table import Array, Table
 from dither.train import State
 
@@ -113,3 +117,39 @@ def to_mean(t: Table, one: str, a: str, b: str) -> tuple[Array, Array]:
     n = min(part.shape[1] for part in (u, v, w))
     u, v, w = (part[:, :n] for part in (u, v, w))
     return steps[:n], ((u - v) * (u - w)).sum(-1)
+
+
+# -------------------------------------------------------------------------------------- verdicts
+
+
+def end_lower(t: Table, labels: Mapping[str, str], quantity: str) -> Verdict:
+    """C5: all the others end below the baseline. labels: {"baseline": its label, …}."""
+    end = {m: t.last(label, quantity) for m, label in labels.items()}
+    base, others = end["baseline"], {m: v for m, v in end.items() if m != "baseline"}
+    numbers: dict[str, Any] = dict(end)
+    for m, values in others.items():
+        numbers[f"seeds with {m} below the baseline"] = float((values < base).mean())
+    if f"{quantity} sem" in t.quantities(labels["baseline"]):
+        for m, label in labels.items():
+            numbers[f"Monte-Carlo error, {m}"] = t.last(label, f"{quantity} sem")
+    return judged([base - values for values in others.values()], numbers)
+
+
+def together(t: Table, labels: Mapping[str, str], noise: str, again: str) -> Verdict:
+    """C6, halfway and at the end: ‖θ_R − θ_noise‖ below both distances to the baseline. labels:
+    {"R", "baseline", noise: …}; again: the label of the noise with other draws.
+    """
+    pairs = (("R", noise), ("R", "baseline"), (noise, "baseline"))
+    apart = {f"{a} to {b}": distance(t, labels[a], labels[b])[1] for a, b in pairs}
+    end = {pair: d[:, -1] for pair, d in apart.items()}
+    half = {f"{pair}, halfway": d[:, d.shape[1] // 2] for pair, d in apart.items()}
+    nearer = [far - near for near, *others in map(dict.values, (half, end)) for far in others]
+    wandered = distance(t, labels[noise], again)[1][:, -1]
+    return judged(nearer, end | half | {f"{noise} to {noise} with other draws": wandered})
+
+
+def together_in_mean(t: Table, labels: Mapping[str, str], noise: str, again: str) -> Verdict:
+    """C6 without the draws' own wandering: at the end ‖θ_R − E θ_noise‖² below the baseline's."""
+    square = {m: to_mean(t, labels[m], labels[noise], again)[1][:, -1] for m in ("R", "baseline")}
+    numbers = {f"square of {m} to {noise}'s mean": v for m, v in square.items()}
+    return judged([square["baseline"] - square["R"]], numbers)

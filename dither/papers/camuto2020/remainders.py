@@ -86,7 +86,7 @@ def batch_of(data: Tensors, number: int) -> tuple[Tensor, Tensor]:
     return data.x_train[order], data.y_train[order]
 
 
-def start(
+def at_initialisation(
     seed: int,
     progress: Progress,
     *,
@@ -158,7 +158,14 @@ def present() -> list[str]:
 
 def problems(t: Table, law: str = "") -> list[str]:
     """Those that were run; law: what follows their names in the labels."""
-    return [name for name in PROBLEMS if f"{name}{law} start" in (*t.labels, *t.missing)]
+    return [name for name in PROBLEMS if f"{name}{law} start" in (*t.there, *t.missing)]
+
+
+def drawn(t: Table, law: str = "") -> list[str]:
+    """Those that have results of all their runs; of none: all, so that what is missing is said."""
+    lacking = tuple(t.missing)
+    whole = [p for p in problems(t, law) if not any(label.startswith(p) for label in lacking)]
+    return whole or problems(t, law)
 
 
 def where_run(

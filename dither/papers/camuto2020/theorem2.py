@@ -217,7 +217,7 @@ figure = Figure(
     ],
     departures=[
         "the paper proves eq. 15 and computes nothing",
-        "the Gaussian density estimate has no compact support; at the box's edge f is below 1e-6 "
+        "the Gaussian density estimate has no compact support; at the box's edge f is below 3e-6 "
         "of its peak, the widest density (h = 2) at .3 % of its",
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 10},
