@@ -41,7 +41,8 @@ def page(results: Path) -> str:
         verdicts.update(entry["holds"] for entry in entries)
     hold, fail, unclear = (verdicts[verdict] for verdict in (True, False, None))
     count = f"{verdicts.total()} claims: {hold} hold, {fail} fail, {unclear} are not judged."
-    return HEAD.format(count=count) + "".join(parts)
+    whole = HEAD.format(count=count) + "".join(parts)
+    return whole.replace(str(Path.home()), "~")  # where absent data would go
 
 
 def section(name: str, about: dict[str, Any], entries: list[dict[str, Any]]) -> str:

@@ -82,7 +82,10 @@ def test_the_page_of_verdicts_has_each_claim(judged):
 
 
 def test_a_figure_that_was_not_run_says_why(judged):
-    assert "not run: no data." in verdicts.page(judged(problem="no data")[0])
+    where = Path.home() / "data"
+    assert "not run: put it into ~/data." in verdicts.page(
+        judged(problem=f"put it into {where}")[0]
+    )
 
 
 def test_verdicts_of_another_scale_or_of_other_claims_are_no_page(judged):

@@ -136,7 +136,7 @@ def function(ax, t: Table, label: str, colour: str) -> None:
     )
     ax.plot(time, target, color=style.GREY, lw=1, label="target")
     ax.plot(time, learnt, color=colour, lw=1.4, label="learnt")
-    ax.set(xlabel="t", ylim=(-7.5, 7.5), yticks=(-5, 0, 5))
+    ax.set(xlabel="t", ylim=(-9.5, 7.5), yticks=(-5, 0, 5))
 
 
 def plot(t: Table):

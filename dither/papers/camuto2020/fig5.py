@@ -103,6 +103,7 @@ def plot(t: Table):
         style.dots(ax, SQUARE, values, style.BLACK)
         for k, colour in COLOURS.items():
             ax.plot(k, values[:, k - SQUARE[0]].mean(), "o", ms=7, color=colour, zorder=3)
+        ax.margins(y=0.12)
         ax.set(xlabel="k", xticks=SQUARE, title=label)
     axes[-1, 0].set_ylabel(f"{NORMS['spectral']} at the end")
     for row in axes:
