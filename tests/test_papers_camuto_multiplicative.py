@@ -121,6 +121,14 @@ def test_training_starts_alike_and_differs_by_the_noise(scale):
         assert runs[f"{net} R"].objective == ("explicit" if net == "2 × 32" else "sampled")
 
 
+def test_a_panel_says_which_run_is_missing():
+    t, gone = noises(), "Boston, sigmoid, Gaussian start"
+    lacking = Table(t.frame.filter(pl.col("run") != gone), {gone: "it failed"})
+    axes = multiplicative.plot(lacking).axes
+    assert [ax.axison for ax in axes] == [False, True, True, True, False] + [True] * 5
+    assert "it failed" in axes[0].texts[0].get_text()
+
+
 def test_one_law_is_enough_to_fail():
     late = noises()
     worse = pl.col("run").str.contains("dropout σ²") & (pl.col("quantity") == "C")

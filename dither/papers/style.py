@@ -1,13 +1,17 @@
 """How figures are drawn: legible at a phone's width and to the colour-blind (Okabe & Ito 2008)."""
 
+import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from dither.errors import DitherError
+from dither.table import Table
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
@@ -67,7 +71,24 @@ def dots(ax: Axes, x: Sequence[float] | np.ndarray, y: np.ndarray, color: str, *
     ax.errorbar(x, y.mean(0), y.std(0), color=color, **how)
 
 
+def panel(ax: Axes, draw: Callable[..., None], t: Table, *args: Any, **how: Any) -> None:
+    """draw(ax, t, …), or, where a run that it looks at has no results, the reason in its place."""
+    try:
+        draw(ax, t, *args, **how)
+    except DitherError as error:
+        if not t.missing:
+            raise
+        ax.clear()
+        ax.set_axis_off()
+        text = textwrap.fill(str(error), 34)
+        ax.text(0.5, 0.5, text, ha="center", va="center", fontsize=8, transform=ax.transAxes)
+
+
 def legend(ax: Axes | Figure, **where: Any) -> None:
-    """A legend of a panel, or of the whole figure, in the same letters."""
+    """A legend of a panel, or of the whole figure, in the same letters; none where a panel was not
+    drawn.
+    """
+    if isinstance(ax, Axes) and not ax.axison:
+        return
     with mpl.rc_context(RC):
         ax.legend(**where)

@@ -208,7 +208,7 @@ def plot(t: Table) -> Any:
     picture, axes = style.grid(len(shown), 4, width=13.5, height=3.2)
     for row, problem in zip(axes, shown, strict=True):
         for panel, ax in zip((scatter, first_steps, small_sigma, rates), row, strict=True):
-            panel(ax, t, problem)
+            style.panel(ax, panel, t, problem)
     style.legend(axes[0, 0], loc="lower right", fontsize=8, borderpad=0)
     style.legend(axes[0, 3], fontsize=8)
     missing = [f"{p}: {needs.absent(PROBLEMS[p].data)}" for p in PROBLEMS if p not in shown]

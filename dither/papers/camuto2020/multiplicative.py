@@ -133,9 +133,9 @@ def plot(t: Table) -> Any:
     picture, axes = style.grid(len(shown), 5, width=15, height=3.1)
     for row, problem in zip(axes, shown, strict=True):
         for of, (left, right) in zip(LAWS, (row[:2], row[2:4]), strict=True):
-            scatter(left, t, problem, of)
-            fig2.first_steps(right, t, name(problem, of), log=True)
-        small_sigma(row[4], t, problem)
+            style.panel(left, scatter, t, problem, of)
+            style.panel(right, fig2.first_steps, t, name(problem, of), log=True)
+        style.panel(row[4], small_sigma, t, problem)
     style.legend(axes[0, 0], fontsize=8)
     style.legend(axes[0, 4], fontsize=8)
     return picture

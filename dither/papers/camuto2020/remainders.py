@@ -162,10 +162,9 @@ def problems(t: Table, law: str = "") -> list[str]:
 
 
 def drawn(t: Table, law: str = "") -> list[str]:
-    """Those that have results of all their runs; of none: all, so that what is missing is said."""
-    lacking = tuple(t.missing)
-    whole = [p for p in problems(t, law) if not any(label.startswith(p) for label in lacking)]
-    return whole or problems(t, law)
+    """Those that have a result; of none: all, so that what is missing is said."""
+    known = problems(t, law)
+    return [p for p in known if any(label.startswith(p) for label in t.there)] or known
 
 
 def where_run(
