@@ -61,6 +61,11 @@ def absent(name: str) -> str:
     return f"not run: data absent: {advice(name)}".replace(str(Path.home()), "~")
 
 
+def unrun(name: str) -> str:
+    """Why a set that a figure can do without is not among its runs."""
+    return "not among these runs" if found(name) else absent(name)
+
+
 def bring(name: str) -> str:
     """Where a set is, after fetching what is missing. Raises with what to do if that fails."""
     name = name.removesuffix("-rgb")

@@ -42,6 +42,7 @@ from dither.table import Table
 VARIANCES = (0.1, 0.25, 1.0, 4.0)  # of the paper
 SMALL = (0.001, 0.01)  # where the second order is all there is
 RATE, RATES = 1e-3, (0.03, 0.1)  # the paper's; others
+MANY = 100  # dots of one colour above which they are pixels in the picture, not shapes
 RATES_AT = 0.1  # the σ² at which the other rates are tried
 COLOURS = dict(zip(VARIANCES, (style.BLUE, style.GREEN, style.ORANGE, style.RED), strict=True))
 SCALES = {
@@ -153,7 +154,7 @@ def scatter(ax: Any, t: Table, problem: str) -> None:
         a = at_start(t, problem, v)
         ax.errorbar(
             a["C"], a["R"], xerr=a["sem"], fmt="o", ms=3, lw=0.6, color=colour, alpha=0.7,
-            label=f"σ² = {v:g}",
+            label=f"σ² = {v:g}", rasterized=len(a["C"]) > MANY,
         )  # fmt: skip
     low, high = (f([f(at_start(t, problem, v)["R"]) for v in COLOURS]) for f in (min, max))
     line = np.geomspace(low / 2, high * 2)

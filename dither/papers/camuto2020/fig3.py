@@ -293,8 +293,7 @@ def where_run(name: str, check: Callable[[Table], Verdict]) -> Callable[[Table],
     def said(t: Table) -> Verdict:
         if name in shown(t):
             return check(t)
-        here = needs.found(SETS[name])
-        return None, {"why": "not among these runs" if here else needs.absent(SETS[name])}
+        return None, {"why": needs.unrun(SETS[name])}
 
     return said
 

@@ -175,8 +175,7 @@ def where_run(
     def said(t: Table) -> Verdict:
         if problem in problems(t, law):
             return check(t, problem)
-        data = PROBLEMS[problem].data
-        return None, {"why": "not among these runs" if needs.found(data) else needs.absent(data)}
+        return None, {"why": needs.unrun(PROBLEMS[problem].data)}
 
     return said
 

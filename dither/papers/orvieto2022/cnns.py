@@ -126,20 +126,13 @@ def judged(net: Net, data: str, check: Callable[[Table, dict[str, str]], Any]):
     def said(t: Table) -> Verdict:
         labels = named(net, data)
         if labels[GD] not in t.there:
-            return None, {"why": absent(data)}
+            return None, {"why": needs.unrun(data)}
         if why := unlearnt(t, [labels[GD]]):
             return None, {"why": why, **report(t, labels)}
         holds, numbers = check(t, labels)
         return told(holds, {**numbers, **report(t, labels)})
 
     return said
-
-
-def absent(data: str) -> str:
-    """Why nothing of a set was run."""
-    if not needs.found(data):
-        return needs.absent(data)
-    return f"{SAID[data]} is not among these runs"
 
 
 def rise(t: Table, label: str) -> Array:

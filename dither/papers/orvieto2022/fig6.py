@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from dither import needs
 from dither.data import Data
 from dither.figure import Claim, Figure, Run, Verdict
 from dither.noise import Weight
 from dither.papers import style
-from dither.papers.orvieto2022.cnns import CIFAR, FASHION, SAID, absent, sets
+from dither.papers.orvieto2022.cnns import CIFAR, FASHION, SAID, sets
 from dither.papers.orvieto2022.cnns import Scale as Images
 from dither.papers.orvieto2022.nets import ResNet
 from dither.papers.orvieto2022.schemes import (
@@ -134,7 +135,7 @@ def ends(t: Table, data: str) -> dict[str, Any]:
 def judged(data: str, check):
     def said(t: Table) -> Verdict:
         if named(data) not in t.labels:
-            return None, {"why": absent(data)}
+            return None, {"why": needs.unrun(data)}
         if why := unlearnt(t, [named(data)]):
             return None, {"why": why, **ends(t, data)}
         holds, numbers = check(t, data)
