@@ -23,7 +23,7 @@ from benchmarks import environments, figures, record
 from benchmarks.environments import BENCH, ROOT, Environment
 from benchmarks.targets import Judged, judge
 from benchmarks.workloads import WORKLOADS, trained
-from dither.store import write
+from dither.lab.runs.store import write
 
 GROWTH = "growth"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")

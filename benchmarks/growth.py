@@ -62,13 +62,13 @@ def seeds(rounds: int) -> list[dict[str, Any]]:
     """Ten seeds of 2-64-64-1 as one program, against one after another: how many times faster, and
     how far apart they end.
     """
-    from dither.data import Data
-    from dither.figure import Run
-    from dither.models import MLP
+    from dither.lab.data.sets import Data
+    from dither.lab.figure import Run
+    from dither.lab.nets.specs import MLP
+    from dither.lab.training.loop import train
+    from dither.lab.training.optimiser import SGD
+    from dither.lab.training.watch import Loss
     from dither.noise import Additive
-    from dither.optimiser import SGD
-    from dither.train import train
-    from dither.watch import Loss
 
     wanted = range(SEEDS)
 

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.environments import ROOT, Environment
 from benchmarks.targets import SEEDS_FASTER, Row, judge, same
 from benchmarks.workloads import WORKLOADS
-from dither import provenance
+from dither.lab.runs import provenance
 
 LABELS = {
     "R": "Exact R at all layer inputs",

@@ -194,7 +194,7 @@ def examples(kind: str, split: str) -> tuple[Tensor, Tensor]:
         x, y = _words()
         cut = len(y) - 2000
         return (x[:cut], y[:cut]) if split == "train" else (x[cut:], y[cut:])
-    from dither.data import Data
+    from dither.lab.data.sets import Data
 
     data = Data("fashion-mnist").load()
     x, y = (

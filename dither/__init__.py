@@ -5,35 +5,33 @@ wait for torch.
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dither import measures as measures
     from dither import schedule as schedule
-    from dither.after import anti_pgd as anti_pgd
-    from dither.after import langevin as langevin
-    from dither.compare import compare as compare
+    from dither.attach.after import anti_pgd as anti_pgd
+    from dither.attach.after import langevin as langevin
+    from dither.attach.inject import Injection as Injection
+    from dither.attach.inject import inject as inject
     from dither.errors import DitherError as DitherError
     from dither.estimate import Estimate as Estimate
-    from dither.expected import expected as expected
-    from dither.expected import remainder as remainder
-    from dither.explicit import Explicit as Explicit
-    from dither.explicit import balance as balance
-    from dither.explicit import explicit as explicit
-    from dither.inject import Injection as Injection
-    from dither.inject import inject as inject
-    from dither.noise import Additive as Additive
-    from dither.noise import Multiplicative as Multiplicative
-    from dither.noise import Node as Node
-    from dither.noise import Weight as Weight
-    from dither.noise import dropout as dropout
-    from dither.noise import gaussian as gaussian
-    from dither.noise import two_gaussian as two_gaussian
-    from dither.noise import two_point as two_point
-    from dither.noise import uniform as uniform
-    from dither.runner import reproduce as reproduce
+    from dither.lab.compare import compare as compare
+    from dither.lab.reproduce import reproduce as reproduce
+    from dither.noise.laws import dropout as dropout
+    from dither.noise.laws import gaussian as gaussian
+    from dither.noise.laws import two_gaussian as two_gaussian
+    from dither.noise.laws import two_point as two_point
+    from dither.noise.laws import uniform as uniform
+    from dither.noise.noises import Additive as Additive
+    from dither.noise.noises import Multiplicative as Multiplicative
+    from dither.noise.noises import Node as Node
+    from dither.noise.noises import Weight as Weight
+    from dither.regulariser.expected import expected as expected
+    from dither.regulariser.expected import remainder as remainder
+    from dither.regulariser.explicit import Explicit as Explicit
+    from dither.regulariser.explicit import balance as balance
+    from dither.regulariser.explicit import explicit as explicit
 
 __version__ = "0.1.0"
 
@@ -41,14 +39,14 @@ _NOISES = ("Additive", "Multiplicative", "Node", "Weight")
 _LAWS = ("dropout", "gaussian", "two_gaussian", "two_point", "uniform")
 _HOME = {
     **dict.fromkeys((*_NOISES, *_LAWS), "dither.noise"),
-    **dict.fromkeys(("Injection", "inject"), "dither.inject"),
-    **dict.fromkeys(("Explicit", "balance", "explicit"), "dither.explicit"),
-    **dict.fromkeys(("expected", "remainder"), "dither.expected"),
-    **dict.fromkeys(("anti_pgd", "langevin"), "dither.after"),
+    **dict.fromkeys(("Injection", "inject"), "dither.attach.inject"),
+    **dict.fromkeys(("Explicit", "balance", "explicit"), "dither.regulariser.explicit"),
+    **dict.fromkeys(("expected", "remainder"), "dither.regulariser.expected"),
+    **dict.fromkeys(("anti_pgd", "langevin"), "dither.attach.after"),
     "Estimate": "dither.estimate",
     "DitherError": "dither.errors",
-    "compare": "dither.compare",
-    "reproduce": "dither.runner",
+    "compare": "dither.lab.compare",
+    "reproduce": "dither.lab.reproduce",
 }
 _MODULES = ("loss", "measures", "noise", "schedule")
 
@@ -87,15 +85,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """`dither.inject` is the function, whoever imports the module of that name first."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _HOME and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -1,6 +1,6 @@
 """`python -m dither` is `dither`."""
 
-from dither.cli import main
+from dither.lab.cli import main
 
 if __name__ == "__main__":
     main()

@@ -6,10 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-
-def double(t: Tensor) -> Tensor:
-    """In double precision; from a device that has none (MPS), on the CPU."""
-    return (t.cpu() if t.is_mps else t).double()
+from dither.precision import double
 
 
 class Estimate(NamedTuple):

@@ -5,8 +5,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import dither
-from dither.compare import Method
-from dither.train import SGD
+from dither.lab.compare import Method
+from dither.lab.training.optimiser import SGD
 
 x, y = (torch.tensor(part) for part in load_digits(return_X_y=True))
 order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))

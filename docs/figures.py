@@ -7,10 +7,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from dither import catalogue, judge
 from dither.errors import DitherError
-from dither.figure import duration
-from dither.store import Store
+from dither.lab import catalogue
+from dither.lab.page import judge
+from dither.lab.runs.store import Store
+from dither.lab.wording import duration
 
 ROOT = Path(__file__).parents[1]
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "phases.svg"

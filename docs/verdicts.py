@@ -6,8 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from dither import catalogue, report
 from dither.errors import DitherError
+from dither.lab import catalogue
+from dither.lab.page import report
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "verdicts.md"

@@ -1,7 +1,7 @@
 """Tables of runs made by hand: nets that end at a loss, a trace and a place."""
 
+from dither.lab.table import Table
 from dither.papers.camuto2020 import paths
-from dither.table import Table
 
 STEPS = (0, 400, 800)
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from lab import paper
+from tasks import paper
 
-from dither import runner
+from dither.lab import reproduce as runner
 
 torch.set_num_threads(1)  # small nets, several test processes, sums in one order
 

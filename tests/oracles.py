@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dither.forward import output
-from dither.inject import put, take
+from dither.attach.inject import put, take
+from dither.calling import output
 from dither.noise import Here
 
 # --------------------------------------------------------------------------- losses of one sample

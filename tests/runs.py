@@ -1,9 +1,11 @@
 """Small runs for the tests of training, and their rows as tables."""
 
-from dither.data import Data
-from dither.figure import Run, Silent
-from dither.models import MLP
-from dither.train import SGD, Loss, NodeNorms, Objective, Outputs, WeightNorms, train
+from dither.lab.data.sets import Data
+from dither.lab.figure import Run, Silent
+from dither.lab.nets.specs import MLP
+from dither.lab.training.loop import train
+from dither.lab.training.optimiser import SGD
+from dither.lab.training.watch import Loss, NodeNorms, Objective, Outputs, WeightNorms
 
 SEEDS = (2, 0, 7)
 DIGITS = Data("mnist-5000", train=60, test=40)

@@ -9,11 +9,13 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from dither import laws, noise
-from dither.draw import Source
+from dither import noise
 from dither.errors import DitherError
-from dither.figure import Claim, Silent
-from dither.table import Table
+from dither.lab.figure import Claim, Silent
+from dither.lab.runs.execute import execute
+from dither.lab.table import Table
+from dither.noise import laws, noises
+from dither.noise.draw import Source
 from docs import figures, verdicts
 
 ROOT = Path(__file__).parents[1]
@@ -133,7 +135,7 @@ def test_the_recipe_for_a_law_is_a_law():
 
 
 def test_the_recipe_for_a_noise_has_two_faces_that_agree():
-    sensor = written(NOISE)["Sensor"](0.3, noise.uniform)
+    sensor = written(NOISE, noises)["Sensor"](0.3, noise.uniform)
     h, g = torch.randn(4, 6, dtype=torch.float64), torch.randn(2, 4, 6, dtype=torch.float64)
     site = noise.Here(h.expand(N, 4, 6))
     delta = sensor.displace(site, Source([1]))  # [N, 4, 6]
@@ -148,7 +150,7 @@ def test_the_recipe_for_a_figure_runs(monkeypatch):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(FIGURE, vars(module))
     runs = module.figure.at("smoke")
-    table = Table.of({label: run.execute([0, 1], Silent()) for label, run in runs.items()})
+    table = Table.of({label: execute(run, [0, 1], Silent()) for label, run in runs.items()})
     (claim,) = module.figure.claims
     holds, numbers = claim.check(table)
     assert holds is bool((abs(numbers["z"]) > 4).all())

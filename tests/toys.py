@@ -10,7 +10,7 @@ import tarfile
 import numpy as np
 from scipy.io import savemat
 
-from dither import files, idx, readers
+from dither.lab.data import files, idx, readers
 
 RNG = np.random.default_rng(0)
 N = 3  # images in each toy file

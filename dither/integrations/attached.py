@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from dither.attach.inject import Injection, inject
 from dither.errors import DitherError
-from dither.inject import Injection, inject
 
 
 class Attached:

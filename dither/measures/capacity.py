@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dither.calling import check_classes, check_floats, output
 from dither.errors import DitherError
-from dither.forward import check_classes, check_floats, output
 from dither.measures import margins, robustness
 from dither.measures.jacobian import ACTIVATIONS
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from dither import loss as losses
+from dither.attach.inject import Injection, inject
+from dither.calling import check_devices, evaluating, tensors
 from dither.errors import DitherError
 from dither.estimate import Estimate
-from dither.explicit import explicit
-from dither.forward import check_devices, evaluating, tensors
-from dither.inject import Injection, inject
 from dither.measures.multilinear import alone, multilinear
 from dither.measures.probes import probed
-from dither.noise import Weight
+from dither.noise.noises import Weight
+from dither.regulariser.explicit import explicit
 
 __all__ = ["Trace", "trace"]
 

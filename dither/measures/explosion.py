@@ -24,15 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from dither import loss as losses
+from dither.attach.inject import Injection, inject
+from dither.attach.reading import Silent, reading
+from dither.calling import check_devices, output
 from dither.errors import DitherError
 from dither.estimate import Estimate
-from dither.expected import Draw
-from dither.explicit import explicit
-from dither.forward import check_devices, output
-from dither.inject import Injection, inject
 from dither.measures import robustness
-from dither.noise import Weight
-from dither.read import Silent, reading
+from dither.noise.noises import Weight
+from dither.regulariser.expected import Draw
+from dither.regulariser.explicit import explicit
 
 __all__ = ["Explosion", "Way", "compounded", "explosion", "growth"]
 

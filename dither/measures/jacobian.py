@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from dither.attach.reading import silenced
+from dither.calling import evaluating
 from dither.errors import DitherError
-from dither.forward import evaluating
-from dither.read import silenced
 
 ACTIVATIONS = (
     nn.ReLU, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh,

@@ -19,14 +19,15 @@ from torch import Tensor
 
 from dither import loss as losses
 from dither import noise as noises
-from dither.draw import Source, key
+from dither.attach.inject import Injection
+from dither.attach.reading import reading
+from dither.attach.site import Site
+from dither.calling import evaluating, output, twice
 from dither.errors import DitherError
 from dither.estimate import Estimate
-from dither.forward import evaluating, output, twice
-from dither.inject import Injection
-from dither.noise import Here, Node, spread
-from dither.read import reading
-from dither.site import Site
+from dither.noise.draw import Source, key
+from dither.noise.here import Here, spread
+from dither.noise.noises import Node
 
 __all__ = ["Local", "Term", "local", "norms", "series", "terms"]
 

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dither.calling import check_classes, check_floats, ordinary, output
 from dither.errors import DitherError
-from dither.forward import check_classes, check_floats, ordinary, output
 from dither.measures import robustness
 
 __all__ = ["Margins", "boundary", "inputs", "outputs"]

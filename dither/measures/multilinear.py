@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dither.forward import eager, output, tensors
-from dither.read import silenced
+from dither.attach.reading import silenced
+from dither.calling import eager, output, tensors
 
 # fmt: off
 PIECEWISE_LINEAR = frozenset([

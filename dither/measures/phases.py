@@ -29,13 +29,14 @@ import torch
 from torch import Tensor, nn
 
 from dither import loss as losses
-from dither.draw import key
+from dither.attach.find import find as find_sites
+from dither.attach.inject import inject
+from dither.calling import output
 from dither.errors import DitherError
-from dither.forward import output
-from dither.inject import inject
 from dither.measures.local import local, norms, terms
-from dither.noise import Law, Node, gaussian
-from dither.site import find as find_sites
+from dither.noise.draw import key
+from dither.noise.laws import Law, gaussian
+from dither.noise.noises import Node
 
 __all__ = [
     "MOVES",

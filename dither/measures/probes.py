@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dither.draw import key
-from dither.forward import output, twice
-from dither.ghost import Use
-from dither.layout import Layout, belongs, start_at
-from dither.uses import Uses
+from dither.calling import output, twice
+from dither.engine.batch_axis import Layout, belongs, start_at
+from dither.engine.ghost import Use
+from dither.engine.uses import Uses
+from dither.noise.draw import key
 
 FOLDED = ("major", "minor")  # dimension 0 is (sample, place), or (place, sample)
 

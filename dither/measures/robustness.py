@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from dither import loss as losses
-from dither.draw import key
+from dither.attach.reading import injections, silenced
+from dither.calling import check_classes, check_floats, evaluating, output
 from dither.errors import DitherError, NotFinite
 from dither.estimate import Estimate
-from dither.forward import check_classes, check_floats, evaluating, output
-from dither.read import injections, silenced
+from dither.noise.draw import key
 
 __all__ = ["Attacked", "attack", "corrupt", "corruption", "vanishing"]
 

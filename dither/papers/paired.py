@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dither.figure import Verdict
-from dither.table import Array
+from dither.lab import Array, Verdict
 
 UNSETTLED = "a difference is within its standard error of 0, is not finite, or has none (one seed)"
 

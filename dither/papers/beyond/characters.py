@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dither.data import generator
-from dither.models import initialise
-from dither.stack import linear
+from dither.lab import generator, initialise, linear
 
 
 @dataclass(frozen=True)

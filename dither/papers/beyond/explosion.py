@@ -13,13 +13,9 @@ from dataclasses import replace
 import numpy as np
 
 import dither
-from dither.data import Data
-from dither.figure import Claim, Figure, Progress, Run, Task
+from dither.lab import MLP, SGD, Array, Claim, Data, Figure, Loss, Progress, Run, Table, Task
 from dither.measures.explosion import compounded, explosion, growth
-from dither.models import MLP
 from dither.papers import style
-from dither.table import Array, Table
-from dither.train import SGD, Loss
 
 DRAWS = {"full": "all", "layer-wise": "cycle"}
 COLOURS = (style.BLUE, style.RED)

@@ -19,14 +19,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import dither
-from dither.data import generator
 from dither.estimate import Estimate
-from dither.figure import Claim, Figure, Progress, Task
+from dither.lab import Array, Claim, Figure, Progress, Table, Task, generator
 from dither.measures.calibration import reliability
 from dither.papers import style
 from dither.papers.beyond.characters import Text, Transformer, pieces
 from dither.papers.paired import verdict
-from dither.table import Array, Table
 
 SCHEMES = {"noise": "all", "noise (layer)": "cycle"}
 LEARNT = 2.5  # nats per character; guessing by frequency alone gives about 3.1

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from dither.data import generator
-from dither.models import initialise
-from dither.stack import linear
+from dither.lab import generator, initialise, linear
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dither.figure import Claim, Figure, Run
+from dither.lab import Accuracy, Array, Claim, Figure, NodeNorms, Objective, Run, Table
 from dither.noise import Node
 from dither.papers import style
 from dither.papers.beyond.nets import Residual, Rows
@@ -37,8 +37,6 @@ from dither.papers.levi2022.methods import (
     share_diverged,
 )
 from dither.schedule import Cosine, Linear
-from dither.table import Array, Table
-from dither.train import Accuracy, NodeNorms, Objective
 
 CATAPULT, EDGE = SCAN["FC"]["in catapult"], 60.0
 NODE = "node/fc0:out"

@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from dither.figure import Claim, Figure, Verdict
+from dither.lab import Claim, Figure, Table, Verdict
 from dither.papers import style
 from dither.papers.camuto2020 import nets
 from dither.papers.camuto2020.nets import ALL, BINS, FEW, METHODS, SHORT, paired, short
-from dither.table import Table
 
 FAINT = 0.002  # share of the images below which a bin is not drawn
 

@@ -13,11 +13,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dither.figure import Claim, Figure, Verdict
+from dither.lab import Array, Claim, Figure, Table, Verdict
 from dither.papers import style
 from dither.papers.camuto2020 import nets
 from dither.papers.camuto2020.nets import ALL, FEW, METHODS, SHORT, short
-from dither.table import Array, Table
 
 MEASURES = {
     "frobenius": "Π‖W‖$_F$",

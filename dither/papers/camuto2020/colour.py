@@ -5,9 +5,8 @@ The convolutional net of Fig. 3 at paper scale, an MLP below; none, noise and R 
 
 from dataclasses import replace
 
-from dither.data import Data
-from dither.figure import Figure, Run
-from dither.models import MLP, camuto_conv
+from dither.lab import MLP, Data, Figure, Run
+from dither.lab.nets.specs import camuto_conv
 from dither.papers.camuto2020 import calibration, nets
 from dither.papers.camuto2020.epochs import RATE, steps
 

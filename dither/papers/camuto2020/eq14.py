@@ -16,11 +16,10 @@ noise from the same start: mean over test images of ½Σ_i |p_i − p_i'|.
 import numpy as np
 from scipy.special import softmax
 
-from dither.figure import Claim, Figure, Run, Verdict
+from dither.lab import Array, Claim, Figure, Run, Table, Verdict
 from dither.papers import style
 from dither.papers.camuto2020 import nets
 from dither.papers.camuto2020.nets import ALL, EQ14, FEW, METHODS, SHIFTS, SHORT, short
-from dither.table import Array, Table
 
 COLOURS = METHODS | {EQ14: style.RED}
 SETTINGS = (ALL, FEW)

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from dither import needs
-from dither.figure import Claim, Figure, Run, Task, Verdict
+from dither.lab import Claim, Figure, Run, Table, Task, Verdict
+from dither.lab.data import needs
 from dither.papers import style
 from dither.papers.camuto2020.remainders import (
     PROBLEMS,
@@ -37,7 +37,6 @@ from dither.papers.camuto2020.remainders import (
     training,
     where_run,
 )
-from dither.table import Table
 
 VARIANCES = (0.1, 0.25, 1.0, 4.0)  # of the paper
 SMALL = (0.001, 0.01)  # where the second order is all there is

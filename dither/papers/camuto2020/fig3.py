@@ -29,10 +29,22 @@ from typing import Any
 import numpy as np
 
 import dither
-from dither import needs
-from dither.data import Data
-from dither.figure import Claim, Figure, Run, Verdict
-from dither.models import CNN, MLP, Conv
+from dither.lab import (
+    CNN,
+    MLP,
+    SGD,
+    Accuracy,
+    Array,
+    Claim,
+    Conv,
+    Data,
+    Figure,
+    Loss,
+    Run,
+    Table,
+    Verdict,
+)
+from dither.lab.data import needs
 from dither.papers import style
 from dither.papers.camuto2020 import epochs
 from dither.papers.camuto2020.paths import (
@@ -45,8 +57,6 @@ from dither.papers.camuto2020.paths import (
     together_in_mean,
 )
 from dither.papers.paired import judged
-from dither.table import Array, Table
-from dither.train import SGD, Accuracy, Loss
 
 SIGMA = math.sqrt(0.1)
 FEW, LONGER = 1000, 72  # images, where few are to be fitted, and rate × steps that it takes

@@ -21,14 +21,12 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from dither.data import FREQUENCIES
-from dither.figure import Claim, Figure, Verdict
+from dither.lab import FREQUENCIES, Claim, Figure, Table, Verdict
 from dither.measures import spectrum
 from dither.papers import style
 from dither.papers.camuto2020 import sinusoids
 from dither.papers.camuto2020.sinusoids import NOTEBOOK, SHORT, TEXT, short, spectra
 from dither.papers.paired import judged
-from dither.table import Table
 
 LEARNT, HIGH, FAINT = 0.8, 35, 0.2  # C7's amplitude; C8's frequency (Hz) and amplitude
 LOWEST = 0.5  # an amplitude at 5 Hz that counts as learnt

@@ -14,12 +14,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dither.figure import Claim, Figure, Run, Verdict
+from dither.lab import Claim, Figure, Run, Table, Verdict
 from dither.papers import style
 from dither.papers.camuto2020 import sinusoids
 from dither.papers.camuto2020.sinusoids import NOTEBOOK, SHORT, SQUARE, TEXT, short
 from dither.papers.paired import judged
-from dither.table import Table
 
 COLOURS = dict(zip(SQUARE, (style.BLACK, style.BLUE, style.ORANGE, style.RED), strict=True))
 DRAWN = {

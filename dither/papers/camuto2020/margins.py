@@ -17,11 +17,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dither.figure import Claim, Figure, Verdict
+from dither.lab import Claim, Figure, Table, Verdict
 from dither.papers import style
 from dither.papers.camuto2020 import nets
 from dither.papers.camuto2020.nets import ALL, FEW, METHODS, PERCENTS, SHORT, paired, short
-from dither.table import Table
 
 DASHES = {ALL: "-", FEW: "--"}
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from dither.figure import Claim, Figure, Run, Task, Verdict
+from dither.lab import Claim, Figure, Run, Table, Task, Verdict
 from dither.papers import style
 from dither.papers.camuto2020 import fig2
 from dither.papers.camuto2020.fig2 import COLOURS, SMALL, VARIANCES
@@ -32,7 +32,6 @@ from dither.papers.camuto2020.remainders import (
     training,
     where_run,
 )
-from dither.table import Table
 
 LAWS = ("multiplicative", "dropout")
 MEANING = {"multiplicative": "Gaussian", "dropout": "dropout"}

@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from dither.figure import Claim, Figure, Run
+from dither.lab import Claim, Figure, Run, Table
 from dither.papers import style
 from dither.papers.camuto2020 import calibration, capacity, margins, nets, sensitivity
 from dither.papers.camuto2020.multiplicative_training import TRAINED_AT
 from dither.papers.camuto2020.nets import ALL, FEW, LEVELS, PERCENTS, Both, Scale
 from dither.papers.camuto2020.remainders import noise
-from dither.table import Table
 
 METHODS = {
     "none": style.BLACK,

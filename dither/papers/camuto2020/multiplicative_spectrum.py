@@ -16,14 +16,13 @@ amplitudes at the end, and ‖W̃_k‖_F and Tr(W_k) of the square layers at the
 from dataclasses import replace
 from typing import Any
 
-from dither.figure import Claim, Figure, Run
+from dither.lab import Claim, Figure, Run, Table
 from dither.papers import style
 from dither.papers.camuto2020 import fig4, fig5, sinusoids
 from dither.papers.camuto2020.multiplicative import MEANING
 from dither.papers.camuto2020.multiplicative_training import TRAINED_AT
 from dither.papers.camuto2020.remainders import noise
 from dither.papers.camuto2020.sinusoids import FREQUENCIES, SQUARE, spectra
-from dither.table import Table
 
 COLOURS = {
     "baseline": style.BLACK,

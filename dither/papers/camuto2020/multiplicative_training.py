@@ -13,8 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from dither.data import Data
-from dither.figure import Claim, Figure, Run, Verdict
+from dither.lab import SGD, Accuracy, Array, Claim, Data, Figure, Loss, Run, Table, Verdict
 from dither.papers import style
 from dither.papers.camuto2020 import epochs, fig3
 from dither.papers.camuto2020.fig3 import ENOUGH, LOOKS, NETS, SHORT
@@ -29,8 +28,6 @@ from dither.papers.camuto2020.paths import (
 )
 from dither.papers.camuto2020.remainders import noise
 from dither.papers.paired import judged
-from dither.table import Array, Table
-from dither.train import SGD, Accuracy, Loss
 
 TRAINED_AT = 0.25  # p = .2
 AGAIN = ", other draws"

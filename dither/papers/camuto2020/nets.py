@@ -18,16 +18,12 @@ from torch import Tensor
 
 import dither
 from dither import loss as losses
-from dither.columns import Columns, diagonal
-from dither.data import Data
-from dither.explicit import explicit
-from dither.figure import Run
+from dither.lab import CNN, MLP, SGD, Accuracy, Array, Data, Loss, Outputs, Run, State, Table, Watch
+from dither.loss.columns import Columns, diagonal
 from dither.measures import calibration, capacity, margins
-from dither.models import CNN, MLP
 from dither.papers import style
 from dither.papers.camuto2020.epochs import steps
-from dither.table import Array, Table
-from dither.train import SGD, Accuracy, Loss, Outputs, State, Watch
+from dither.regulariser.explicit import explicit
 
 VARIANCE = 0.1  # σ² of Fig. 3 and 4
 NOISE = dither.Additive(math.sqrt(VARIANCE))  # by default on the input of every layer: h₀ … h_{L−1}

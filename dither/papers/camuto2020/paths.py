@@ -11,11 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dither.figure import Verdict
+from dither.lab import Array, State, Table, Verdict
 from dither.measures.curvature import trace
 from dither.papers.paired import judged
-from dither.table import Array, Table
-from dither.train import State
 
 BUCKETS = 512
 

@@ -12,13 +12,22 @@ import torch
 from torch import Tensor
 
 import dither
-from dither import needs
-from dither.data import Data, Tensors, generator
-from dither.figure import Progress, Run, Verdict
-from dither.models import MLP
+from dither.lab import (
+    MLP,
+    SGD,
+    Array,
+    Data,
+    Loss,
+    Progress,
+    Run,
+    State,
+    Table,
+    Tensors,
+    Verdict,
+    generator,
+)
+from dither.lab.data import needs
 from dither.papers.camuto2020 import moments
-from dither.table import Array, Table
-from dither.train import SGD, Loss, State
 
 BATCH, LAYERS = 32, 6
 QUANTITIES = ("R", "C", "sem", "residual")

@@ -11,11 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dither.figure import Claim, Figure, Verdict
+from dither.lab import Array, Claim, Figure, Table, Verdict
 from dither.papers import style
 from dither.papers.camuto2020 import nets
 from dither.papers.camuto2020.nets import ALL, FEW, LEVELS, METHODS, SHORT, VARIANCE, short
-from dither.table import Array, Table
 
 JUDGED = tuple(s for s in LEVELS if s >= 0.5)  # above the noise of training, .32
 

@@ -13,12 +13,20 @@ from typing import ClassVar
 import numpy as np
 
 import dither
-from dither.data import FREQUENCIES, Data
-from dither.figure import Run
+from dither.lab import (
+    FREQUENCIES,
+    MLP,
+    Adam,
+    Amplitudes,
+    Data,
+    Loss,
+    Outputs,
+    Run,
+    State,
+    Table,
+    Watch,
+)
 from dither.measures import jacobian
-from dither.models import MLP
-from dither.table import Table
-from dither.train import Adam, Amplitudes, Loss, Outputs, State, Watch
 
 HIDDEN = 5
 SQUARE = tuple(range(2, HIDDEN + 1))  # k of the square W_k: fc1 … fc4, counted from 1

@@ -21,11 +21,8 @@ import numpy as np
 import torch
 from scipy.signal import fftconvolve
 
-from dither.data import Data
-from dither.figure import Claim, Figure, Progress, Task, Verdict
-from dither.models import MLP
+from dither.lab import MLP, Array, Claim, Data, Figure, Progress, Table, Task, Verdict
 from dither.papers import style
-from dither.table import Array, Table
 
 BANDWIDTH = 0.25
 GAIN = 4.0  # of the net's first weights: as drawn, it hardly bends on this box

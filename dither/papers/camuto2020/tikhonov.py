@@ -25,15 +25,27 @@ from torch import Tensor
 
 import dither
 from dither import loss as losses
-from dither.data import FREQUENCIES, Data
-from dither.expected import expected
-from dither.explicit import explicit
-from dither.figure import Claim, Figure, Progress, Run, Task, Verdict
-from dither.models import MLP
+from dither.lab import (
+    FREQUENCIES,
+    MLP,
+    SGD,
+    Array,
+    Claim,
+    Data,
+    Figure,
+    Loss,
+    Progress,
+    Run,
+    State,
+    Table,
+    Task,
+    Verdict,
+    WeightNorms,
+)
 from dither.papers import style
 from dither.papers.camuto2020 import nets
-from dither.table import Array, Table
-from dither.train import SGD, Loss, State, WeightNorms
+from dither.regulariser.expected import expected
+from dither.regulariser.explicit import explicit
 
 RIDGE = 0.5  # σ of (a), where ridge and least squares are clearly apart on standardised features
 LINEAR = {"none": style.BLACK, "noise": style.BLUE, "R": style.ORANGE}

@@ -11,7 +11,7 @@ the catapult phase; with Keras' clipped softmax (bottom) it doesn't. A third rea
 logits and takes σ from the scan of phases.
 """
 
-from dither.figure import Claim, Figure, Run
+from dither.lab import Claim, Figure, Run, Table
 from dither.papers import style
 from dither.papers.levi2022.methods import (
     BASELINES,
@@ -30,7 +30,6 @@ from dither.papers.levi2022.methods import (
     large,
     lines,
 )
-from dither.table import Table
 
 SHOWN = tuple(m for m in METHODS if m != "CDT .2")
 READINGS = ("", ", clipped", ", scan")

@@ -18,13 +18,24 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 import dither
-from dither.data import Data
-from dither.figure import Claim, Figure, Run, Verdict
-from dither.models import MLP
+from dither.lab import (
+    MLP,
+    SGD,
+    Accuracy,
+    Claim,
+    Data,
+    Figure,
+    Loss,
+    NodeNorms,
+    Objective,
+    Run,
+    Table,
+    Verdict,
+    WeightNorms,
+    WithNoise,
+)
 from dither.papers import style
 from dither.papers.levi2022.keras import ClippedSoftmax
-from dither.table import Table
-from dither.train import SGD, Accuracy, Loss, NodeNorms, Objective, WeightNorms, WithNoise
 
 ETA, D_IN = 0.01, 785
 PHASES = {"decoupled": 0.0, "decay": 0.1, "catapult": 1.0, "divergent": 1.8}  # σ² η / d_in

@@ -10,7 +10,7 @@ the loss, and once more on the margin.
 
 import numpy as np
 
-from dither.figure import Claim, Figure, Run
+from dither.lab import Array, Claim, Figure, Run, Table
 from dither.papers import style
 from dither.papers.levi2022.looks import STRENGTHS, attacked
 from dither.papers.levi2022.methods import (
@@ -26,7 +26,6 @@ from dither.papers.levi2022.methods import (
     judged,
     lines,
 )
-from dither.table import Array, Table
 
 SHOWN = (*BASELINES, *NINR)
 DECAYS = ("in decay", "full decay")

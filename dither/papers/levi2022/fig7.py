@@ -7,7 +7,7 @@ but for the two-Gaussian in the catapult phase.
 
 import numpy as np
 
-from dither.figure import Claim, Figure, Run
+from dither.lab import Claim, Figure, Run, Table
 from dither.noise import two_gaussian, uniform
 from dither.papers import style
 from dither.papers.levi2022.methods import (
@@ -23,7 +23,6 @@ from dither.papers.levi2022.methods import (
     run,
     share_diverged,
 )
-from dither.table import Table
 
 LAWS = {"two-Gaussian": two_gaussian, "uniform": uniform}
 DECAYS = ("in decay", "full decay")

@@ -8,7 +8,7 @@ plain gradient descent. Optimisers that divide by the gradient's size know no su
 from dataclasses import replace
 from typing import Any
 
-from dither.figure import Claim, Figure, Run
+from dither.lab import Adam, Claim, Figure, RMSprop, Run, Table
 from dither.papers import style
 from dither.papers.levi2022.methods import (
     BASELINES,
@@ -23,8 +23,6 @@ from dither.papers.levi2022.methods import (
     run,
 )
 from dither.papers.levi2022.printed import TABLE3
-from dither.table import Table
-from dither.train import Adam, RMSprop
 
 SHOWN = (*BASELINES, *NINR)
 DECAYS = ("in decay", "full decay")

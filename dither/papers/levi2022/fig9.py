@@ -7,15 +7,12 @@ eq. 8, with in-NINR (σ = 17.5 decay, 55.4 catapult), without, and trained on co
 
 from dataclasses import dataclass, replace
 
-from dither.data import Data
-from dither.figure import Claim, Figure, Run
-from dither.models import CNN, levi_vgg
+from dither.lab import CNN, SGD, Accuracy, Claim, Data, Figure, NodeNorms, Run, Table
+from dither.lab.nets.specs import levi_vgg
 from dither.noise import Node
 from dither.papers import style
 from dither.papers.levi2022.looks import Corrupted
 from dither.papers.levi2022.methods import BATCH, LR, STOP, at_least, final, judged, large, lines
-from dither.table import Table
-from dither.train import SGD, Accuracy, NodeNorms
 
 SIGMA = {"in decay": 17.5, "in catapult": 55.4}  # the caption
 SHOWN = ("none", *SIGMA, "CDT .2", "CDT .4")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dither.loss import Columns, CrossEntropy
+from dither.loss.losses import Columns, CrossEntropy
 
 
 @dataclass(frozen=True)

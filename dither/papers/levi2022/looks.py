@@ -8,8 +8,8 @@ is noted: it has the accuracy of chance, like one that diverged (`methods.final`
 from dataclasses import dataclass
 
 from dither.errors import NotFinite
+from dither.lab import State
 from dither.measures import robustness
-from dither.watch import State
 
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 STRENGTHS = (0.0, 0.02, 0.05, 0.1)  # in pixels; the paper names none

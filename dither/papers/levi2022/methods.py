@@ -12,15 +12,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dither.data import Data
-from dither.figure import Run
-from dither.models import CNN, MLP, Conv
+from dither.lab import CNN, MLP, SGD, Accuracy, Array, Conv, Data, NodeNorms, Run, Table
 from dither.noise import Law, Multiplicative, Node, dropout, gaussian
 from dither.papers import style
 from dither.papers.levi2022.keras import ClippedSoftmax
 from dither.papers.levi2022.looks import LEVELS, Attacks, Corrupted, corrupted
-from dither.table import Array, Table
-from dither.train import SGD, Accuracy, NodeNorms
 
 Kind = Literal["FC", "CNN"]
 NINR = ("in decay", "in catapult", "full decay", "full catapult")

@@ -13,13 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from dither.data import Data
-from dither.figure import Claim, Figure, Progress, Task
+from dither.lab import MLP, Claim, Data, Figure, Progress, Table, Task
 from dither.measures import phases
-from dither.models import MLP
 from dither.papers import style
 from dither.papers.levi2022.keras import ClippedSoftmax
-from dither.table import Table
 
 LOSSES = {"logits": "cross_entropy", "clipped": ClippedSoftmax()}
 COLOURS = dict(zip(phases.PHASES, (style.GREY, style.SKY, style.ORANGE, style.RED), strict=True))

@@ -14,9 +14,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from dither import needs
-from dither.data import Data, boxed
-from dither.figure import Claim, Figure, Run
+from dither.lab import Array, Claim, Data, Figure, Run, State, Table, boxed
+from dither.lab.data import needs
 from dither.papers.levi2022.methods import (
     DEPARTURES,
     METHODS,
@@ -30,8 +29,6 @@ from dither.papers.levi2022.methods import (
 )
 from dither.papers.levi2022.printed import TABLE1
 from dither.papers.levi2022.tables import beside
-from dither.table import Array, Table
-from dither.watch import State
 
 SHIFTED = METHODS[:7]
 THEIRS = ("mnist", "usps")  # the paper's pair

@@ -4,7 +4,7 @@ Test accuracy on clean Fashion-MNIST of the nets of Fig. 2 and of one more train
 inputs (CDT, s = .2), beside the numbers printed in the paper (hollow, ± 2 σ over 10 runs).
 """
 
-from dither.figure import Claim, Figure, Run
+from dither.lab import Array, Claim, Figure, Run, Table
 from dither.papers.levi2022.methods import (
     DEPARTURES,
     METHODS,
@@ -17,7 +17,6 @@ from dither.papers.levi2022.methods import (
 )
 from dither.papers.levi2022.printed import TABLE2
 from dither.papers.levi2022.tables import beside
-from dither.table import Array, Table
 
 POINTS = 0.015  # "within 1.5 points"
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from dither.lab import Array, Table
 from dither.papers import style
 from dither.papers.levi2022.methods import COLOURS
 from dither.papers.levi2022.printed import Printed
-from dither.table import Array, Table
 
 
 def beside(

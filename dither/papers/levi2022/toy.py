@@ -24,10 +24,9 @@ from matplotlib.lines import Line2D
 from torch import nn
 
 import dither
-from dither.figure import Claim, Figure, Progress, Task
+from dither.lab import Claim, Figure, Progress, Table, Task
 from dither.papers import style
 from dither.papers.levi2022.linear import ETA, eq13, loss10
-from dither.table import Table
 
 START = (1.0, 2**-0.5, 0.1)  # w₁, w₀: the stds of N(0, 1/fan_in); w_NI small beside them
 PHASES = {"decoupled": 1e-5, "decay": 0.02, "catapult": 1.1, "divergent": 2.2}  # σ²/σ_c² at START

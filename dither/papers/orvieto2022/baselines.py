@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dither.after import After, AntiCorrelated
+from dither.attach.after import After, AntiCorrelated
 from dither.errors import DitherError
-from dither.laws import gaussian
-from dither.train import SGD, Langevin
+from dither.lab import SGD, Langevin
+from dither.noise.laws import gaussian
 
 FIRST = 2  # parameters of the first layer: weight and bias
 

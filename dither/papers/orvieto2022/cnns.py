@@ -14,10 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dither import needs
-from dither.data import Data
-from dither.figure import Claim, Figure, Run, Verdict
-from dither.models import CNN, Conv, orvieto_lenet, orvieto_wide
+from dither.lab import CNN, SGD, Array, Claim, Conv, Data, Figure, Run, Table, Verdict
+from dither.lab.data import needs
+from dither.lab.nets.specs import orvieto_lenet, orvieto_wide
 from dither.noise import Weight
 from dither.papers import style
 from dither.papers.orvieto2022.schemes import (
@@ -37,8 +36,6 @@ from dither.papers.orvieto2022.schemes import (
     unlearnt,
 )
 from dither.papers.paired import told, verdict
-from dither.table import Array, Table
-from dither.train import SGD
 
 Net = Literal["toy", "wide"]
 CIFAR, FASHION = "cifar-10", "fashion-mnist-rgb"

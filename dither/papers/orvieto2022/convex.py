@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LassoLars
 
 from dither.errors import DitherError
-from dither.table import Array
+from dither.lab import Array
 
 
 def nuclear_value(M: Array, X: Array, Y: Array, sigma: float) -> float:

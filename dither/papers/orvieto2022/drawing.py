@@ -18,13 +18,10 @@ import torch
 from torch import Tensor, nn
 
 import dither
-from dither.data import Data, generator
-from dither.figure import Claim, Figure, Progress, Task
+from dither.lab import MLP, Claim, Data, Figure, Progress, Table, Task, generator
 from dither.measures.curvature import trace
-from dither.models import MLP
 from dither.papers import style
 from dither.schedule import Until
-from dither.table import Table
 
 SIGMA, WIDTHS = 0.1, (784, 100, 100, 10)
 LEVEL = 0.1  # of the training loss on 256 images, looked at every 10 steps

@@ -25,13 +25,11 @@ import torch
 from torch import nn
 
 import dither
-from dither.data import Data
 from dither.estimate import Estimate
-from dither.figure import Claim, Figure, Progress, Task
-from dither.models import MLP, Init
+from dither.lab import MLP, Claim, Data, Figure, Progress, Table, Task
+from dither.lab.nets.specs import Init
 from dither.papers import style
 from dither.papers.orvieto2022.exact import effective, exact
-from dither.table import Table
 
 INITS: dict[str, Init] = {
     "paper": "orvieto",

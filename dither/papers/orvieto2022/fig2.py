@@ -16,13 +16,9 @@ import numpy as np
 import torch
 
 import dither
-from dither.data import Data
-from dither.figure import Claim, Figure, Run
-from dither.models import LinearNet
+from dither.lab import SGD, Array, Claim, Data, Figure, LinearNet, Run, State, Table
 from dither.papers import style
 from dither.papers.orvieto2022 import convex
-from dither.table import Array, Table
-from dither.train import SGD, State
 
 SIGMA, UNITS = 0.1, (50, 300)
 DATA = Data("planted", train=40, features=10, planted=2)

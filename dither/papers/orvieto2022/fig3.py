@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dither.figure import Claim, Figure, Run, Verdict
+from dither.lab import Array, Claim, Figure, Run, Table, Verdict
 from dither.papers import style
 from dither.papers.orvieto2022 import mlps
 from dither.papers.orvieto2022.baselines import AntiNoise, NoiseAfter, SharpnessAware
@@ -36,7 +36,6 @@ from dither.papers.orvieto2022.schemes import (
     unlearnt,
 )
 from dither.schedule import Until
-from dither.table import Array, Table
 
 NET = NETS["MLP2"]
 M = 2 * (NET.depth + 1)

@@ -5,10 +5,10 @@ right), full-batch gradient descent on 1024 Fashion-MNIST images: test accuracy,
 the training loss' Hessian.
 """
 
+from dither.lab import Table
 from dither.papers import style
 from dither.papers.orvieto2022 import mlps
 from dither.papers.orvieto2022.schemes import ACCURACY, SCHEMES, TRACE, panel
-from dither.table import Table
 
 WIDTHS = {"MLP3": "narrow (MLP3)", "MLP4": "wide (MLP4)"}
 

@@ -4,10 +4,10 @@ LeNet (left) and four convolutions of up to 128 channels (right): SGD with batch
 annealing, η = .001 and .005, σ = .05: test accuracy, and the trace of the training loss' Hessian.
 """
 
+from dither.lab import Table
 from dither.papers import style
 from dither.papers.orvieto2022 import cnns
 from dither.papers.orvieto2022.schemes import ACCURACY, TRACE, panel
-from dither.table import Table
 
 
 def plot(t: Table):

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from dither import needs
-from dither.data import Data
-from dither.figure import Claim, Figure, Run, Verdict
+from dither.lab import SGD, Accuracy, Array, Claim, Data, Figure, Loss, Run, Table, Verdict
+from dither.lab.data import needs
 from dither.noise import Weight
 from dither.papers import style
 from dither.papers.orvieto2022.cnns import CIFAR, FASHION, SAID, sets
@@ -43,8 +42,6 @@ from dither.papers.orvieto2022.schemes import (
 )
 from dither.papers.paired import verdict
 from dither.schedule import Until
-from dither.table import Array, Table
-from dither.train import SGD, Accuracy, Loss
 
 WIDTH, QUIET = 64, 0.9  # the paper's width; the share of the steps that has noise
 KEPT = "kept"

@@ -20,23 +20,12 @@ import torch
 from torch import Tensor
 
 import dither
-from dither.data import generator
-from dither.figure import Claim, Figure, Progress, Task
-from dither.models import MLP
+from dither.lab import MLP, Array, Claim, Figure, Progress, Table, Task, generator
 from dither.papers import style
 from dither.papers.orvieto2022 import convex
 from dither.papers.orvieto2022.exact import effective, exact
-from dither.papers.orvieto2022.simple import (
-    COLOURS,
-    GD,
-    MINIMISED,
-    NOISE,
-    Row,
-    compared,
-    draw_gaps,
-)
+from dither.papers.orvieto2022.simple import COLOURS, GD, MINIMISED, NOISE, Row, compared, draw_gaps
 from dither.papers.orvieto2022.simple import reaches as reached
-from dither.table import Array, Table
 
 SIGMA, N, WIDTH = 0.2, 16, 100
 METHODS = (GD, NOISE, MINIMISED)

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dither.data import generator
-from dither.figure import Claim, Figure, Progress, Task
+from dither.lab import Array, Claim, Figure, Progress, Table, Task, generator
 from dither.papers import style
 from dither.papers.orvieto2022 import convex
 from dither.papers.orvieto2022.simple import (
@@ -32,7 +31,6 @@ from dither.papers.orvieto2022.simple import (
     draw_gaps,
 )
 from dither.papers.orvieto2022.simple import reaches as reached
-from dither.table import Array, Table
 
 SIGMA, N, GROUPS, SIZE, PLANTED = 0.2, 40, 20, 3, 4  # 60 coefficients from 40 points
 

@@ -24,13 +24,22 @@ from sklearn.linear_model import Lasso
 from torch import Tensor
 
 import dither
-from dither.data import Data, generator
-from dither.figure import Claim, Figure, Progress, Run, Task
-from dither.models import DiagonalNet
+from dither.lab import (
+    SGD,
+    Array,
+    Claim,
+    Data,
+    DiagonalNet,
+    Figure,
+    Progress,
+    Run,
+    State,
+    Table,
+    Task,
+    generator,
+)
 from dither.papers import style
 from dither.papers.orvieto2022.simple import EXACT, minimise, objective
-from dither.table import Array, Table
-from dither.train import SGD, State
 
 SIGMA = 0.1
 DATA = Data("planted", train=40, features=100, planted=5)

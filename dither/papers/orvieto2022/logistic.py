@@ -27,13 +27,22 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 import dither
-from dither.data import Tensors, generator
-from dither.figure import Claim, Figure, Progress, Run, Task
-from dither.models import DiagonalNet
+from dither.lab import (
+    SGD,
+    Array,
+    Claim,
+    DiagonalNet,
+    Figure,
+    Progress,
+    Run,
+    State,
+    Table,
+    Task,
+    Tensors,
+    generator,
+)
 from dither.papers import style
 from dither.papers.orvieto2022 import convex
-from dither.table import Array, Table
-from dither.train import SGD, State
 
 SIGMA, FEATURES = 0.2, 20
 GD, NOISE = "GD", "GD + noise"

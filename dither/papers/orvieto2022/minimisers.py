@@ -26,12 +26,10 @@ import torch
 from torch import Tensor, nn
 
 import dither
-from dither.data import generator
-from dither.figure import Claim, Figure, Progress, Task
+from dither.lab import Claim, Figure, Progress, Table, Task, generator
 from dither.papers import style
 from dither.papers.orvieto2022.psd import Square
 from dither.papers.orvieto2022.simple import Row
-from dither.table import Table
 
 SQUARE, DEEP = "wwᵀ", "three linear layers"
 D, R = 4, 5  # w [d, r]

@@ -16,9 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dither.data import Data
-from dither.figure import Claim, Figure, Run, Verdict
-from dither.models import MLP
+from dither.lab import MLP, SGD, Array, Claim, Data, Figure, Run, Table, Verdict
 from dither.noise import Weight
 from dither.papers import style
 from dither.papers.orvieto2022.schemes import (
@@ -40,8 +38,6 @@ from dither.papers.orvieto2022.schemes import (
     unlearnt,
 )
 from dither.papers.paired import told, verdict
-from dither.table import Array, Table
-from dither.train import SGD
 
 Name = Literal["MLP1", "MLP2", "MLP3", "MLP4"]
 Rate = Literal["cosine", "constant"]

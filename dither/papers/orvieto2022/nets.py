@@ -1,6 +1,6 @@
 """The residual network of Orvieto et al. 2022, Fig. 6: ResNet18 for images of 32 × 32.
 
-The others are `dither.models.MLP`, `orvieto_lenet` and `orvieto_wide`.
+The others are `dither.lab.nets.specs.MLP`, `orvieto_lenet` and `orvieto_wide`.
 """
 
 from collections import OrderedDict
@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
-from dither.data import generator
 from dither.errors import DitherError
-from dither.models import initialise
-from dither.stack import linear
+from dither.lab import generator, initialise, linear
 
 
 @dataclass(frozen=True)

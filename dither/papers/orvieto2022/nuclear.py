@@ -16,14 +16,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from dither.data import generator
-from dither.figure import Claim, Figure, Progress, Task
-from dither.models import LinearNet
+from dither.lab import Array, Claim, Figure, LinearNet, Progress, Table, Task, generator
 from dither.papers import style
 from dither.papers.orvieto2022 import convex
 from dither.papers.orvieto2022.simple import COLOURS, GD, NOISE, Row, attained, compared, draw_gaps
 from dither.papers.orvieto2022.simple import reaches as reached
-from dither.table import Array, Table
 
 SIGMA, N, WIDTHS, RANK = 0.2, 40, (10, 20, 5), 2
 SHOWN = min(WIDTHS)

@@ -23,8 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dither.data import generator
-from dither.figure import Claim, Figure, Progress, Task
+from dither.lab import Array, Claim, Figure, Progress, Table, Task, generator
 from dither.papers import style
 from dither.papers.orvieto2022 import convex
 from dither.papers.orvieto2022.simple import (
@@ -37,7 +36,6 @@ from dither.papers.orvieto2022.simple import (
     compared,
     draw_gaps,
 )
-from dither.table import Array, Table
 
 SIGMA, D, R, RANK = 0.1, 10, 12, 3
 STRENGTHS = {"R": SIGMA**2 * (D + 1), "noise": SIGMA**2 * (D + 1 + R)}

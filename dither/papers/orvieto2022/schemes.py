@@ -15,11 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from dither.figure import Run
+from dither.lab import Accuracy, Array, Loss, Run, State, Table
 from dither.measures.curvature import trace
 from dither.papers import style
-from dither.table import Array, Table
-from dither.train import Accuracy, Loss, State
 
 GD, FULL, LAYER = "GD", "GD + noise", "GD + noise (layer)"
 DRAWS = {GD: None, FULL: "all", LAYER: "cycle"}

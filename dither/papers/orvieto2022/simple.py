@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 import dither
 from dither import loss as losses
-from dither.optimiser import SCHEDULES
+from dither.lab import Table
+from dither.lab.training.optimiser import SCHEDULES
 from dither.papers import style
-from dither.table import Table
 
 GD, NOISE, MINIMISED = "GD", "GD + noise", "minimised"
 COLOURS = {GD: style.BLACK, NOISE: style.RED, MINIMISED: style.BLUE}

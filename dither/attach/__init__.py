@@ -1,0 +1,1 @@
+"""Noise on a model and off it again: sites, hooks, shadows, draws, clock."""

@@ -1,0 +1,239 @@
+"""Finding the sites that patterns name, without touching the network."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from dither.attach.site import CONV, Site, Sites
+from dither.errors import DitherError
+from dither.noise.noises import describe, lacks, side_of
+
+SHARDED = ("FullyShardedDataParallel", "FSDPModule")  # fully_shard makes a subclass of the latter
+
+
+WRAPPERS = ("DistributedDataParallel", "OptimizedModule", "DataParallel")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel or torch.compile's wrapper. Sharded weights and
+    DataParallel's replicas are refused.
+    """
+    whole = model
+    while type(model).__name__ in WRAPPERS:
+        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module  # pyright: ignore
+    for name, module in whole.named_modules():
+        if isinstance(module, nn.DataParallel) and len(module.device_ids or ()) > 1:
+            raise replicas(name or "the model")
+        if any(kind.__name__ in SHARDED for kind in type(module).__mro__):
+            raise DitherError(
+                f"noise can't reach sharded weights: {name or 'the model'!r} is under FSDP; inject "
+                "into each rank's "
+                "unsharded model, or use DistributedDataParallel"
+            )
+    return model
+
+
+def replicas(name: str) -> DitherError:
+    """What is said of DataParallel on several devices."""
+    return DitherError(
+        f"noise can't reach the replicas that DataParallel makes of {name!r} for each forward: use "
+        "DistributedDataParallel, or one device"
+    )
+
+
+def find(model: nn.Module, what: Any) -> Sites:
+    """The sites of `what`: a noise, or a mapping from patterns to noises.
+
+    Raises DitherError where a pattern matches nothing (with near misses), where two patterns claim
+    one site, or where something is no noise.
+    """
+    if isinstance(what, Mapping):
+        sites: list[Site] = []
+        claimed: dict[str, str] = {}
+        for pattern, noise in what.items():
+            _check_noise(noise, f"pattern {pattern!r}")
+            for site in _matches(model, pattern, noise):
+                if site.name in claimed:
+                    raise DitherError(
+                        f"site {site.name!r} is claimed by both {claimed[site.name]!r} and "
+                        f"{pattern!r}: make the "
+                        "patterns disjoint, or call inject twice to have both noises there"
+                    )
+                claimed[site.name] = pattern
+                sites.append(site)
+        skipped: dict[str, str] = {}
+    else:
+        _check_noise(what, "inject")
+        sites, skipped = _default(model, what)
+    if not sites and isinstance(what, Mapping):
+        raise DitherError(
+            "inject got an empty mapping: give {pattern: noise}, such as {'*:out': Additive(0.1)}"
+        )
+    if not sites:
+        raise DitherError(
+            f"no site for {describe(what)} in {type(model).__name__}: it has no Linear or "
+            "convolution that is called; "
+            + ("; ".join(f"{name or 'the model'}: {why}" for name, why in skipped.items()))
+            + ("" if skipped else "name modules by pattern, for example {'*:out': …}")
+        )
+    for index, site in enumerate(sites):
+        site.index = index
+    return Sites(sites, skipped)
+
+
+def _check_noise(noise: Any, where: str) -> None:
+    missing = lacks(noise)
+    if missing is None:
+        if not is_dataclass(noise):
+            raise DitherError(
+                f"{where} got {type(noise).__name__}, which must be a dataclass, so that its sigma "
+                "can be replaced: put @dataclass(frozen=True) on the class"
+            )
+        return
+    if isinstance(noise, type):
+        said = f"needs a noise such as Additive(0.1): got {noise!r} (a class: call it with its σ)"
+    elif hasattr(noise, "displace") or hasattr(noise, "variance"):
+        said = f"got {type(noise).__name__}, which is no noise yet: it has no {missing}"
+    else:
+        said = f"needs a noise such as Additive(0.1): got {noise!r}"
+    raise DitherError(f"{where} {said}")
+
+
+def _default(model: nn.Module, noise: Any) -> tuple[list[Site], dict[str, str]]:
+    """Every parameter for Weight; every Linear and convolution that its parent calls for the
+    others.
+    """
+    if noise_on_parameters(noise):
+        return _matches(model, "*", noise), {}
+    skipped = {}
+    sites = []
+    inside = {
+        id(m.out_proj): n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)
+    }
+    for name, module in _modules(model).items():
+        if not (isinstance(module, nn.Linear | CONV) or getattr(module, "stacked_linear", False)):
+            if why := _like_a_layer(name, module):
+                skipped[name] = why
+            continue
+        if id(module) in inside:
+            skipped[name] = (
+                f"{inside[id(module)]!r} (MultiheadAttention) uses its weight and never calls it"
+            )
+            continue
+        sites.append(_site(name, side_of(noise, module), noise, module))
+    return sites, skipped
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Name → module, without injections that are kept as attributes of the model: they are beside
+    it.
+    """
+    found = dict(model.named_modules())
+    beside = tuple(f"{n}." for n, m in found.items() if n and hasattr(m, "beside_its_model"))
+    return {n: m for n, m in found.items() if not f"{n}.".startswith(beside)}
+
+
+def _like_a_layer(name: str, module: nn.Module) -> str:
+    """Why a module with a weight matrix of its own is no default site, or nothing."""
+    if isinstance(module, nn.MultiheadAttention):
+        kind = "its in-projection is no module"
+    elif (
+        any(module.children())
+        or isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        or type(module).__name__.endswith("Norm")
+        or not any(p.dim() > 1 for p in module.parameters(recurse=False))
+    ):
+        return ""
+    else:
+        kind = "it has weights, but is no Linear or convolution"
+    where = f"{name}:in" if name else "input"
+    there = "on its query alone" if isinstance(module, nn.MultiheadAttention) else "there"
+    return f"{kind} ({type(module).__name__}); the pattern {where!r} puts noise {there}"
+
+
+def noise_on_parameters(noise: Any) -> bool:
+    """Whether its sites are parameters."""
+    return noise.side == "parameter"
+
+
+def _site(name: str, side: str, noise: Any, module: nn.Module) -> Site:
+    label = ("input" if side == "in" else "output") if not name else f"{name}:{side}"
+    return Site(label, side, noise, module, -1)
+
+
+def _matches(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
+    if noise_on_parameters(noise):
+        return _parameters(model, pattern, noise)
+    modules = _modules(model)
+    if pattern in ("input", "output") and pattern not in modules:
+        return [_site("", "in" if pattern == "input" else "out", noise, model)]
+    glob, _, side = (
+        pattern.rpartition(":") if pattern.endswith((":in", ":out")) else (pattern, "", "")
+    )
+    found = [
+        _site(name, side or side_of(noise, module), noise, module)
+        for name, module in modules.items()
+        if (name and fnmatchcase(name, glob)) or (not name and not glob)
+    ]
+    if not found:
+        names = [n for n in modules if n]
+        kind = type(noise).__name__
+        if any(fnmatchcase(n, pattern) for n, _ in model.named_parameters()):
+            raise DitherError(
+                f"pattern {pattern!r} names a parameter, and {kind} acts on a module's input or "
+                f"output: name the module ({pattern.rpartition('.')[0]!r}), or use Weight"
+            )
+        head, colon, tail = pattern.rpartition(":")
+        if colon and any(fnmatchcase(n, head) for n in names):
+            raise DitherError(f"pattern {pattern!r}: a side is 'in' or 'out': got {tail!r}")
+        raise _nothing(pattern, glob, names, "module", model)
+    return found
+
+
+def _parameters(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    names: dict[int, list[str]] = {}
+    for prefix, module in _modules(model).items():
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_floating_point():
+                owners.setdefault(id(parameter), []).append((module, attribute))
+                names.setdefault(id(parameter), []).append(f"{prefix}.{attribute}".lstrip("."))
+    found = [
+        Site(names[i][0], "parameter", noise, owners[i][0][0], -1, owners=tuple(owners[i]))
+        for i in owners
+        if any(fnmatchcase(n, pattern) for n in names[i])
+    ]
+    if not found:
+        every = [n for alike in names.values() for n in alike]
+        head = pattern.removesuffix(":in").removesuffix(":out")
+        own = [n for n in every if fnmatchcase(n.rpartition(".")[0], head)]
+        if own and head not in ("", "*"):
+            raise DitherError(
+                f"pattern {pattern!r} names a module, and {type(noise).__name__} acts on "
+                f"parameters: name those, {', '.join(map(repr, own[:3]))} or {head + '.*'!r}"
+            )
+        raise _nothing(pattern, pattern, every, "parameter", model)
+    for site in found:
+        if type(site.parameter).__name__ == "DTensor":
+            raise DitherError(
+                f"weight noise can't reach {site.name!r}: it is a DTensor, sharded over ranks; use "
+                "DistributedDataParallel, or inject before sharding and train unsharded"
+            )
+    return found
+
+
+def _nothing(pattern: str, glob: str, names: list[str], kind: str, model: nn.Module) -> DitherError:
+    near = difflib.get_close_matches(glob, names, n=3, cutoff=0.4)
+    near += [n for n in names if glob.strip("*.") and glob.strip("*.") in n and n not in near][:3]
+    hint = (
+        f"near: {', '.join(map(repr, near))}"
+        if near
+        else f"it has {', '.join(map(repr, names[:6])) or 'none'}"
+    )
+    return DitherError(f"pattern {pattern!r} matches no {kind} of {type(model).__name__}; {hint}")

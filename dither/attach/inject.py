@@ -1,0 +1,213 @@
+"""`inject`: add noise to any module without editing it, and take it away again without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+
+from dither.attach.compiled import forget_compiled
+from dither.attach.find import find, unwrapped
+from dither.attach.hooks import After, Before, Enter, Leave, Recall
+from dither.attach.injection import Injection
+from dither.attach.ranks import averaged
+from dither.attach.shadow import Statistics, put, take
+from dither.attach.site import CONV, Site, label
+from dither.calling import call, evaluating
+from dither.errors import DitherError
+from dither.noise.draw import Source
+from dither.noise.noises import Node
+
+__all__ = ["Injection", "inject", "put", "take"]
+
+DRAWS = ("each", "all", "cycle", "random")
+GROUPS = ("tensor", "layer")
+WHENS = ("training", "always")
+STATISTICS = ("update", "keep")
+
+
+def inject(
+    model: nn.Module,
+    what: Any,
+    *,
+    seed: int | Sequence[int] | None = None,
+    draw: str = "each",
+    by: str = "tensor",
+    when: str = "training",
+    statistics: str = "update",
+    example: Any = None,
+    batch_dim: int = 0,
+) -> Injection:
+    """Add noise to a model without editing it.
+
+    `what` is a noise, put at its default sites (activations: the input of every Linear and
+    convolution; Node: a Linear's output, a convolution's input; Weight: every parameter), or a
+    mapping from patterns to noises. A pattern is a glob over module names, with ":in" or ":out" to
+    name the side, or "input" or "output", the model's own; for Weight a glob over parameter names.
+    Of several tensors that a module takes or gives, the first real one has the noise.
+
+    seed      the draws' seed; None takes one from torch's default generator. A list: one per
+              replica of a stacked model.
+    draw      how Weight spends σ in a step: "each" gives σ to every tensor; "all" gives σ/√M to
+              each of the M tensors, "cycle" and "random" give σ to one of them, in turn or by
+              lot: these three have one R = σ²/2M Σ.
+    by        what counts as one of the M: "tensor", or "layer" (all parameters of a module).
+    when      "training": on in train(), off in eval(), like dropout; "always": on in both.
+    statistics  what a noisy forward does to BatchNorm's running mean and variance: "update" them,
+              as any forward in train mode; or "keep" them (the batch's own normalise as before):
+              a forward without noise updates them: with noise.off(): model(x).
+              In compiled code they are kept until `pause`, also where a schedule of σ is at 0.
+    example   a batch for the model, where a Node's shape can't be read off its module (a
+              convolution's input).
+    batch_dim the dimension of the sites' tensors that counts the samples (Node draws one ε per
+              sample).
+
+    One forward of `model` in train mode is one step (see `Injection.hold`). Raises DitherError for
+    patterns that match nothing, sharded weights, and shapes that can't be known.
+    """
+    options = (("draw", draw, DRAWS), ("by", by, GROUPS), ("when", when, WHENS))
+    for name, got, allowed in (*options, ("statistics", statistics, STATISTICS)):
+        if got not in allowed:
+            raise DitherError(f"inject: {name} is one of {', '.join(allowed)}: got {got!r}")
+    if isinstance(batch_dim, bool) or not isinstance(batch_dim, Integral) or batch_dim < 0:
+        raise DitherError(f"inject: batch_dim is a whole number ≥ 0: got {batch_dim!r}")
+    _check(model, what)
+    root = unwrapped(model)
+    sites = find(root, what)
+    if (draw, by) != ("each", "tensor") and not any(s.side == "parameter" for s in sites.values()):
+        raise DitherError(
+            f"inject: draw={draw!r} and by={by!r} say how weight noise is drawn; there is none here"
+        )
+    noise = Injection(root, sites, seed, draw, by, when, batch_dim)
+    if statistics == "keep":
+        noise.statistics = Statistics(root)
+    noise.__dict__["wrapper"] = model if isinstance(model, DistributedDataParallel) else root
+    _check_stack(noise)
+    shapes = _shapes(noise, example) if example is not None else {}
+    _check_lazy(noise)
+    for site in noise.sites.values():
+        if isinstance(site.noise, Node):
+            w = _vectors(noise, site, shapes.get(site.name))
+            w.register_post_accumulate_grad_hook(averaged)  # they are not among DDP's parameters
+            noise.nodes[label(site.name)] = w
+    _attach(noise)
+    return noise
+
+
+def _check(model: Any, what: Any) -> None:
+    """The first two arguments are of the right kinds."""
+    if not isinstance(model, nn.Module):
+        raise DitherError(f"inject needs a model, an nn.Module: got {model!r}")
+    for pattern in what if isinstance(what, Mapping) else ():
+        if not isinstance(pattern, str):
+            raise DitherError(
+                f"inject: a pattern is a string, a glob over names such as '0' or '*:out': got "
+                f"{pattern!r}"
+            )
+
+
+def _check_stack(noise: Injection) -> None:
+    """A list of seeds has one for each replica of a stacked model."""
+    if not noise.stack:
+        return
+    replicas = getattr(noise.model, "replicas", None)
+    stacked = any(getattr(m, "stacked_linear", False) for m in noise.model.modules())
+    if replicas is None and not stacked:
+        raise DitherError(
+            f"inject: a list of seeds is for a stacked model, one per replica, and "
+            f"{type(noise.model).__name__} is none (no `replicas`): got seed={list(noise.seeds)}; "
+            "pass one number"
+        )
+    if replicas is not None and replicas != len(noise.seeds):
+        raise DitherError(
+            f"inject: a stack of {replicas} replicas needs {replicas} seeds: got {len(noise.seeds)}"
+        )
+
+
+def _check_lazy(noise: Injection) -> None:
+    """Weight and Node must know shapes."""
+    for site in noise.sites.values():
+        weight = site.side == "parameter"
+        own = [site.parameter] if weight else site.module.parameters(recurse=False)
+        if (weight or isinstance(site.noise, Node)) and any(map(is_lazy, own)):
+            raise DitherError(
+                f"{type(site.noise).__name__} at {site.name!r}: {type(site.module).__name__} has "
+                "no shape yet: run a batch through the model before inject, or pass inject(…, "
+                "example=x)"
+            )
+
+
+def _attach(noise: Injection) -> None:
+    """Hang the hooks: entering comes before all else, leaving after the sites' own."""
+    weights = any(s.side == "parameter" for s in noise.sites.values())
+    whole = weights or noise.statistics is not None
+    watched = list(noise.model.modules()) if whole else [noise.model]
+    handles = noise._handles
+    for module in watched:
+        handles.append(
+            module.register_forward_pre_hook(Enter(noise), prepend=True, with_kwargs=True)
+        )
+    for site in noise.sites.values():
+        if site.side == "in":
+            handles.append(
+                site.module.register_forward_pre_hook(Before(noise, site), with_kwargs=True)
+            )
+        elif site.side == "out":
+            handles.append(site.module.register_forward_hook(After(noise, site)))
+    for module in watched:
+        handles.append(module.register_forward_hook(Leave(noise), always_call=True))
+    forget_compiled()
+
+
+def _vectors(noise: Injection, site: Site, shape: tuple[int, ...] | None) -> nn.Parameter:
+    """A Node's w [*S, n, *features] ~ N(0, 1/fan_in), drawn from the seed and the site's name."""
+    module: Any = site.module
+    node = site.noise
+    linear = hasattr(module, "in_features") and hasattr(module, "out_features")
+    if linear:
+        features = (module.in_features if site.side == "in" else module.out_features,)
+    elif shape is None:
+        raise DitherError(
+            f"the shape of Node at {site.name!r} can't be read off a {type(module).__name__}: pass "
+            "a batch, inject(…, example=x)"
+        )
+    else:
+        rest = list(shape)
+        del rest[noise.batch_dim + noise.stack]
+        features = tuple(rest[noise.stack :])
+    if node.std is not None:
+        std = node.std
+    elif isinstance(module, CONV):
+        std = (module.in_channels // module.groups * torch.Size(module.kernel_size).numel()) ** -0.5
+    else:
+        std = (
+            (module.in_features if linear else torch.Size(features).numel()) + node.nodes
+        ) ** -0.5
+    owner = next(iter(module.parameters()), None)
+    owner = next(noise.model.parameters(), torch.empty(0)) if owner is None else owner
+    like = owner.new_empty(*([len(noise.seeds)] if noise.stack else []), node.nodes, *features)
+    w = std * Source(noise.keys(site.name, "w")).normal(like)
+    return nn.Parameter(w)
+
+
+def _shapes(noise: Injection, example: Any) -> dict[str, tuple[int, ...]]:
+    """One forward of the example in eval mode, and back: {site: shape}."""
+    reader = Recall()
+    noise.reader = reader
+    _attach(noise)
+    try:
+        with evaluating(noise.model), torch.no_grad():
+            call(noise.model, example)
+    finally:
+        noise.reader = None
+        for handle in noise._handles:
+            handle.remove()
+        noise._handles.clear()
+    for name, shape in reader.shapes.items():
+        noise.sites[name].seen = shape
+    return reader.shapes

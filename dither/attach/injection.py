@@ -1,0 +1,366 @@
+"""The noise of one `inject`: its clock, its draws, and the way to take it off.
+
+Activations are displaced by forward hooks, parameters by shadows (`shadow`). So nothing is
+ever written to a parameter, the graph keeps W + δ for the backward, and the optimiser updates W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dither.attach.clock import Clock
+from dither.attach.compiled import Traced, forget_compiled, register
+from dither.attach.find import replicas
+from dither.attach.hooks import Enter, real
+from dither.attach.ranks import agreed, rank, ranks
+from dither.attach.recompute import Ledger, in_backward, recursive, sample_of
+from dither.attach.seeds import ordinals, seeds
+from dither.attach.shadow import Statistics, clear, current, put, take
+from dither.attach.site import Site, Sites, groups, label
+from dither.noise.draw import Source, key
+from dither.noise.here import Here
+from dither.noise.noises import Node, at, plus
+
+
+class Injection(Clock, nn.Module):
+    """The noise of one `inject`: its sites, its trained vectors, its clock, and the way to take it
+    off.
+
+    `parameters()` are the vectors of Nodes (`nodes[site]`, with "/" for "." in the name),
+    `state_dict()` holds them with the seed and the step; both are separate from the model's. As a
+    context manager it removes itself at the end.
+    """
+
+    beside_its_model = True  # no place for another injection's sites
+    model: nn.Module
+    wrapper: nn.Module  # as it was given: DistributedDataParallel, or the model itself
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sites,
+        seed: int | Sequence[int] | None,
+        draw: str,
+        by: str,
+        when: str,
+        batch_dim: int,
+    ) -> None:
+        nn.Module.__init__(self)
+        Clock.__init__(self)
+        self.__dict__["model"] = model  # no submodule: its parameters stay its own
+        self.sites, self.draw, self.by, self.when = sites, draw, by, when
+        self.batch_dim = batch_dim
+        self.stack = int(isinstance(seed, Sequence))
+        self.seeds = seeds(seed)
+        beside = [n for n in on_model(model) if not n.sites.keys().isdisjoint(sites)]
+        self.ordinals = ordinals(self.seeds, [(n.seeds, n.ordinals) for n in beside])
+        self.seed_given = seed is not None or ranks() > 1  # else the ranks have yet to agree
+        self.nodes = nn.ParameterDict()
+        self.paused = self.removed = False
+        self.groups = groups(sites, by)
+        self.ordered = list(sites.values())
+        self.shadowed = [site for site in self.ordered if site.side == "parameter"]
+        self.modules_of_sites = list({id(s.module): s.module for s in self.ordered}.values())
+        self.handle = register(self)
+        self.statistics: Statistics | None = None  # of BatchNorms, kept from noisy forwards
+        self.reader: Any = None  # explicit and expected read the sites through this instead
+        self.layouts: dict[Any, Any] = {}  # where parameters have their samples, learnt by explicit
+        self._inside: list[int] = []  # the modules whose forward is running, outermost first
+        self._calls: dict[int, int] = {}
+        self._ledger = Ledger()
+        self._handles: list[Any] = []
+
+    # ------------------------------------------------------------------------------ what users call
+
+    def pause(self) -> None:
+        """No noise until `resume`; the clock stands still too."""
+        self.paused = True
+        forget_compiled()
+
+    def resume(self) -> None:
+        """Noise again, from where it was paused."""
+        self.paused = False
+        forget_compiled()
+
+    @contextmanager
+    def off(self) -> Iterator[Injection]:
+        """No noise inside, whatever is raised there; afterwards as before."""
+        before = self.paused
+        self.pause()
+        try:
+            yield self
+        finally:
+            self.paused = before
+            forget_compiled()
+
+    def remove(self) -> None:
+        """Take every hook off the model; its output is bit for bit what it was. Harmless when
+        called twice.
+        """
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.unshadow()
+        self.removed = True
+        forget_compiled()
+
+    def __enter__(self) -> Injection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        return f"noise on {len(self.sites)} sites of {type(self.model).__name__}\n{self.sites}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without hooks, clocks of running forwards and records of checkpoints: a copy is off its
+        model, as if removed.
+        """
+        return {k: v for k, v in self.__dict__.items() if k not in _OF_THE_MOMENT}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.update(_moment(), handle=register(self), wrapper=self.model, removed=True)
+        for site in self.shadowed:
+            site.put, site.under = None, []
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Seed and clock, so that a resumed run goes on as if it had never stopped."""
+        clocks = {name: (site.step, site.micro) for name, site in self.sites.items()}
+        return {
+            "seeds": self.seeds,
+            "ordinals": self.ordinals,
+            "step": self.step,
+            "micro": self.micro,
+            "clocks": clocks,
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `get_extra_state`; sites are matched by name."""
+        self.seeds, self.step, self.micro = tuple(state["seeds"]), state["step"], state["micro"]
+        self.ordinals = tuple(state.get("ordinals", (0,) * len(self.seeds)))
+        self.seed_given = True
+        for name, (step, micro) in state["clocks"].items():
+            if name in self.sites:
+                self.sites[name].step, self.sites[name].micro = step, micro
+
+    # ------------------------------------------------------------------------------------ the clock
+
+    def on(self, module: nn.Module) -> bool:
+        """Whether a module is noisy now: like dropout, in its train mode."""
+        return not self.paused and (self.when == "always" or module.training)
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """A forward starts; the outermost begins a step."""
+        if getattr(module, "_is_replica", False):  # DataParallel around it, after inject
+            raise replicas(type(module).__name__)
+        if module is self.model and id(module) in self._inside and not recursive(module):
+            for noise in on_model(module):  # Ctrl-C ran no hooks: clear away what it left
+                noise._inside.clear()
+                for site in noise.shadowed:
+                    clear(site)
+                noise.unshadow()
+        if not self._inside:
+            self.begin(module, args, kwargs)
+        self._inside.append(id(module))
+        if self.shadowed and self.on(module):  # a checkpoint may recompute this module alone
+            self._ledger.note(id(module), sample_of(args, kwargs), (*self.now(self), 0))
+
+    def leave(self, module: nn.Module) -> None:
+        """A forward ends, perhaps by an exception; after the outermost the parameters read W
+        again.
+        """
+        if id(module) in self._inside:
+            while self._inside.pop() != id(module):
+                pass
+        if not self._inside:
+            self.unshadow()
+
+    def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """A new step, unless it is recomputed for a backward, or nothing is noisy."""
+        if in_backward():
+            if self.shadowed or self.statistics:
+                stamp = self._ledger.recall(id(module), sample_of(args, kwargs))
+                self.shadow(module, *(stamp[:2] if stamp else self.now(self)))
+        elif self.on(module) or any(map(self.on, self.modules_of_sites)):
+            self._calls = {}
+            self.advance(self)
+            for site in self.shadowed:  # compiled code goes on from here
+                site.step, site.micro, site.turn = self.step, self.micro, self.turn
+            self.shadow(module, *self.now(self))
+
+    def acts(self, step: int) -> bool:
+        """Whether anything is displaced in a step."""
+        return any(
+            self.on(s.module) and self.scale(s, step) * self.noise_at(s, step).sigma
+            for s in self.ordered
+        )
+
+    def moment(self, site: Site, call: int) -> tuple[int, int]:
+        """(step, micro): the common clock's, or the site's own where no forward of the whole model
+        moves that one.
+        """
+        if self._inside:
+            site.step, site.micro, site.turn = self.step, self.micro, self.turn
+        elif call == 0 and not in_backward():
+            self.advance(site)
+            self.step = max(self.step, site.step)
+        return self.now(site)
+
+    # ------------------------------------------------------------------------------------ the draws
+
+    def here(self, site: Site, h: Tensor) -> Here:
+        """The site as the noise's faces see it."""
+        w = self.nodes[label(site.name)] if isinstance(site.noise, Node) else None
+        return Here(h, w, self.stack, self.batch_dim, site.name)
+
+    def source(
+        self, site: Site, step: int, micro: int, call: int, *, reflect: bool = False
+    ) -> Source:
+        """Keyed by seed, site, step and call; activations by the rank too, parameters not.
+
+        micro: ~m for the mirror image of m's.
+        """
+        if not self.seed_given and ranks() > 1:
+            self.seeds, self.seed_given = agreed(self.seeds), True
+        micro, reflect = (~micro, not reflect) if micro < 0 else (micro, reflect)
+        where = () if site.side == "parameter" else (micro, call, rank())
+        return Source(self.keys(site.name, step - 1, *where), reflect=reflect)
+
+    def keys(self, *words: object) -> list[int]:
+        """The key of each seed, and of this injection among those that share it and a site."""
+        both = zip(self.seeds, self.ordinals, strict=True)
+        return [key(s, *(["injection", n] if n else []), *words) for s, n in both]
+
+    def scale(self, site: Site, step: int) -> float:
+        """What `draw` leaves of σ for a parameter in a step: 1, 1/√M, or 1 for one tensor and 0 for
+        the others.
+        """
+        if site.side != "parameter" or self.draw == "each":
+            return 1.0
+        m = len(self.groups)
+        if self.draw == "all":
+            return m**-0.5
+        chosen = step - 1 if self.draw == "cycle" else self.keys("which", step - 1)[0]
+        return float(site.name in self.groups[chosen % m])
+
+    def share(self, site: Site) -> float:
+        """The mean over steps of `scale`²: how much of σ² a parameter gets in R."""
+        return 1.0 if site.side != "parameter" or self.draw == "each" else 1 / len(self.groups)
+
+    def noise_at(self, site: Site, step: int | None = None) -> Any:
+        """The site's noise with σ read off the schedule at a step (the current one by default)."""
+        return at(site.noise, max((self.step if step is None else step) - 1, 0))
+
+    def activation(self, site: Site, h: Tensor, module: nn.Module) -> Tensor | None:
+        """Give h + δ where the noise is on, None where it is off. Called by the hooks."""
+        if self.reader is not None:
+            return self.reader.activation(site, h)
+        if not self.on(module):
+            return None
+        real(site, h)
+        if torch.compiler.is_compiling():
+            traced = Traced(self.handle, site, self._next(site))
+            return h + site.unit.displace(self.here(site, h), traced)
+        site.seen = tuple(h.shape)
+        step, micro, call = self._stamp(site, h)
+        noise = self.noise_at(site, step)
+        if noise.sigma == 0:
+            return None
+        return plus(noise, self.here(site, h), self.source(site, step, micro, call))
+
+    def _stamp(self, site: Site, h: Tensor) -> tuple[int, int, int]:
+        """(step, micro, call) of this call of a site; that of the first time where a checkpoint
+        recomputes it.
+        """
+        stamp = self._ledger.recall(site.name, h) if in_backward() else None
+        if stamp is None:
+            call = self._next(site) if self._inside else 0
+            stamp = (*self.moment(site, call), call)
+        self._ledger.note(site.name, h, stamp)
+        return stamp
+
+    def _next(self, site: Site) -> int:
+        call = self._calls.get(site.index, 0)
+        self._calls[site.index] = call + 1
+        return call
+
+    def draw_compiled(self, site: Site, like: Tensor, call: int) -> Tensor:
+        """What compiled code asks for at run time: σ of the step times a draw."""
+        step, micro = self.moment(site, call)
+        sigma = self.noise_at(site, step).sigma * self.scale(site, step)
+        if sigma == 0 or self.paused:
+            return torch.zeros_like(like)
+        return sigma * self.source(site, step, micro, call)(site.noise.law, like)
+
+    # -------------------------------------------------------------------------- shadowed parameters
+
+    def displacement(self, site: Site, step: int, rng: Any = None) -> Tensor | None:
+        """δ of a parameter in a step, or None where the step leaves it alone."""
+        scale, noise = self.scale(site, step), self.noise_at(site, step)
+        if scale == 0 or noise.sigma == 0:
+            return None
+        here = self.here(site, site.parameter)
+        delta = noise.displace(here, rng or self.source(site, step, 0, 0))
+        return delta if scale == 1 else scale * delta
+
+    def shadow(self, module: nn.Module, step: int, micro: int) -> None:
+        """Let the displaced parameters below `module` read W + δ."""
+        if self.statistics and self.acts(step):
+            self.statistics.put()
+        below = None if module is self.model else {id(m) for m in module.modules()}
+        for site in self.shadowed:
+            if not self.on(site.module):
+                continue
+            if below is not None and not any(id(owner) in below for owner, _ in site.owners):
+                continue
+            scale, noise = self.scale(site, step), self.noise_at(site, step)
+            if scale and noise.sigma:
+                here = self.here(site, current(site))
+                put(site, plus(noise, here, self.source(site, step, micro, 0), scale))
+
+    def shadow_traced(self) -> None:
+        """The same while torch.compile traces: the draw happens when the compiled code runs."""
+        self._calls = {}
+        if self.statistics and any(map(self.on, self.modules_of_sites)):
+            self.statistics.put()
+        for site in self.shadowed:
+            if self.on(site.module):
+                w = current(site)
+                put(site, w + site.unit.displace(self.here(site, w), Traced(self.handle, site, 0)))
+
+    def unshadow(self) -> None:
+        """Let every parameter read W again."""
+        for site in self.shadowed:
+            take(site)
+        if self.statistics:
+            self.statistics.take()
+
+
+def _moment() -> dict[str, Any]:
+    """What an injection holds only for the moment, empty."""
+    return {
+        "reader": None,
+        "held": False,
+        "mirror": False,
+        "layouts": {},
+        "_inside": [],
+        "_calls": {},
+        "_ledger": Ledger(),
+        "_handles": [],
+    }
+
+
+_OF_THE_MOMENT = {*_moment(), "handle", "wrapper"}
+
+
+def on_model(model: nn.Module) -> list[Injection]:
+    """The injections whose model this module is (`read.injections`: also those inside it)."""
+    hooks = model._forward_pre_hooks.values()
+    return list({id(h.noise): h.noise for h in hooks if isinstance(h, Enter)}.values())

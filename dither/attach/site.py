@@ -1,0 +1,85 @@
+"""Sites: where in a network a noise acts, found by patterns without touching the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from dither.noise.noises import describe
+
+CONV = nn.modules.conv._ConvNd
+
+
+@dataclass(eq=False)
+class Site:
+    """A place for noise: the input or output of a module, or a parameter.
+
+    `module` is the module (for a parameter: its first owner), `owners` all (module, attribute)
+    pairs of a parameter. `step`, `micro` and `turn` are the site's own clock where no forward of
+    the whole model sets it (compiled code).
+    """
+
+    name: str
+    side: str  # "in" | "out" | "parameter"
+    noise: Any
+    module: nn.Module
+    index: int
+    owners: tuple[tuple[nn.Module, str], ...] = ()
+    seen: tuple[int, ...] | None = None  # shape at the last call
+    step: int = 0
+    micro: int = 0
+    turn: int = 0
+    put: Tensor | None = None  # the shadow of a parameter, and what was under it
+    under: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.unit = replace(self.noise, sigma=1.0)  # compiled code gets σ together with the draw
+
+    @property
+    def parameter(self) -> Tensor:
+        """The parameter as the model holds it now (it may have been moved since)."""
+        module, name = self.owners[0]
+        return module._parameters[name]  # pyright: ignore[reportReturnType]
+
+
+class Sites(dict[str, Site]):
+    """Site name → Site, in the order of the model; prints as a table. `skipped`: name → why it is
+    no site.
+    """
+
+    def __init__(self, sites: list[Site], skipped: dict[str, str]) -> None:
+        super().__init__((s.name, s) for s in sites)
+        self.skipped = skipped
+
+    def __repr__(self) -> str:
+        rows = [("site", "of", "noise", "shape")]
+        for site in self.values():
+            shape = site.parameter.shape if site.side == "parameter" else site.seen
+            missing = "in compiled code" if site.step else "not called yet"
+            shown = missing if shape is None else "×".join(map(str, shape)) or "scalar"
+            rows.append((site.name, type(site.module).__name__, describe(site.noise), shown))
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = [
+            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
+        lines += [f"not a site: {name}: {why}" for name, why in self.skipped.items()]
+        return "\n".join(lines)
+
+    __str__ = __repr__
+
+
+def label(name: str) -> str:
+    """A site's name as the name of its Node's vectors, which may hold no dot."""
+    return name.replace(".", "/")
+
+
+def groups(sites: Mapping[str, Site], by: str) -> list[set[str]]:
+    """The M tensors, or layers, among which `draw` shares σ."""
+    groups: dict[object, set[str]] = {}
+    for name, site in sites.items():
+        if site.side == "parameter":
+            groups.setdefault(name if by == "tensor" else id(site.module), set()).add(name)
+    return list(groups.values())

@@ -1,0 +1,139 @@
+"""Which figures there are, by name: "levi2022/fig3" is the module dither.papers.levi2022.fig3.
+
+Names and docstrings are read from the files without importing them (nor torch); only `find`
+imports.
+"""
+
+import ast
+import difflib
+import fnmatch
+import importlib
+import importlib.util
+import pkgutil
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dither.errors import DitherError
+from dither.lab.figure import Figure
+from dither.lab.wording import title_and_caption
+
+PAPERS = "dither.papers"
+
+
+def names() -> list[str]:
+    """All figures, in reading order: the modules of a paper's package that define `figure`."""
+    found = (
+        f"{paper}/{info.name}"
+        for paper in _papers()
+        for info in pkgutil.iter_modules(_path(f"{PAPERS}.{paper}"))
+        if not info.name.startswith("_")
+        and re.search(r"^figure\b[^=\n]*=", _source(f"{paper}/{info.name}"), re.M)
+    )
+    return sorted(found, key=lambda name: (name.startswith("beyond/"), _reading_order(name)))
+
+
+def find(name: str) -> Figure:
+    """The figure of that name. Raises with near names if there is none, and with the reason if it
+    can't be imported.
+    """
+    if name not in names():
+        raise DitherError(_unknown(name))
+    module = _module(name)
+    try:
+        figure = importlib.import_module(module).figure
+    except DitherError as error:
+        raise DitherError(f"{name} says something that can't be run: {error}") from error
+    except Exception as error:  # a broken figure must not hide the others
+        raise DitherError(f"{name} can't be imported: {type(error).__name__}: {error}") from error
+    if not isinstance(figure, Figure):
+        raise DitherError(
+            f"{name}: `figure` is a {type(figure).__name__}, not a dither.lab.figure.Figure"
+        )
+    return replace(figure, module=module)
+
+
+def match(patterns: Sequence[str]) -> list[str]:
+    """Names for 'levi2022/fig3', 'levi2022' (the whole paper) and globs such as '*/fig1*'; no
+    patterns: all of them.
+    """
+    known = names()
+    chosen = []
+    for pattern in patterns:
+        pattern = pattern.strip("/").replace(".", "/")
+        hits = [n for n in known if fnmatch.fnmatchcase(n, pattern) or n.split("/")[0] == pattern]
+        if not hits:
+            raise DitherError(_unknown(pattern))
+        chosen += hits
+    return list(dict.fromkeys(chosen)) if patterns else known
+
+
+def doc(name: str) -> str:
+    """The docstring of a figure's module, read from its file."""
+    try:
+        return ast.get_docstring(ast.parse(_source(name))) or name
+    except SyntaxError as error:
+        return f"{name} can't be read: {error.msg} in line {error.lineno}"
+
+
+def title(name: str) -> str:
+    """The first sentence of a figure's docstring."""
+    return title_and_caption(doc(name))[0]
+
+
+def paper(name: str) -> str:
+    """A paper's title: the first sentence of its package's docstring."""
+    spec = importlib.util.find_spec(f"{PAPERS}.{name}") if name in _papers() else None
+    source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+    return title_and_caption(ast.get_docstring(ast.parse(source)) or name)[0]
+
+
+def _papers() -> list[str]:
+    return [info.name for info in pkgutil.iter_modules(_path(PAPERS)) if info.ispkg]
+
+
+def _module(name: str) -> str:
+    return f"{PAPERS}.{name.replace('/', '.')}"
+
+
+def _path(package: str) -> Iterable[str]:
+    spec = importlib.util.find_spec(package)
+    return (spec.submodule_search_locations or []) if spec else []
+
+
+def _source(name: str) -> str:
+    spec = importlib.util.find_spec(_module(name))
+    return Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+
+
+def _reading_order(name: str) -> tuple[str, bool, list[tuple[str, int]]]:
+    """By paper; its numbered figures first; numbers as numbers."""
+    paper, _, own = name.partition("/")
+    return (
+        paper,
+        not re.match(r"fig\d", own),
+        [
+            (word, int(digits or 0))
+            for word, digits in re.findall(r"([^\d/]*)(\d*)", own)
+            if word or digits
+        ],
+    )
+
+
+def _unknown(name: str) -> str:
+    known = names()
+    if not known:
+        return f"no figure is called {name!r}: there is none at all in {PAPERS}"
+    papers = list(dict.fromkeys(n.split("/")[0] for n in known))
+    tails = {n.split("/")[1]: n for n in reversed(known)}
+    near = [*difflib.get_close_matches(name, known + papers, n=3, cutoff=0.5)]
+    near += [
+        tails[t] for t in difflib.get_close_matches(name.split("/")[-1], tails, n=2, cutoff=0.7)
+    ]
+    hint = (
+        f"did you mean {' or '.join(dict.fromkeys(near))}?"
+        if near
+        else "`dither list` shows all of them"
+    )
+    return f"no figure is called {name!r}; {hint}"

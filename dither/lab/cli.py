@@ -1,0 +1,314 @@
+"""The command line. Exit 0: ran; 1: could not, with a sentence on stderr; 2: --strict and a claim
+failed; 130: stopped.
+
+Imports happen inside the commands: `dither --help` costs no torch and no polars.
+"""
+
+import inspect
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+import typer.core
+from rich.console import Console
+
+from dither.errors import DitherError
+
+
+class Sentences(typer.core.TyperGroup):
+    """A group of commands whose errors are one sentence on stderr and exit 1, typer's own (a wrong
+    option) included.
+    """
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        try:
+            code = super().main(*args, standalone_mode=False, **kwargs)
+        except DitherError as error:
+            code = _fail(str(error))
+        except typer.Abort:
+            code = _fail("stopped")
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # typer's and click's usage errors have one
+                raise
+            given = kwargs["args"] if kwargs.get("args") is not None else sys.argv[1:]
+            code = _fail(_usage(error, " ".join(["dither", *_commands(self, given)])))
+        if standalone_mode:
+            sys.exit(code if isinstance(code, int) else 0)
+        return code
+
+
+def _commands(group: Any, words: Sequence[str]) -> Iterator[str]:
+    """The commands that a call begins with: data, fetch."""
+    for word in words:
+        group = getattr(group, "commands", {}).get(word)
+        if group is None:
+            return
+        yield word
+
+
+app = typer.Typer(cls=Sentences, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+def _complete(incomplete: str) -> Iterator[str]:
+    from dither.lab import catalogue
+
+    names = catalogue.names()
+    papers = dict.fromkeys(name.split("/")[0] for name in names)
+    return (name for name in [*papers, *names] if name.startswith(incomplete))
+
+
+Figures = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[FIGURE]…",
+        help="levi2022/fig3, levi2022 (a whole paper) or '*/fig1*'; none: all.",
+        autocompletion=_complete,
+    ),
+]
+Out = Annotated[str, typer.Option("--out", metavar="DIR", help="Where the results are.")]
+Scale = Annotated[
+    str, typer.Option(metavar="smoke|quick|paper", help="Seconds, minutes, or what the paper did.")
+]
+
+
+def main() -> None:
+    """The command `dither`."""
+    app(prog_name="dither")
+
+
+@app.callback(invoke_without_command=True)
+def dither(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", is_eager=True)
+    ] = False,
+) -> None:
+    """Noise injection and what it is worth: three papers reproduced, figure by figure, claim by
+    claim.
+    """
+    if version:
+        from dither.lab.runs.provenance import version as installed
+
+        print(f"dither {installed('dither')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command("list")
+def list_figures() -> None:
+    """The figures: their claims, the data they need, what they cost."""
+    from dither.lab import catalogue, listing
+
+    listing.figures(catalogue.names(), _console())
+
+
+@app.command()
+def show(
+    figure: Annotated[str, typer.Argument(metavar="FIGURE", autocompletion=_complete)],
+    out: Out = "results",
+) -> None:
+    """One figure: its text, its runs at each scale, its claims and what came of them, departures;
+    or a paper's figures.
+    """
+    from dither.lab import catalogue, listing
+
+    if figure.strip("/") in {name.split("/")[0] for name in catalogue.names()}:
+        console, paper = _console(), figure.strip("/")
+        console.print(f"{catalogue.paper(paper)}\n", highlight=False, markup=False)
+        listing.figures(catalogue.match([paper]), console)
+    else:
+        listing.figure(figure, out, _console())
+
+
+@app.command()
+def reproduce(
+    figures: Figures = None,
+    scale: Scale = "quick",
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N|A:B", help="How many, or from A to B − 1.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN", help="These runs alone, by label or glob; may be repeated."),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Processes; as many as there are cores, up to 8."),
+    ] = None,
+    out: Out = "results",
+    cluster: Annotated[
+        str | None, typer.Option(metavar="ADDRESS|local", help="A Dask scheduler to compute on.")
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Compute finished runs once more.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 2 if a claim fails.")] = False,
+) -> None:
+    """Run what is missing, draw the figures, judge the claims, write the page. Stop it when you
+    like: it goes on from there.
+    """
+    from dither.lab import reproduce as runner
+    from dither.lab.runs import provenance
+    from dither.lab.runs.screen import Bars, Lines
+
+    console = _console()
+    screen = Bars(console) if console.is_terminal else Lines(console)
+    chosen, jobs = _seeds(seeds), min(provenance.cores(), 8) if jobs is None else jobs
+    try:
+        with _terminated_like_interrupted():
+            results = runner.reproduce(
+                figures or (),
+                scale=scale,
+                seeds=chosen,
+                only=only or (),
+                jobs=jobs,
+                out=out,
+                cluster=cluster,
+                again=again,
+                screen=screen,
+            )
+    except KeyboardInterrupt as stop:
+        raise typer.Exit(_fail(str(stop) or "stopped", 130)) from None
+    if results.failures:
+        runs = f"{len(results.failures)} run{'s' * (len(results.failures) != 1)} failed"
+        raise DitherError(f"{runs} (named above and on {results.page}); what is finished is kept")
+    problems = [study.problem for study in results.figures.values() if study.problem]
+    if len(problems) == len(results.figures):
+        raise DitherError(f"nothing could be run: {problems[0]}")
+    if strict and (failed := results.failed_claims):
+        claims = f"{len(failed)} claim{'s' * (len(failed) != 1)} failed ({', '.join(failed)})"
+        raise typer.Exit(_fail(f"{claims}, and --strict was given", 2))
+
+
+@app.command()
+def compare(
+    file: Annotated[str, typer.Argument(metavar="FILE.py")],
+) -> None:
+    """Compare noises on your own problem. FILE.py defines make_model, data and methods, and if need
+    be settings = {"seeds": 5, "epochs": 10, …}: the arguments of dither.compare.
+    """
+    console = _console()
+    given = _run_file(file)
+    from dither.lab.compare import compare as run
+
+    def progress(method: str, seed: int, done: int, total: int) -> None:
+        console.print(f"\\[{done}/{total}] {_plain(method)} · seed {seed}", highlight=False)
+
+    settings = {"progress": progress, **given.get("settings", {})}
+    everything = given["make_model"], given["data"], given["methods"]
+    try:
+        inspect.signature(run).bind(*everything, **settings)
+    except TypeError as error:
+        raise DitherError(f"{file}: settings don't fit dither.compare: {error}") from None
+    print(run(*everything, **settings))
+
+
+def _run_file(file: str) -> dict[str, Any]:
+    """What a user's file defines; its own mistakes are told with file and line."""
+    import runpy
+    import traceback
+    from pathlib import Path
+
+    if not Path(file).is_file():
+        raise DitherError(f"compare: there is no file {file!r}; give a Python file")
+    try:
+        given = runpy.run_path(file, run_name="dither_compare")
+    except Exception as error:
+        own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        line = f", line {own[-1].lineno}" if own else f", line {getattr(error, 'lineno', '?')}"
+        raise DitherError(f"{file}{line}: {type(error).__name__}: {error}") from None
+    missing = [name for name in ("make_model", "data", "methods") if name not in given]
+    if missing:
+        raise DitherError(
+            f"{file} does not define {' and '.join(missing)}; "
+            "compare needs make_model, data and methods"
+        )
+    return given
+
+
+@app.command("report")
+def write_report(out: Out = "results") -> None:
+    """Make the page anew from what is in DIR."""
+    from pathlib import Path
+
+    from dither.lab.page import report
+
+    if not (Path(out) / "figures").is_dir():
+        raise DitherError(
+            f"there are no figures in {out}: run `dither reproduce --out {out}` first"
+        )
+    _console().print(
+        f"The page: {report.write_page(Path(out)).resolve()}", highlight=False, soft_wrap=True
+    )
+
+
+data = typer.Typer(rich_markup_mode="rich", invoke_without_command=True)
+app.add_typer(data, name="data")
+
+
+@data.callback()
+def data_sets(context: typer.Context) -> None:
+    """The data sets: where each was found, or which file goes where."""
+    if context.invoked_subcommand:
+        return
+    from dither.lab.data import needs
+
+    for name in needs.names():
+        place = needs.found(name)
+        verdict = f"found {place}" if place else f"missing: {needs.advice(name)}"
+        _console().print(f"{name}: {verdict}", highlight=False, markup=False, soft_wrap=True)
+
+
+@data.command("fetch")
+def fetch(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Fetch a data set into the cache, checked by its checksums."""
+    from dither.lab.data import needs
+
+    _console().print(f"{name}: {needs.bring(name)}", highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM (kill, a batch system's time limit) stops as cleanly as Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _seeds(text: str | None) -> int | range | None:
+    """3 → 3; "2:5" → range(2, 5)."""
+    if text is None:
+        return None
+    first, colon, last = text.partition(":")
+    if not (first.isdecimal() and (last.isdecimal() or not colon)):
+        raise DitherError(f"--seeds {text}: give a number (3) or a range (0:3)")
+    if colon and int(last) <= int(first):
+        raise DitherError(f"--seeds {text} is empty: give a number (3) or a range (0:3)")
+    return range(int(first), int(last)) if colon else int(first)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _console() -> Console:
+    return Console(file=sys.stdout)
+
+
+def _usage(error: Any, path: str) -> str:
+    """What typer says about a wrong call of the command at that path, with where to look."""
+    said = error.format_message().strip().rstrip(".")
+    return f"{said[:1].lower()}{said[1:]}; `{path} --help` shows what there is"
+
+
+def _fail(sentence: str, code: int = 1) -> int:
+    print(f"dither: {sentence}", file=sys.stderr)
+    return code

@@ -1,0 +1,205 @@
+"""Experiments as data: Run and Task (what is computed), Claim (what it should show), Figure (a
+function to both).
+
+A figure's module reads as the paper's: a docstring (title, setting, source), `runs`, `plot`, and
+
+    figure = Figure(runs, plot, smoke=…, quick=…, paper=…, claims=[Claim("L5", "…", check)])
+
+Nothing here imports torch; a figure's module may, so listing figures costs what their modules
+import.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dither.errors import DitherError
+from dither.lab import identity
+from dither.lab.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Picture
+
+__all__ = [
+    "SCALES", "Claim", "Figure", "Progress", "Run", "Silent", "Table", "Task", "Verdict"
+]  # fmt: skip
+
+SCALES = ("smoke", "quick", "paper")  # seconds; minutes; what the paper did
+OBJECTIVES = ("noise", "explicit", "sampled")
+NARROW = 64  # units; up to here many seeds run faster as one program than as processes
+Rows = list[tuple[float, str, float]]  # (step, quantity, value)
+Verdict = tuple[bool | None, Mapping[str, Any]]
+
+
+class Progress(Protocol):
+    """What a run reports to: `done` of `total` steps (or epochs, or draws) are over."""
+
+    def update(self, done: float, total: float) -> None: ...
+
+
+class Silent:
+    """A progress nobody looks at."""
+
+    def update(self, done: float, total: float) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run, all that it depends on but the seed.
+
+    objective: "noise" trains with the noise on; "explicit" on loss + exact R, noise off; "sampled"
+    on loss + one-sample R. batch None is the full batch; exactly one of epochs and steps; stop is a
+    training accuracy (noise off, once an epoch). The order in `watch` is part of the identity.
+    statistics: "update" or "keep", what noisy forwards do to BatchNorm's (`inject`).
+    """
+
+    data: Any
+    model: Any
+    optimiser: Any
+    noise: Any = None
+    draw: str = "each"
+    by: str = "tensor"
+    objective: str = "noise"
+    loss: Any = "cross_entropy"
+    batch: int | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    stop: float | None = None
+    schedule: str = "constant"
+    watch: tuple[Any, ...] = ()
+    statistics: str = field(default="update", metadata=identity.LATER)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.noise, Mapping):
+            object.__setattr__(self, "noise", tuple(self.noise.items()))
+        object.__setattr__(self, "watch", tuple(self.watch))
+        if self.objective not in OBJECTIVES:
+            raise DitherError(
+                f"run: objective {self.objective!r} is none of {', '.join(OBJECTIVES)}"
+            )
+        if self.objective != "noise" and self.noise is None:
+            raise DitherError(
+                f"run: objective {self.objective!r} penalises a noise, and noise is None: give one"
+            )
+        if (self.epochs is None) == (self.steps is None):
+            raise DitherError(
+                f"run: give epochs or steps, one of the two (got {self.epochs} and {self.steps})"
+            )
+        for name in ("epochs", "steps", "batch"):
+            if (n := getattr(self, name)) is not None and n < 1:
+                raise DitherError(f"run: {name} = {n} leaves nothing to do; give 1 or more")
+
+    @property
+    def key(self) -> str:
+        return identity.key(self)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether many seeds run as one program: the model can, and is narrow enough to gain."""
+        widths = getattr(self.model, "widths", ())
+        return hasattr(self.model, "build_stacked") and max(widths[1:], default=0) <= NARROW
+
+
+@dataclass(frozen=True)
+class Task:
+    """Anything that is not a training run: f(seed, progress, **kwargs) → iterable of (step,
+    quantity, value).
+
+    function is "package.module:name", so that a worker can import it. The code is no part of the
+    identity: when it changes its results, run with `--again`.
+    """
+
+    function: str
+    kwargs: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.]+:\w+", self.function):
+            raise DitherError(
+                f"task: the function is named 'package.module:name', got {self.function!r}"
+            )
+        object.__setattr__(self, "kwargs", tuple(sorted(self.kwargs)))
+
+    @classmethod
+    def of(cls, function: str | Callable[..., Iterable], **kwargs: object) -> "Task":
+        """Task.of("dither.papers.orvieto2022.fig1:explosion", d=100); lists become tuples."""
+        if callable(function):
+            said = identity.canonical(function, "task: the function")
+            function = f"{said['name']}" if isinstance(said, dict) else str(said)
+        return cls(
+            function, tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in kwargs.items())
+        )
+
+    @property
+    def key(self) -> str:
+        return identity.key(self)
+
+    @property
+    def stacked(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper that may turn out false.
+
+    check(table) → (holds, {name: number}): True, False, or None where this scale can't judge it
+    (say "why" among the numbers). A number may be a float, an Estimate, a pair (mean, spread), an
+    array [S] of one value per seed, shown as mean ± sd, or another array, whose values are shown.
+    """
+
+    id: str
+    text: str
+    check: Callable[[Table], Verdict]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: runs(**what the scale affords) → {label: Run | Task}; plot(table) → a matplotlib
+    figure; claims.
+
+    smoke, quick, paper   the keyword arguments of `runs` at each scale
+    seeds                 how many at each scale
+    departures            what differs from the paper; "quick: …" is shown at that scale only
+    needs                 data sets; the figure is "not run: data absent" without them
+    cost                  minutes on one core at each scale, roughly; the cheapest figures run
+                          first, those that don't say last
+    """
+
+    runs: Callable[..., Mapping[str, Run | Task]]
+    plot: "Callable[[Table], Picture]"
+    smoke: Mapping[str, Any] = field(default_factory=dict)
+    quick: Mapping[str, Any] = field(default_factory=dict)
+    paper: Mapping[str, Any] = field(default_factory=dict)
+    claims: Sequence[Claim] = ()
+    departures: Sequence[str] = ()
+    seeds: Mapping[str, int] = field(default_factory=lambda: {"smoke": 2, "quick": 3, "paper": 10})
+    needs: Sequence[str] = ()
+    cost: Mapping[str, float] = field(default_factory=dict)
+    module: str = ""  # set when the figure is found by name
+
+    @property
+    def name(self) -> str:
+        """Like "levi2022/fig3", from the module's path."""
+        return "/".join((self.module or self.runs.__module__).split(".")[-2:])
+
+    @property
+    def doc(self) -> str:
+        return sys.modules[self.module or self.runs.__module__].__doc__ or self.name
+
+    def at(self, scale: str) -> dict[str, Run | Task]:
+        """The runs at a scale, by label."""
+        if scale not in SCALES:
+            raise DitherError(f"scale {scale!r} is none of {', '.join(SCALES)}")
+        runs = dict(self.runs(**getattr(self, scale)))
+        for label, run in runs.items():
+            if not isinstance(run, (Run, Task)):
+                kind = type(run).__name__
+                raise DitherError(f"{self.name}: {label!r} is a {kind}, not a Run or a Task")
+        return runs
+
+    def departures_at(self, scale: str) -> list[str]:
+        others = tuple(f"{other}:" for other in SCALES if other != scale)
+        return [text for text in self.departures if not text.startswith(others)]

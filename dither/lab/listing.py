@@ -1,0 +1,106 @@
+"""What `dither list` and `dither show` print: figures, their cost, their claims and what came of
+them.
+"""
+
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as Grid
+
+from dither.errors import DitherError
+from dither.lab import catalogue
+from dither.lab.data import needs
+from dither.lab.figure import SCALES, Figure
+from dither.lab.page import report
+from dither.lab.runs.store import Store
+from dither.lab.wording import duration
+
+
+def figures(names: Sequence[str], console: Console) -> None:
+    """Two lines each: name, number of claims, cost on one core at each scale, data; the title."""
+    wide = max(map(len, names), default=0)
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    scales = "".join(f"{scale:>9}" for scale in SCALES)
+    say(f"[dim]{'figure':{wide}}  claims{scales}  needs[/]")
+    for name in names:
+        try:
+            figure = catalogue.find(name)
+        except DitherError as error:
+            say(f"[red]{escape(f'{name}  {error}')}[/]")
+            continue
+        costs = "".join(f"{_cost(figure, scale) or '?':>9}" for scale in SCALES)
+        data = ", ".join(n if needs.found(n) else f"{n} (missing)" for n in figure.needs)
+        say(f"{name:{wide}}  {len(figure.claims):>6}{costs}  {escape(data)}".rstrip())
+        for line in textwrap.wrap(catalogue.title(name), max(console.width - 4, 20)):
+            say(f"[dim]    {escape(line)}[/]")
+
+
+def figure(name: str, out: str, console: Console) -> None:
+    """Its text, its runs at each scale, its claims with what came of them, its departures."""
+    found, store = catalogue.find(name), Store(out)
+    say = partial(console.print, highlight=False, markup=False)
+    say(f"{name}\n\n{_unwrapped(found.doc)}\n")
+    for scale in SCALES:
+        runs, seeds = found.at(scale), range(found.seeds[scale])
+        there = sum(store.has(run, seed) for run in runs.values() for seed in seeds)
+        said = ", ".join(f"{k} = {v!r}" for k, v in getattr(found, scale).items()) or "no settings"
+        cost = f", about {cost} on one core" if (cost := _cost(found, scale)) else ""
+        of = f"{there} of {len(runs) * len(seeds)} there"
+        say(f"{scale}: {len(runs)} runs × {len(seeds)} seeds, {of}{cost} ({said})")
+    say(f"\nruns: {' · '.join(found.at('paper'))}\n")
+    for line in _claims(found, store.root / "figures" / name):
+        say(line)
+    if found.departures:
+        say("departures from the paper:")
+    for departure in found.departures:
+        console.print(_hung("- ", departure), highlight=False)
+
+
+def _claims(found: Figure, folder: Path) -> Iterator[str | Grid]:
+    """Every claim, with the verdict and the numbers of the last result in the folder, if any."""
+    about, entries = report.judged(folder) if (folder / "figure.json").is_file() else ({}, [])
+    judged = {entry["id"]: entry for entry in entries}
+    if about.get("problem"):
+        yield f"claims, not run: {about['problem']}"
+    elif about:
+        count = len(about["seeds"]) - len(about["left out"])
+        s = "s" * (count != 1)
+        yield f"claims, judged at scale {about['scale']} over {count} seed{s}:"
+    else:
+        yield "claims, not judged yet:"
+    for why, labels in report.by_reason(about.get("missing", {})):
+        yield f"not run: {' · '.join(labels)}: {why}"
+    for claim in found.claims:
+        entry = judged.get(claim.id, {})
+        word, mark = report.VERDICTS[entry.get("holds")]
+        yield _hung(
+            f"{mark} ", f"{claim.id} {word}: {claim.text}" if entry else f"{claim.id}: {claim.text}"
+        )
+        numbers = {} if about.get("problem") else entry.get("numbers", {})
+        for key, number in numbers.items():
+            label = "" if key == "why" else f"{key}: "
+            yield _hung("    ", f"{label}{report.spelt(number)}")
+    yield ""
+
+
+def _hung(head: str, text: str) -> Grid:
+    """The text behind its head, wrapped where it began."""
+    grid = Grid.grid()
+    grid.add_column(no_wrap=True, width=len(head))
+    grid.add_column()
+    grid.add_row(escape(head), escape(text))
+    return grid
+
+
+def _cost(figure: Figure, scale: str) -> str:
+    return duration(60 * figure.cost[scale]) if scale in figure.cost else ""
+
+
+def _unwrapped(doc: str) -> str:
+    """A docstring whose paragraphs may be wrapped anew; indented lines (formulae) stay."""
+    return re.sub(r"(?<=\S)[ ]?\n(?=[^\s])", " ", doc.strip())

@@ -1,0 +1,1 @@
+"""Claims judged, and the page that shows them."""

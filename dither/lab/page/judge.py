@@ -1,0 +1,270 @@
+"""From sealed runs to what a figure shows: a table, verdicts, a picture, and the files they are
+written to.
+
+What goes wrong in one claim or in the picture is told there, and hides nothing else.
+"""
+
+import io
+import math
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from dither.errors import DitherError
+from dither.lab import catalogue
+from dither.lab.figure import Claim, Figure, Run, Task
+from dither.lab.page.report import DPI
+from dither.lab.runs import provenance
+from dither.lab.runs.store import Store, json_text, write
+from dither.lab.table import SCHEMA, Table
+from dither.lab.wording import title_and_caption
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: small, searchable
+    "svg.hashsalt": "dither",  # the same picture is the same file
+    "font.family": "sans-serif",
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": "medium",
+    "legend.frameon": False,
+}
+# matplotlib lays out with the widths of DejaVu; where that is missing, what comes next is narrower
+DEJAVU = b"'DejaVu Sans'"
+FONTS = b"'DejaVu Sans', Verdana, Helvetica, Arial, sans-serif"
+
+
+@dataclass
+class Study:
+    """A figure at a scale, over seeds: what it needs, and what became of it."""
+
+    name: str
+    scale: str
+    seeds: tuple[int, ...]
+    command: str
+    figure: Figure | None = None
+    runs: Mapping[str, Run | Task] = field(default_factory=dict)
+    unasked: set[str] = field(default_factory=set)  # labels of runs that --only leaves out
+    problem: str = ""  # why it was not run at all
+    waits: set[tuple[str, int]] = field(default_factory=set)  # (key, seed) not computed yet
+    failures: dict[str, str] = field(default_factory=dict)  # label → sentence
+    earlier: list[str] = field(default_factory=list)  # labels judged by runs of before a failure
+    claims: list[dict[str, Any]] = field(default_factory=list)  # as in claims.json
+    table: Table | None = None
+
+    def __str__(self) -> str:
+        """Like "levi2022/fig3: 3 claims hold, 1 fails"."""
+        if self.problem:
+            return f"{self.name}: not run: {self.problem}"
+        verdicts = [claim["holds"] for claim in self.claims]
+        hold, fail, unclear = (verdicts.count(verdict) for verdict in (True, False, None))
+        parts = [f"{hold} claim{'s hold' if hold != 1 else ' holds'}"] if hold else []
+        parts += [f"{fail} fail{'s' if fail == 1 else ''}"] if fail else []
+        parts += [f"{unclear} not judged"] if unclear else []
+        verdict = ", ".join(parts) or "drawn, it has no claims"
+        if self.earlier:
+            verdict += f"; from earlier runs, for one failed now: {', '.join(self.earlier)}"
+        return f"{self.name}: {verdict}"
+
+
+def conclude(study: Study, store: Store) -> None:
+    """Judge and draw a figure whose runs are over, into DIR/figures/<name>/."""
+    table = None if study.problem else tabulate(study, store)
+    if table is not None and not table.seeds:
+        reasons = (*study.failures.values(), *table.missing.values())
+        study.problem = next(iter(reasons), "no seed has a result of every run")
+        table = None
+    study.table = table
+    record, files = _record(study, store), {}
+    claims = study.figure.claims if study.figure else ()
+    if table is None:
+        study.claims = [
+            unjudged(claim, study.scale, f"not run: {study.problem}") for claim in claims
+        ]
+    else:
+        study.claims = [_judged(study, claim, table, store) for claim in claims]
+        files["numbers.csv"] = table.numbers().write_csv()
+        files |= _drawn(study, table, store, record)
+    files |= {"claims.json": json_text(study.claims), "figure.json": json_text(record)}
+    folder = store.root / "figures" / study.name
+    for file in {"numbers.csv", "figure.svg", "figure.png"} - set(files):
+        (folder / file).unlink(missing_ok=True)  # of an earlier result
+    for file, content in files.items():
+        write(folder / file, content)
+
+
+def tabulate(study: Study, store: Store) -> Table:
+    """Of the seeds that every run of the figure has; a run that has none is missing."""
+    there: dict[str, dict[int, pl.DataFrame]] = {}
+    missing: dict[str, str] = {}
+    for label, run in study.runs.items():
+        try:
+            seeds = [seed for seed in study.seeds if store.has(run, seed)]
+            found = {seed: store.rows(run, seed) for seed in seeds}
+        except DitherError as error:  # one unreadable result must not hide the others
+            missing[label] = str(error)
+            continue
+        if found:
+            there[label] = found
+        else:
+            why = "left out (--only)" if label in study.unasked else "it has no results"
+            missing[label] = study.failures.get(label, why)
+    shared = set.intersection(*map(set, there.values())) if there else set()
+    frames = [
+        rows.select(pl.lit(label).alias("run"), pl.lit(seed, pl.Int64).alias("seed"), pl.all())
+        for label, seeds in there.items()
+        for seed, rows in seeds.items()
+        if seed in shared
+    ]
+    return Table(pl.concat(frames) if frames else pl.DataFrame(schema=SCHEMA), missing)
+
+
+def judge(claim: Claim, table: Table, scale: str) -> tuple[dict[str, Any], str]:
+    """The entry of claims.json, and a traceback if the check has a bug."""
+    said = {"id": claim.id, "claim": claim.text, "holds": None}
+    over = {"seeds": len(table.seeds), "scale": scale}
+    try:
+        holds, numbers = claim.check(table.whole())
+        if not (holds is None or isinstance(holds, (bool, np.bool_))):
+            raise TypeError(f"its check says holds = {holds!r}, not True, False or None")
+        said["holds"] = None if holds is None else bool(holds)
+        spelt = {str(k): number(v, len(table.seeds)) for k, v in numbers.items()}
+        return {**said, "numbers": spelt, **over}, ""
+    except DitherError as error:
+        return {
+            **said,
+            "holds": None,
+            "numbers": {"why": f"could not be judged: {error}"},
+            **over,
+        }, ""
+    except Exception as error:  # a claim is anybody's code: its bug must not hide the other claims
+        why = f"could not be judged: {type(error).__name__}: {error}"
+        return {**said, "holds": None, "numbers": {"why": why}, **over}, traceback.format_exc()
+
+
+def unjudged(claim: Claim, scale: str, why: str) -> dict[str, Any]:
+    """The entry of a claim whose figure was not run."""
+    numbers = {"why": why}
+    return {
+        "id": claim.id,
+        "claim": claim.text,
+        "holds": None,
+        "numbers": numbers,
+        "seeds": 0,
+        "scale": scale,
+    }
+
+
+def number(value: Any, seeds: int) -> Any:
+    """JSON for what a claim looked at: a number, a word, {"mean", "spread", …} for estimates, pairs
+    and arrays of one value per seed, or a list of an array's values.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if hasattr(value, "sem"):
+        return {
+            "mean": number(value.value, seeds),
+            "spread": number(value.sem, seeds),
+            "kind": "sem",
+        }
+    if isinstance(value, tuple) and len(value) == 2:
+        return {"mean": number(value[0], seeds), "spread": number(value[1], seeds)}
+    if isinstance(value, Mapping):
+        raise TypeError(
+            f"{dict(value)} among its numbers: give its entries as numbers of their own"
+        )
+    array = np.asarray(value)
+    if array.size == 1:
+        scalar = array.item()
+        return scalar if math.isfinite(scalar) else str(scalar)
+    if array.shape == (seeds,):
+        mean, spread = (number(one, seeds) for one in (array.mean(), array.std(ddof=1)))
+        return {"mean": mean, "spread": spread, "kind": "sd", "n": seeds}
+    return [number(one, seeds) for one in array.ravel()]
+
+
+def draw(figure: Figure, table: Table) -> dict[str, bytes]:
+    """{"figure.svg": …, "figure.png": …}. Raises whatever the figure's plot raises."""
+    import matplotlib
+
+    if "matplotlib.pyplot" not in sys.modules:
+        matplotlib.use("Agg")  # nobody has chosen a backend: take one that needs no display
+    with matplotlib.rc_context(STYLE):
+        picture = figure.plot(table)
+        try:
+            return {f"figure.{kind}": _saved(picture, kind) for kind in ("svg", "png")}
+        finally:
+            if pyplot := sys.modules.get("matplotlib.pyplot"):
+                pyplot.close(picture)
+
+
+def _saved(picture: Any, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    silent: dict[str, Any] = (
+        {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    )
+    picture.savefig(buffer, format=kind, dpi=DPI, metadata=silent)
+    return buffer.getvalue().replace(DEJAVU, FONTS) if kind == "svg" else buffer.getvalue()
+
+
+def _judged(study: Study, claim: Claim, table: Table, store: Store) -> dict[str, Any]:
+    entry, trace = judge(claim, table, study.scale)
+    if trace:
+        entry["numbers"]["why"] = store.log(
+            f"{study.name} {claim.id}", entry["numbers"]["why"], trace
+        )
+    return entry
+
+
+def _drawn(study: Study, table: Table, store: Store, record: dict[str, Any]) -> dict[str, bytes]:
+    """The picture's files, or none and the reason in the record."""
+    assert study.figure
+    try:
+        return draw(study.figure, table)
+    except DitherError as error:
+        record["no picture"] = str(error)
+    except Exception as error:  # as with claims: a picture's bug hides nothing else
+        sentence = f"{type(error).__name__}: {error}"
+        record["no picture"] = store.log(f"{study.name} picture", sentence, traceback.format_exc())
+    return {}
+
+
+def _record(study: Study, store: Store) -> dict[str, Any]:
+    """figure.json: what the page tells besides the claims."""
+    title, caption = title_and_caption(catalogue.doc(study.name))
+    runs = {run.key: run for run in study.runs.values()}.values()
+    envs = [store.env(run, seed) for run in runs for seed in study.seeds if store.has(run, seed)]
+    table = study.table
+    return {
+        "name": study.name,
+        "title": title,
+        "caption": caption,
+        "scale": study.scale,
+        "seeds": list(study.seeds),
+        "left out": [seed for seed in study.seeds if table and seed not in table.seeds],
+        "runs": len(study.runs),
+        "problem": study.problem,
+        "missing": table.missing if table else {},
+        "failures": study.failures,
+        "earlier": study.earlier,
+        "departures": study.figure.departures_at(study.scale) if study.figure else [],
+        "command": study.command,
+        "seconds": round(sum(env["seconds"] for env in envs), 1),
+        "machines": _distinct([env["machine"] for env in envs]),
+        "versions": _distinct([provenance.spelt(env) for env in envs]),
+        "commits": _distinct([env["commit"] for env in envs]),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _distinct(words: Sequence[str | None]) -> list[str]:
+    return sorted({word for word in words if word})

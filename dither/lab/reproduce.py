@@ -1,0 +1,301 @@
+"""Which runs of which figures are missing → workers → sealed results → pictures, claims, page.
+
+Any moment may be the last: a run is sealed as soon as it is finished, a figure is judged and the
+page rewritten as soon as the figure's last run is in, and the same command goes on where the last
+one stopped.
+"""
+
+import contextlib
+import difflib
+import math
+import shlex
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from dither.errors import DitherError
+from dither.lab import catalogue, identity
+from dither.lab.data import needs
+from dither.lab.figure import SCALES
+from dither.lab.page import report
+from dither.lab.page.judge import Study, conclude
+from dither.lab.runs.jobs import Job, Outcome
+from dither.lab.runs.screen import Quiet, Screen
+from dither.lab.runs.store import Store
+from dither.lab.runs.workers import Cluster, Here, Processes
+from dither.lab.wording import duration
+
+TOGETHER = 32  # seeds of a narrow network that train as one program; as many as a kill can lose
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C; the message says what is done."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What `reproduce` gives: the page, every figure's study (claims, table, problem), and the runs
+    that failed.
+    """
+
+    page: Path
+    figures: dict[str, Study]
+    failures: dict[str, str]  # run → sentence
+
+    @property
+    def claims(self) -> list[dict[str, Any]]:
+        return [claim for study in self.figures.values() for claim in study.claims]
+
+    def __repr__(self) -> str:
+        return "\n".join([*map(str, self.figures.values()), f"The page: {self.page.resolve()}"])
+
+    @property
+    def failed_claims(self) -> dict[str, dict[str, Any]]:
+        """{"levi2022/fig3 L5": the claim as in claims.json}."""
+        studies = self.figures.values()
+        return {f"{s.name} {c['id']}": c for s in studies for c in s.claims if c["holds"] is False}
+
+
+def reproduce(
+    names: str | Sequence[str] = (),
+    *,
+    scale: str = "quick",
+    seeds: int | Iterable[int] | None = None,
+    only: str | Sequence[str] = (),
+    jobs: int = 1,
+    out: str | Path = "results",
+    cluster: str | None = None,
+    again: bool = False,
+    screen: Screen | None = None,
+) -> Results:
+    """Compute what is missing of the named figures ("levi2022/fig3", "levi2022", globs; none: all),
+    judge and show them.
+
+    seeds: how many, or which; None: as many as each figure says for the scale.   only: labels of
+    runs, or globs of them: the others are not computed, and claims that ask for one not judged.
+    jobs: processes (above 1, the calling script needs the usual `if __name__ == "__main__":`).
+    cluster: a Dask scheduler's address, or "local". again: compute finished runs once more.
+    Raises DitherError for what can't be run at all; a run that fails is told in `failures` and on
+    the page, and the others go on.
+    """
+    if scale not in SCALES:
+        raise DitherError(f"scale {scale!r} is none of {', '.join(SCALES)}")
+    if jobs < 1:
+        raise DitherError(f"jobs = {jobs}: at least one process has to do the work")
+    chosen = _chosen(seeds)
+    found = catalogue.match([names] if isinstance(names, str) else names)
+    if not found:
+        raise DitherError(f"there is no figure in {catalogue.PAPERS}")
+    only = (only,) if isinstance(only, str) else tuple(only)
+    session = Session(Store(out), screen or Quiet(), again, only)
+    studies = _asked([session.study(name, scale, chosen) for name in found], only)
+    session.store.prepare()
+    studies.sort(
+        key=lambda s: s.figure.cost.get(scale, math.inf) if s.figure else 0
+    )  # cheapest first; stable
+    return session.run(studies, jobs, cluster)
+
+
+class Session:
+    """One call of `reproduce`: the store it writes to, the screen it tells."""
+
+    def __init__(
+        self, store: Store, screen: Screen, again: bool, only: tuple[str, ...] = ()
+    ) -> None:
+        self.store, self.screen, self.again, self.only = store, screen, again, only
+        self.failures: dict[str, str] = {}
+        self.absent: dict[str, str] = {}  # data set → why it isn't here ("" if it is)
+
+    def study(self, name: str, scale: str, seeds: tuple[int, ...] | None) -> Study:
+        """A figure, found and asked for its runs; what is wrong with it becomes its problem."""
+        typed = command(name, scale, seeds, self.store.root, self.only)
+        study = Study(name, scale, seeds or (), typed)
+        try:
+            study.figure = catalogue.find(name)
+            study.seeds = seeds or tuple(range(study.figure.seeds[scale]))
+            runs = study.figure.at(scale)
+            for run in runs.values():
+                identity.key(run)  # what has none shows here, not halfway
+            study.runs = runs
+        except DitherError as error:
+            study.problem = str(error)
+        except Exception as error:  # a figure is anybody's code: its bug must not hide the others
+            study.problem = self.store.log(
+                name, f"{type(error).__name__}: {error}", traceback.format_exc()
+            )
+        return study
+
+    def run(self, studies: list[Study], jobs: int, cluster: str | None) -> Results:
+        page = report.write_page(self.store.root)
+        self.screen.say(f"The page: {page.resolve()}")
+        plan = self._plan(studies)
+        total, done = sum(len(job.seeds) for job in plan), 0
+        width = min(jobs, len(plan))
+        workers = Cluster(cluster, width) if cluster else Processes(width) if width > 1 else Here()
+        self.screen.say(_opening(studies, total, width, cluster))
+        try:
+            for study in (s for s in studies if not s.waits):
+                self._conclude(study)
+            if plan:
+                self.screen.begin(total)
+                with contextlib.closing(workers.outcomes(plan, self.screen)) as outcomes:
+                    for job, outcome in outcomes:
+                        done += self._take(job, outcome)
+                        self._settle(studies, job, outcome)
+        except KeyboardInterrupt:
+            kept = f"{done} of {total} run{'s' * (total != 1)} finished and kept"
+            raise Interrupted(f"stopped: {kept}; the same command goes on with the rest") from None
+        finally:
+            self.screen.close()
+        results = Results(page, {study.name: study for study in studies}, self.failures)
+        if results.failed_claims:
+            self.screen.say("fails:")
+        for name, claim in results.failed_claims.items():
+            self.screen.say(f"  {name}: {claim['claim']}")
+        self.screen.say(f"The page: {page.resolve()}")
+        return results
+
+    def _plan(self, studies: list[Study]) -> list[Job]:
+        """What is missing, each run once, however many figures share it."""
+        planned: dict[str, Job] = {}
+        for study in (s for s in studies if not s.problem):
+            missing = {
+                label: [seed for seed in study.seeds if self.again or not self.store.has(run, seed)]
+                for label, run in study.runs.items()
+                if label not in study.unasked
+            }
+            if any(missing.values()) and (absent := self._absent(study)):
+                study.problem = absent
+                continue
+            for label, seeds in missing.items():
+                run = study.runs[label]
+                study.waits |= {(run.key, seed) for seed in seeds}
+                before = planned.get(run.key, Job(run, (), f"{study.name} · {label}"))
+                planned[run.key] = Job(run, tuple(sorted({*before.seeds, *seeds})), before.label)
+        return [part for job in planned.values() for part in _parts(job)]
+
+    def _absent(self, study: Study) -> str:
+        """Why a figure's data are not here, or "" if they are; looked up, and fetched, once."""
+        for need in study.figure.needs if study.figure else ():
+            if need not in self.absent:
+                if needs.fetchable(need):
+                    self.screen.say(f"{need} is not on this machine: fetching it")
+                try:
+                    needs.bring(need)
+                    self.absent[need] = ""
+                except DitherError as error:
+                    self.absent[need] = f"data absent: {error}"
+            if self.absent[need]:
+                return self.absent[need]
+        return ""
+
+    def _take(self, job: Job, outcome: Outcome) -> int:
+        """Seal what came, or remember why nothing did; how many runs are finished by it."""
+        for seed, rows in (outcome.rows or {}).items():
+            if self.again:
+                self.store.discard(job.run, seed)
+            self.store.seal(job.run, seed, rows, outcome.env or {})
+        if outcome.trace:
+            outcome.sentence = self.store.log(str(job), outcome.sentence, outcome.trace)
+        if outcome.sentence:
+            self.failures[str(job)] = outcome.sentence
+        self.screen.finish(job, outcome.sentence)
+        return len(outcome.rows or {})
+
+    def _settle(self, studies: list[Study], job: Job, outcome: Outcome) -> None:
+        """Tell the figures that waited for a job; conclude those that wait for nothing else."""
+        over = {(job.run.key, seed) for seed in job.seeds}
+        for study in (s for s in studies if s.waits & over):
+            study.waits -= over
+            if outcome.sentence:
+                label = next(label for label, run in study.runs.items() if run.key == job.run.key)
+                study.failures[label] = outcome.sentence
+                failed = [seed for seed in job.seeds if seed not in (outcome.rows or {})]
+                if any(self.store.has(job.run, seed) for seed in failed):
+                    study.earlier = [*dict.fromkeys([*study.earlier, label])]
+            if not study.waits:
+                self._conclude(study)
+
+    def _conclude(self, study: Study) -> None:
+        conclude(study, self.store)
+        report.write_page(self.store.root)
+        self.screen.say(str(study))
+
+
+def command(
+    name: str, scale: str, seeds: Sequence[int] | None, out: Path, only: Sequence[str] = ()
+) -> str:
+    """What to type to get this result."""
+    words = ["dither reproduce", name, f"--scale {scale}"]
+    words += [f"--only {shlex.quote(pattern)}" for pattern in only]
+    if seeds:
+        first, last = seeds[0], seeds[-1] + 1
+        words.append(f"--seeds {last}" if first == 0 else f"--seeds {first}:{last}")
+    return " ".join(words if out == Path("results") else [*words, f"--out {out}"])
+
+
+def _chosen(seeds: int | Iterable[int] | None) -> tuple[int, ...] | None:
+    if seeds is None:
+        return None
+    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
+        raise DitherError(
+            f"seeds = {seeds!r} names none, or one below 0, or one twice: give a number above 0"
+        )
+    return chosen
+
+
+def _asked(studies: list[Study], only: Sequence[str]) -> list[Study]:
+    """The studies of which a run is asked for, with what is not noted in each; a run that figures
+    share is asked for by either's label. Raises DitherError for a pattern that fits none.
+    """
+    if not only:
+        return studies
+    labels = list(dict.fromkeys(label for study in studies for label in study.runs))
+    for pattern in only:
+        if labels and not any(fnmatchcase(label, pattern) for label in labels):
+            near = difflib.get_close_matches(pattern, labels, n=3, cutoff=0.3)
+            some = ", ".join(map(repr, near or labels[:8]))
+            some += ", …" if not near and len(labels) > 8 else ""
+            raise DitherError(
+                f"--only {pattern}: no run is called that; {'near' if near else 'there is'}: {some}"
+            )
+    asked = {
+        run.key
+        for study in studies
+        for label, run in study.runs.items()
+        if any(fnmatchcase(label, pattern) for pattern in only)
+    }
+    for study in studies:
+        study.unasked = {label for label, run in study.runs.items() if run.key not in asked}
+    return [s for s in studies if s.problem or len(s.unasked) < len(s.runs)]
+
+
+def _opening(studies: list[Study], total: int, width: int, cluster: str | None) -> str:
+    figures = f"{len(studies)} figure{'s' * (len(studies) != 1)} at scale {studies[0].scale}"
+    if not total:
+        return f"{figures}, nothing to compute"
+    where = (
+        f"on the cluster {cluster}"
+        if cluster
+        else f"in {width} processes"
+        if width > 1
+        else "in this process"
+    )
+    known = sum(
+        s.figure.cost.get(s.scale, 0) * (1 - len(s.unasked) / len(s.runs))
+        for s in studies
+        if s.figure and s.waits
+    )
+    cost = f" (about {duration(60 * known)} on one core if all are missing)" if known else ""
+    return f"{figures}: {total} run{'s' * (total != 1)} to do {where}{cost}"
+
+
+def _parts(job: Job) -> list[Job]:
+    size = TOGETHER if job.run.stacked else 1
+    return [
+        Job(job.run, job.seeds[i : i + size], job.label) for i in range(0, len(job.seeds), size)
+    ]

@@ -1,0 +1,1 @@
+"""Runs: who computes them, where the results are kept."""

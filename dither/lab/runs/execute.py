@@ -1,0 +1,20 @@
+"""Executing a run or a task with some seeds: {seed: its rows}."""
+
+import importlib
+from collections.abc import Sequence
+
+from dither.errors import DitherError
+from dither.lab.figure import Progress, Rows, Run, Task
+
+
+def execute(run: Run | Task, seeds: Sequence[int], progress: Progress) -> dict[int, Rows]:
+    """Train a Run, or call a Task's function, with each seed."""
+    if isinstance(run, Run):
+        from dither.lab.training.loop import train
+
+        return train(run, seeds, progress)
+    module, name = run.function.split(":")
+    function = getattr(importlib.import_module(module), name, None)
+    if function is None:
+        raise DitherError(f"task: {module} has no function {name!r}")
+    return {seed: list(function(seed, progress, **dict(run.kwargs))) for seed in seeds}

@@ -1,0 +1,206 @@
+"""Finished runs, one folder each: DIR/runs/<key>/<seed>/{rows.parquet, run.json, env.json}.
+
+A folder is written beside its place under another name and renamed at the end, so it is there whole
+or not at all, whoever else is writing and whenever the power fails. Nothing here is ever changed;
+`discard` moves a result out first.
+"""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from dither.errors import DitherError
+from dither.lab import identity
+from dither.lab.figure import Run, Task
+
+FORMAT = 1
+FILES = ("rows.parquet", "run.json", "env.json")
+SCHEMA = {"step": pl.Float64, "quantity": pl.String, "value": pl.Float64}
+STALE = 3600  # seconds after which a half-written folder belongs to nobody
+
+
+class Store:
+    """A folder of results. Reading needs nothing; call `prepare` before writing."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+
+    def prepare(self) -> None:
+        """Make the folder, see that it can be written, and sweep what killed writers left. Raises
+        if it can't be.
+        """
+        try:
+            (self.root / "runs").mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root / "runs"):
+                pass
+        except OSError as error:
+            raise self._unwritable(error) from error
+        for leftover in self.root.glob("runs/*/.*.tmp"):
+            with contextlib.suppress(OSError):  # its writer may just have renamed it
+                if time.time() - leftover.stat().st_mtime > STALE:
+                    shutil.rmtree(leftover)
+
+    def folder(self, run: Run | Task, seed: int) -> Path:
+        return self.root / "runs" / run.key / str(seed)
+
+    def has(self, run: Run | Task, seed: int) -> bool:
+        """Whether the result is there, whole. Raises if another version of the format wrote it."""
+        folder = self.folder(run, seed)
+        if (folder / "env.json").is_file():
+            self.env(run, seed)
+        return _whole(folder)
+
+    def env(self, run: Run | Task, seed: int) -> dict[str, Any]:
+        """Where a result comes from: versions, machine, seconds, commit."""
+        path = self.folder(run, seed) / "env.json"
+        try:
+            env = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DitherError(
+                f"{path} can't be read ({error}): delete its folder and run again"
+            ) from error
+        if (got := env.get("format")) != FORMAT:
+            raise DitherError(
+                f"{path.parent} was written in format {got} by dither {env.get('dither')}, this "
+                f"one reads format {FORMAT}: choose another folder with --out, or move {self.root} "
+                "away"
+            )
+        return env
+
+    def rows(self, run: Run | Task, seed: int) -> pl.DataFrame:
+        """(step, quantity, value) of a finished run."""
+        path = self.folder(run, seed) / "rows.parquet"
+        try:
+            return pl.read_parquet(path)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise DitherError(
+                f"{path} can't be read ({error}): delete its folder and run again"
+            ) from error
+
+    def seal(self, run: Run | Task, seed: int, rows: pl.DataFrame, env: Mapping[str, Any]) -> None:
+        """Write a finished run. If another process was first, its result stays and this one is
+        dropped.
+        """
+        folder = self.folder(run, seed)
+        says = {"format": FORMAT, "key": run.key, "seed": seed, "run": identity.canonical(run)}
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            temp = _beside(folder)
+            temp.mkdir()
+            try:
+                rows.write_parquet(temp / "rows.parquet")
+                (temp / "run.json").write_text(json_text(says), encoding="utf-8")
+                (temp / "env.json").write_text(
+                    json_text({"format": FORMAT, **env}), encoding="utf-8"
+                )
+                _flush(temp)
+                self._rename(temp, folder)
+            finally:
+                shutil.rmtree(temp, ignore_errors=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _rename(self, temp: Path, folder: Path) -> None:
+        if folder.is_dir() and not _whole(folder):
+            _remove(folder)  # not ours: somebody copied or deleted half of it
+        try:
+            temp.rename(folder)  # fails on a folder that is there and not empty
+        except OSError:
+            if not folder.is_dir():
+                raise
+
+    def discard(self, run: Run | Task, seed: int) -> None:
+        """Forget a result, to compute it again."""
+        folder = self.folder(run, seed)
+        try:
+            if folder.is_dir():
+                _remove(folder)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def log(self, what: str, sentence: str, trace: str) -> str:
+        """Keep a traceback in a file, and say where."""
+        path = self.root / "logs" / f"{re.sub(r'[^-.0-9A-Za-z]+', '_', what)}.log"
+        write(path, f"{what}\n{sentence}\n\n{trace}")
+        return f"{sentence} (traceback: {path})"
+
+    def _unwritable(self, error: OSError) -> DitherError:
+        why = error.strerror or str(error)
+        return DitherError(
+            f"can't write results to {self.root} ({why}): choose another folder with --out"
+        )
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Replace a file at once, so that nobody ever reads half of it."""
+    payload = content.encode() if isinstance(content, str) else content
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temp = _beside(path)
+        try:
+            temp.write_bytes(payload)
+            temp.replace(path)
+        finally:
+            temp.unlink(missing_ok=True)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise DitherError(
+            f"can't write {path} ({why}): choose another folder with --out"
+        ) from error
+
+
+def _whole(folder: Path) -> bool:
+    return all((folder / file).is_file() for file in FILES)
+
+
+def _beside(path: Path) -> Path:
+    """A name of its own next to a path (so that a rename stays on one disk), hidden, swept when
+    stale.
+    """
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def frame(rows: Iterable[tuple[float, str, float]]) -> pl.DataFrame:
+    """What a run gives, as it is kept: (step, quantity, value)."""
+    what = "a run gives (step, quantity, value): a number, a string, a number"
+    try:
+        triples = [(float(step), quantity, float(value)) for step, quantity, value in rows]
+    except (TypeError, ValueError) as error:
+        raise DitherError(f"{what}; {error}") from error
+    if strange := [quantity for _, quantity, _ in triples if not isinstance(quantity, str)]:
+        raise DitherError(f"{what}; got the quantity {strange[0]!r}")
+    return pl.DataFrame(triples, schema=SCHEMA, orient="row")
+
+
+def json_text(thing: object) -> str:
+    """JSON as people read it."""
+    return json.dumps(thing, indent=1, ensure_ascii=False) + "\n"
+
+
+def _flush(folder: Path) -> None:
+    """Down to the disk before the rename, or a power cut could leave a sealed folder of empty
+    files.
+    """
+    for file in folder.iterdir():
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _remove(folder: Path) -> None:
+    """Out of its place in one step, then gone."""
+    away = _beside(folder)
+    folder.rename(away)
+    shutil.rmtree(away, ignore_errors=True)

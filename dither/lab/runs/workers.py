@@ -1,0 +1,262 @@
+"""Who computes: this process, local processes with one thread each, or a Dask cluster; all through
+`concurrent.futures`.
+
+Each kind has outcomes(jobs, screen) → (job, Outcome) as they come. A run that raises, or takes its
+process down with it, is an Outcome like any other; what the others compute is not lost. Workers
+write nothing: the caller seals what it gets.
+"""
+
+import asyncio
+import concurrent.futures as cf
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from typing import Any
+
+from dither.errors import DitherError
+from dither.lab.runs import provenance
+from dither.lab.runs.execute import execute
+from dither.lab.runs.jobs import Job, Outcome
+from dither.lab.runs.screen import Screen
+from dither.lab.runs.store import frame
+
+DIED = "its process died (killed, out of memory, or a crash in native code)"
+PATIENCE = 10  # seconds until a scheduler that doesn't answer isn't there
+HEARTBEAT = 0.2  # seconds between two looks whether somebody pressed Ctrl-C
+REPORT = 0.2  # seconds between two reports of one run's progress
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
+
+
+Outcomes = Generator[tuple[Job, Outcome], None, None]
+
+
+class Reporter:
+    """The progress a run reports to, passed on at most every `REPORT` seconds."""
+
+    def __init__(self, send: Callable[[float, float], None]) -> None:
+        self.send, self.due = send, 0.0
+
+    def update(self, done: float, total: float) -> None:
+        if (now := time.monotonic()) >= self.due:
+            self.due = now + REPORT
+            self.send(done, total)
+
+
+def work(job: Job, send: Callable[[float, float], None]) -> Outcome:
+    """Execute a job, in whatever process this is."""
+    start = time.perf_counter()
+    try:
+        results = execute(job.run, job.seeds, Reporter(send))
+        rows = {seed: frame(results[seed]) for seed in job.seeds}
+    except DitherError as error:
+        return Outcome(sentence=str(error))
+    except (
+        Exception
+    ) as error:  # a run is anybody's code: its bug is a result to report, the others go on
+        return Outcome(sentence=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+    return Outcome(rows, provenance.environment(time.perf_counter() - start, len(job.seeds)))
+
+
+class Here:
+    """In this process, one after another."""
+
+    def outcomes(self, jobs: Sequence[Job], screen: Screen) -> Outcomes:
+        for job in jobs:
+            screen.start(job)
+            yield job, work(job, lambda done, total, job=job: screen.update(job, done, total))
+
+
+class Processes:
+    """Local processes. They hold one end of a pipe (the leash) and leave when the other end is
+    gone, however it went.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def outcomes(self, jobs: Sequence[Job], screen: Screen) -> Outcomes:
+        waiting = deque(jobs)
+        while waiting:
+            suspects = yield from self._round(waiting, min(self.width, len(waiting)), screen)
+            for job in suspects:  # one of them took its process down; alone, it shows which
+                if (yield from self._round(deque([job]), 1, screen)):
+                    yield job, Outcome(sentence=DIED)
+
+    def _round(
+        self, waiting: deque[Job], width: int, screen: Screen
+    ) -> Generator[tuple[Job, Outcome], None, list[Job]]:
+        """Until nothing waits, or a process dies; returns what was in flight then."""
+        context = multiprocessing.get_context("spawn")
+        leash, ours = context.Pipe(duplex=False)
+        reports = context.Queue()
+        pool = cf.ProcessPoolExecutor(width, context, _begin, (leash, reports))
+        listener = threading.Thread(target=_listen, args=(reports, screen), daemon=True)
+        listener.start()
+        flight: dict[cf.Future[Outcome], Job] = {}
+        over = False
+        try:
+            with _uninterrupted():  # processes start at the first submit, and inherit this
+                _fill(flight, waiting, width, lambda job: pool.submit(_remote, job), screen)
+            yield from _flow(flight, waiting, width, lambda job: pool.submit(_remote, job), screen)
+            over = True
+        except BrokenProcessPool:
+            return list(flight.values())
+        finally:
+            if not over:  # else the processes end by themselves, and tidy up
+                ours.close()
+            pool.shutdown(wait=True, cancel_futures=True)
+            ours.close()
+            leash.close()
+            # A thread that is still at it when the interpreter ends leaves a semaphore of the queue
+            # behind; but after a process that died with its lock, nobody would ever be through.
+            reports.put(None)
+            listener.join(timeout=10 if over else 1)
+            reports.close()
+            _ = reports.cancel_join_thread() if listener.is_alive() else reports.join_thread()
+        return []
+
+
+class Cluster:
+    """A Dask cluster: at an address ("tcp://host:8786"), or "local" for one of this machine's
+    processes.
+    """
+
+    def __init__(self, address: str, width: int) -> None:
+        self.address, self.width = address, width
+
+    def outcomes(self, jobs: Sequence[Job], screen: Screen) -> Outcomes:
+        with contextlib.ExitStack() as stack:
+            client = self._client(stack)
+            width = sum(client.nthreads().values())
+            if not width:
+                what = f"the Dask scheduler at {self.address}"
+                raise DitherError(f"{what} has no workers: start one with `dask worker`")
+            submit = client.get_executor(pure=False, retries=0).submit
+            waiting, flight = deque(jobs), {}
+            _fill(flight, waiting, width, lambda job: submit(_afar, job), screen)
+            yield from _flow(flight, waiting, width, lambda job: submit(_afar, job), screen)
+
+    def _client(self, stack: contextlib.ExitStack) -> Any:
+        try:
+            from distributed import Client, LocalCluster
+            from distributed.comm.core import connect
+        except ImportError as error:
+            raise DitherError("--cluster needs Dask: pip install 'dither[dask]'") from error
+        if self.address == "local":
+            options = {"n_workers": self.width, "threads_per_worker": 1, "dashboard_address": None}
+            cluster = LocalCluster(**options, silence_logs=logging.CRITICAL)
+            return stack.enter_context(Client(stack.enter_context(cluster), set_as_default=False))
+
+        async def knock() -> None:
+            (await connect(self.address, timeout=PATIENCE)).abort()
+
+        try:  # a Client that finds nobody complains again when it is collected
+            with cf.ThreadPoolExecutor(1) as elsewhere:  # a notebook has a loop of its own here
+                elsewhere.submit(asyncio.run, knock()).result()
+        except (OSError, ValueError) as error:
+            why = str(error) or type(error).__name__
+            what = f"no Dask scheduler answers at {self.address!r}"
+            raise DitherError(f"{what} ({why}): give tcp://HOST:PORT or local") from error
+        return stack.enter_context(Client(self.address, timeout=PATIENCE, set_as_default=False))
+
+
+def _fill(
+    flight: dict[cf.Future[Outcome], Job],
+    waiting: deque[Job],
+    width: int,
+    submit: Callable[[Job], cf.Future[Outcome]],
+    screen: Screen,
+) -> None:
+    """Submit no more than there are workers: what is in flight is what is being computed."""
+    while waiting and len(flight) < width:
+        flight[submit(waiting[0])] = waiting[0]
+        screen.start(waiting.popleft())
+
+
+def _flow(
+    flight: dict[cf.Future[Outcome], Job],
+    waiting: deque[Job],
+    width: int,
+    submit: Callable[[Job], cf.Future[Outcome]],
+    screen: Screen,
+) -> Outcomes:
+    while flight:
+        # Polars' handler of SIGINT restarts system calls: a wait without end would not hear Ctrl-C.
+        done, _ = cf.wait(flight, timeout=HEARTBEAT, return_when=cf.FIRST_COMPLETED)
+        for future in done:
+            outcome = _result(future)
+            yield flight.pop(future), outcome
+        _fill(flight, waiting, width, submit, screen)
+
+
+def _result(future: cf.Future[Outcome]) -> Outcome:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise
+    except Exception as error:  # it could not be sent or received, or a cluster lost its worker
+        return Outcome(sentence=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+
+
+def _listen(reports: Any, screen: Screen) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        while (report := reports.get()) is not None:
+            screen.update(*report)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C reaches this process only, and only afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_reports: Any = None  # a worker process's line to its parent
+
+
+def _begin(leash: Connection, reports: Any) -> None:
+    """A worker process starts: one thread, deaf to Ctrl-C (its parent decides), gone when the leash
+    is.
+    """
+    global _reports
+    _reports = reports
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    threading.Thread(target=_hold, args=(leash,), daemon=True).start()
+
+
+def _hold(leash: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        leash.recv()
+    os._exit(1)
+
+
+def _remote(job: Job) -> Outcome:
+    _one_thread()
+    return work(job, lambda done, total: _reports.put((job, done, total)))
+
+
+def _afar(job: Job) -> Outcome:
+    _one_thread()
+    return work(job, lambda done, total: None)
+
+
+def _one_thread() -> None:
+    if torch := sys.modules.get("torch"):  # imported before the environment was set
+        torch.set_num_threads(1)

@@ -1,0 +1,291 @@
+"""The one training loop: train(run, seeds, progress) → {seed: [(step, quantity, value), …]}.
+
+Parameters, order of the data, noise and phases are functions of the seed alone. Many seeds of a
+narrow network run as one program (`Run.stacked`); its results are those of the serial runs up to
+rounding.
+
+    objective "noise"     ℓ(f(x; δ))         the noise on
+              "explicit"  ℓ(f(x)) + R(x)     R exact, the noise off
+              "sampled"   ℓ(f(x)) + R̂(x)     R from one random column: unbiased and cheaper
+
+A run whose loss is no longer finite is marked by a last row (step, "diverged", step), one that
+reaches its training accuracy by (step, "stopped", epoch); the other replicas go on.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dither import loss as losses
+from dither.calling import output
+from dither.errors import DitherError
+from dither.lab.data.sets import Tensors, generator
+from dither.lab.training.optimiser import SCHEDULES, Langevin
+from dither.lab.training.watch import (
+    Accuracy,
+    Objective,
+    State,
+    Watch,
+    injected,
+)
+from dither.noise import draw
+from dither.noise.noises import Weight
+from dither.regulariser.explicit import explicit
+
+if TYPE_CHECKING:
+    from dither.lab.figure import Progress, Rows, Run
+
+UNSEEN = 1000  # losses kept before they are looked through for the first that is not finite
+BEAT = 0.2  # seconds between two words to the progress
+
+
+def train(
+    run: "Run", seeds: Sequence[int], progress: "Progress", device: str = "cpu"
+) -> "dict[int, Rows]":
+    """Train a run with each seed."""
+    if run.schedule not in SCHEDULES:
+        raise DitherError(f"run: schedule {run.schedule!r} is none of {', '.join(SCHEDULES)}")
+    seeds = tuple(dict.fromkeys(seeds))
+    stacked = run.stacked and len(seeds) > 1 and _stackable(run)
+    groups = [seeds] if stacked else [(seed,) for seed in seeds]
+    rows: dict[int, Rows] = {}
+    for i, group in enumerate(groups):
+        with torch.random.fork_rng():  # dropout layers draw from torch's default generator
+            torch.manual_seed(draw.key("dropout", *group))
+            training = Training(run, group, stacked, device)
+            rows |= training(_Part(progress, i, len(groups)))
+    return rows
+
+
+class Training:
+    """One program: a seed, or a stack of seeds."""
+
+    def __init__(self, run: "Run", seeds: tuple[int, ...], stacked: bool, device: str) -> None:
+        self.run, self.seeds, self.stacked = run, seeds, stacked
+        self.data = _tensors(run, seeds, stacked).to(device)
+        spec = run.model
+        self.model = spec.build_stacked(seeds) if stacked else spec.build(seeds[0])
+        self.model = self.model.to(device).train()
+        mine = list(seeds) if stacked else seeds[0]
+        self.noise = injected(run, self.model, mine, self.data.x_train)
+        if self.noise is not None and run.objective != "noise":
+            self.noise.pause()
+        nodes = list(self.noise.parameters()) if self.noise is not None else []
+        self.optimiser = run.optimiser.build(self.model.parameters(), nodes)
+        if isinstance(run.optimiser, Langevin):
+            run.optimiser.after(self.optimiser, mine)
+        self.loss = _Loss(losses.get(run.loss), seeds)
+        self.orders = [generator(seed, "order") for seed in seeds]
+        self.n = self.data.y_train.shape[int(stacked and run.data.per_seed)]
+        self.batch = min(run.batch or self.n, self.n)
+        self.per_epoch = math.ceil(self.n / self.batch)  # the last batch may be smaller
+        self.steps = run.steps or (run.epochs or 0) * self.per_epoch
+        self.rows: dict[int, Rows] = {seed: [] for seed in seeds}
+        self.alive = list(range(len(seeds)))
+        self.unseen: list[Tensor] = []  # losses [S] of the last steps
+        self.step = self.epoch = 0
+
+    def __call__(self, progress: "_Part") -> "dict[int, Rows]":
+        self.look(turn=True)
+        while self.step < self.steps and self.alive:
+            for i, (x, y) in enumerate(self.batches(), 1):
+                self.unseen.append(self.descend(x, y))
+                self.step += 1
+                self.epoch += i == self.per_epoch
+                self.look(turn=i == self.per_epoch)
+                progress.update(self.step, self.steps)
+                if self.step == self.steps or not self.alive:
+                    break
+        progress.finish(self.steps)
+        return self.rows
+
+    # -------------------------------------------------------------------------------- one step
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """An epoch in each seed's own order; a stack gets x [S, B, …] and y [S, B, …]."""
+        x, y = self.data.x_train, self.data.y_train
+        own = self.run.data.per_seed
+        if self.stacked and not own:
+            x, y = (t.expand(len(self.seeds), *t.shape) for t in (x, y))
+        if self.batch == self.n:
+            yield x, y
+            return
+        order = torch.stack([torch.randperm(self.n, generator=g) for g in self.orders])
+        for chosen in order.to(x.device).split(self.batch, 1):  # [S, B]
+            if not self.stacked:
+                yield x[chosen[0]], y[chosen[0]]
+            elif own:
+                replica = torch.arange(len(self.seeds), device=x.device).unsqueeze(1)
+                yield x[replica, chosen], y[replica, chosen]
+            else:
+                yield self.data.x_train[chosen], self.data.y_train[chosen]
+
+    def descend(self, x: Tensor, y: Tensor) -> Tensor:
+        """One optimiser step on one batch; what it minimised, per replica [S]."""
+        factor = SCHEDULES[self.run.schedule](self.step, self.steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.run.optimiser.lr * factor
+        each = self.slopes(x, y)
+        if getattr(self.run.optimiser, "again", False):  # it asks for the gradient elsewhere too
+            self.optimiser.step(lambda: float(self.slopes(x, y).sum()))
+        else:
+            self.optimiser.step()
+        return each
+
+    def slopes(self, x: Tensor, y: Tensor) -> Tensor:
+        """The objective's gradient into the parameters; the objective, per replica [S]."""
+        total, each = self.objective(x, y.flatten(0, 1) if self.stacked else y)
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        return each.detach()
+
+    def objective(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum over replicas of the loss on the batch with noise, or with R; and each one's [S].
+
+        In a stack the second is without R, which `explicit` gives for all replicas together.
+        """
+        if self.run.objective == "noise" or self.noise is None:
+            each = self.loss.means(self.loss.per_sample(output(self.model, x), y))
+            return each.sum(), each
+        self.noise.step = self.step + 1  # paused, its clock stands still; its schedules go on
+        self.loss.step = self.step
+        samples = 1 if self.run.objective == "sampled" else None
+        found = explicit(self.noise, x, y, loss=self.loss, samples=samples)
+        total = len(self.seeds) * (found.loss + found.R)  # they are means over the replicas too
+        return total, self.loss.seen if self.stacked else total[None]
+
+    # -------------------------------------------------------------------------------- looking
+
+    def look(self, *, turn: bool) -> None:
+        """Call the watches that are due now; `turn`: at the start, and at the end of each epoch."""
+        end = self.step == self.steps
+        due = [w for w in self.run.watch if end or _due(w.every, self.step, turn=turn)]
+        stop = self.run.stop is not None and turn and self.step > 0
+        if not (due or stop or end or len(self.unseen) >= UNSEEN):
+            return
+        loss = self.unseen[-1] if self.unseen else None
+        self.mark_diverged()
+        if not self.alive or not (due or stop):
+            return
+        self.model.eval()
+        state = State(
+            run=self.run,
+            seeds=self.seeds,
+            step=self.step,
+            epoch=self.epoch,
+            model=self.model,
+            noise=self.noise,
+            data=self.data,
+            loss=loss,
+            stacked=self.stacked,
+        )
+        self.record(state, due, self.alive)
+        if stop:
+            self.mark_stopped(state, [w for w in self.run.watch if w not in due])
+        self.model.train()
+
+    def record(self, state: State, watches: Sequence[Watch], wanted: Sequence[int]) -> None:
+        """What the watches see of some replicas."""
+        for watch in watches if wanted else ():
+            if self.stacked and not getattr(watch, "stacked", False):
+                seen = {s: watch(one) for s, one in enumerate(state.each()) if s in wanted}
+                columns = {q: {s: seen[s][q] for s in seen} for q in seen[wanted[0]]}
+            else:
+                found = {q: torch.as_tensor(v).flatten().tolist() for q, v in watch(state).items()}
+                columns = {q: {s: v[s] for s in wanted} for q, v in found.items()}
+            for quantity, values in columns.items():
+                for s, value in values.items():
+                    row = (self.step, quantity, torch.as_tensor(value).item())
+                    self.rows[self.seeds[s]].append(row)
+
+    def mark_diverged(self) -> None:
+        """Let go of the replicas that had a loss which is not finite, and note the first such
+        step.
+        """
+        if not self.unseen:
+            return
+        bad = ~torch.stack(self.unseen).isfinite()  # [T, S]
+        first = (self.step - len(bad) + 1 + bad.int().argmax(0)).tolist()
+        for s in torch.nonzero(bad.any(0)).flatten().tolist():
+            if s in self.alive:
+                self.rows[self.seeds[s]].append((first[s], "diverged", first[s]))
+                self.alive.remove(s)
+        self.unseen.clear()
+
+    def mark_stopped(self, state: State, others: Sequence[Watch]) -> None:
+        """Let go of the replicas that fit the training data, with a last look of every watch."""
+        accuracy = Accuracy("train")(state)["accuracy/train"].tolist()
+        stopped = [s for s in self.alive if accuracy[s] >= (self.run.stop or 0)]
+        self.record(state, others, stopped)
+        for s in stopped:
+            self.rows[self.seeds[s]].append((self.step, "stopped", self.epoch))
+            self.alive.remove(s)
+
+
+class _Loss:
+    """The run's loss; it keeps each replica's mean, and mixes columns by lots of each seed."""
+
+    def __init__(self, loss: Any, seeds: tuple[int, ...]) -> None:
+        self.loss, self.seeds, self.step, self.seen = loss, seeds, 0, torch.empty(0)
+
+    def means(self, per_sample: Tensor) -> Tensor:
+        return per_sample.unflatten(0, (len(self.seeds), -1)).mean(1)  # [S]
+
+    def per_sample(self, z: Tensor, y: Tensor) -> Tensor:
+        found = self.loss.per_sample(z, y)
+        self.seen = self.means(found.detach())
+        return found
+
+    def columns(self, z: Tensor, y: Tensor) -> Any:
+        columns = self.loss.columns(z, y)
+        lot = draw.Source([draw.key(seed, "signs", self.step) for seed in self.seeds])
+        signs = lot.sign(z.detach().unflatten(0, (len(self.seeds), -1))).flatten(0, 1)
+        kind = type(columns)
+        return kind(columns.count, columns.column, lambda _: columns.mixed(signs), columns.sign)
+
+
+def _stackable(run: "Run") -> bool:
+    """Whether a stack can do all of it: not a tensor by lot, R of parameters, or each one's R; nor
+    an optimiser that looks at the gradient of all parameters together.
+    """
+    if getattr(run.optimiser, "again", False):
+        return False
+    noises = [n for _, n in run.noise] if isinstance(run.noise, tuple) else [run.noise]
+    if run.objective == "noise":
+        return run.draw != "random"
+    return not any(isinstance(n, Weight) for n in noises) and not any(
+        isinstance(w, Objective) for w in run.watch
+    )
+
+
+def _due(every: int | None, step: int, *, turn: bool) -> bool:
+    return turn if every == 0 else every is not None and step % every == 0
+
+
+def _tensors(run: "Run", seeds: tuple[int, ...], stacked: bool) -> Tensors:
+    """The data of one seed, of all seeds, or [S, …] where each has its own."""
+    if not (stacked and run.data.per_seed):
+        return run.data.load(seeds[0])
+    loaded = [run.data.load(seed) for seed in seeds]
+    names = ("x_train", "y_train", "x_test", "y_test")
+    return replace(loaded[0], **{n: torch.stack([getattr(t, n) for t in loaded]) for n in names})
+
+
+class _Part:
+    """The progress of one of several programs, told a few times a second."""
+
+    def __init__(self, progress: "Progress", part: int, parts: int) -> None:
+        self.progress, self.part, self.parts, self.next = progress, part, parts, 0.0
+
+    def update(self, step: int, steps: int) -> None:
+        if (now := monotonic()) >= self.next:
+            self.next = now + BEAT
+            self.progress.update(self.part * steps + step, self.parts * steps)
+
+    def finish(self, steps: int) -> None:
+        self.progress.update((self.part + 1) * steps, self.parts * steps)

@@ -1,0 +1,310 @@
+"""Losses per sample, and the columns of √H of each:  S Sᵀ = H = ∂²ℓ/∂z².
+
+A loss is given by name, as one of these classes, as torch's own module (`nn.CrossEntropyLoss`,
+`nn.NLLLoss`, `nn.MSELoss`, `nn.BCEWithLogitsLoss`), or as any callable. Outputs are z [B, C],
+[B, T…, C] or [B]; `per_sample(z, y)` is [B] and its mean is what torch's mean reduction gives.
+The loss of a sequence is the mean over its positions (over the batch's counted positions, where
+some are ignored), and each position has columns of its own. For losses without classes only [B,
+T, C] is a sequence; an image [B, C, H, W] is one sample of C·H·W outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dither.errors import DitherError
+from dither.loss.columns import (
+    Columns,
+    aligned,
+    at_position,
+    diagonal,
+    eigen,
+    places,
+    polarised,
+    positions,
+    squeezed,
+    steps,
+    unaligned,
+)
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """ℓ = −Σ_c t_c ω_c log p_c, p = softmax(z);  H = (Σ_c t_c ω_c)(diag p − p pᵀ).
+
+    y holds class numbers [B] or [B, T…], or probabilities of z's shape; t is y smoothed. `weight`
+    ω and `ignore_index` as in torch, whose mean divides by the weights of the targets. H has rank
+    C − 1: its columns are S_k = √p ∘ (e_k − v √p_k/(1 + √p_1)), v = √p + e_1, k = 2 … C — √p
+    times a Householder basis of what is orthogonal to √p.
+    """
+
+    label_smoothing: float = 0.0
+    weight: Tensor | None = None
+    ignore_index: int = -100
+
+    def per_sample(self, z: Tensor, y: Tensor) -> Tensor:
+        z, y = aligned(z, y, self.ignore_index)
+        if y.is_floating_point():
+            return positions(self._of(z, y)).sum(1) / places(z)
+        omega = self._omega(z, y)  # [B, T…]
+        losses = F.cross_entropy(
+            z.movedim(-1, 1),
+            y,
+            self.weight if self.weight is None else self.weight.to(z.dtype),
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            reduction="none",
+        )
+        return positions(losses).sum(1) * (z.shape[0] / omega.sum())
+
+    def _of(self, z: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(
+            z.movedim(-1, 1),
+            y.movedim(-1, 1),
+            self.weight if self.weight is None else self.weight.to(z.dtype),
+            label_smoothing=self.label_smoothing,
+            reduction="none",
+        )
+
+    def _omega(self, z: Tensor, y: Tensor) -> Tensor:
+        """What torch's mean divides by: the weight of each counted position's target."""
+        counted = y != self.ignore_index
+        if self.weight is None:
+            return counted.to(z.dtype)
+        return self.weight.to(z)[y * counted] * counted
+
+    def _mass(self, z: Tensor, y: Tensor) -> Tensor:
+        """√ of what multiplies diag p − p pᵀ in a sample's loss, [B, T…]."""
+        if y.is_floating_point():
+            t, share = y, torch.full(z.shape[:-1], 1 / places(z), dtype=z.dtype, device=z.device)
+            counted = torch.ones_like(share)
+        else:
+            counted = (y != self.ignore_index).to(z.dtype)
+            t = F.one_hot(y * counted.long(), z.shape[-1]).to(z.dtype)
+            share = z.shape[0] / self._omega(z, y).sum()
+        t = t * (1 - self.label_smoothing) + self.label_smoothing / z.shape[-1] * t.sum(
+            -1, keepdim=True
+        )
+        mass = t.sum(-1) if self.weight is None else (t * self.weight.to(z)).sum(-1)
+        return (mass * share * counted).sqrt()
+
+    def columns(self, z: Tensor, y: Tensor) -> Columns:
+        shape, (z, y) = z.shape, aligned(z, y, self.ignore_index)
+        root_p = (F.log_softmax(z, -1) / 2).exp()  # [B, T…, C]; finite gradient at p → 0
+        scaled = self._mass(z, y).unsqueeze(-1) * root_p
+        v = torch.cat([root_p[..., :1] + 1, root_p[..., 1:]], -1)  # √p + e_1: never cancels
+        tilt = root_p / (1 + root_p[..., :1])  # so that S r = √p ∘ (r − v ⟨tilt, r⟩)
+        c = z.shape[-1]
+
+        def column(k: int) -> Tensor:
+            place, k = divmod(k, c - 1)
+            s = scaled * -(v * tilt[..., k + 1 : k + 2])
+            s = s + scaled * F.one_hot(torch.tensor(k + 1), c).to(z)
+            return unaligned(at_position(s, place), shape)
+
+        def mixed(r: Tensor) -> list[tuple[int, Tensor]]:
+            r = r if r.shape == z.shape else r.movedim(1, -1)
+            r = torch.cat([torch.zeros_like(r[..., :1]), r[..., 1:]], -1)
+            return [(1, unaligned(scaled * (r - v * (tilt * r).sum(-1, keepdim=True)), shape))]
+
+        return Columns(places(z) * (c - 1), column, mixed)
+
+
+@dataclass(frozen=True)
+class LogLikelihood(CrossEntropy):
+    """`nn.NLLLoss`: the cross-entropy of a model that ends in log_softmax.
+
+    ℓ is linear in log p, so its own H would be 0; as log_softmax(log p) = log p, the same number
+    is the cross-entropy of log p, and its H gives R of the logits. Raises DitherError where the
+    outputs are no log-probabilities.
+    """
+
+    def per_sample(self, z: Tensor, y: Tensor) -> Tensor:
+        log_p, _ = aligned(z, y, self.ignore_index)
+        total = log_p.detach().logsumexp(-1)
+        if not bool((total.abs() < 1e-3 + 16 * torch.finfo(z.dtype).eps).all()):
+            raise DitherError(
+                "nn.NLLLoss needs log-probabilities: got outputs whose exponentials sum to "
+                f"{total.exp().flatten()[total.abs().argmax()].item():.4g}; end the model with "
+                "log_softmax, or pass nn.CrossEntropyLoss() for logits"
+            )
+        return super().per_sample(z, y)
+
+
+@dataclass(frozen=True)
+class HalfSquare:
+    """ℓ = ½ Σ_c (z_c − y_c)² over all outputs c of a sample;  H = I. The papers' loss.
+
+    z [B, T, C] is a sequence, averaged over its T positions; no other shape is averaged: an image
+    [B, C, H, W] is summed over C·H·W. `mean` makes it `nn.MSELoss` in any shape: 2/(outputs of a
+    sample) times the sum.
+    """
+
+    mean: bool = False
+
+    def per_sample(self, z: Tensor, y: Tensor) -> Tensor:
+        if squeezed(y) != squeezed(z):
+            raise DitherError(
+                f"half_square needs y in the output's shape: got y {tuple(y.shape)} and z "
+                f"{tuple(z.shape)}"
+            )
+        return self._scale(z) / 2 * positions((z - y.view_as(z)).square()).sum(1)
+
+    def _scale(self, z: Tensor) -> float:
+        return 2 / z[0].numel() if self.mean else 1 / steps(z)
+
+    def columns(self, z: Tensor, y: Tensor) -> Columns:
+        return diagonal(torch.full_like(z, self._scale(z) ** 0.5, requires_grad=False))
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """ℓ = log(1 + exp(−y z)), y ∈ {−1, +1} or {0, 1};  H = p(1 − p), p = 1/(1 + exp(−z)).
+
+    z [B] or [B, 1]; several outputs are independent labels and their losses are summed; z
+    [B, T, C] is a sequence, averaged over its T positions. `mean` averages over all outputs in any
+    shape, as `nn.BCEWithLogitsLoss` does.
+    """
+
+    mean: bool = False
+
+    def per_sample(self, z: Tensor, y: Tensor) -> Tensor:
+        if squeezed(y) != squeezed(z):
+            raise DitherError(
+                f"logistic needs one label for each output: got y {tuple(y.shape)} and z "
+                f"{tuple(z.shape)}"
+            )
+        y = y.view_as(z).to(z.dtype)
+        y = torch.where(y == -1, torch.zeros_like(y), y)
+        if not bool(((y == 0) | (y == 1) | (self.mean & (y >= 0) & (y <= 1))).all()):
+            raise DitherError(
+                "logistic needs labels in {−1, +1} or {0, 1}: got others; for classes use "
+                "'cross_entropy'"
+            )
+        return self._scale(z) * positions(
+            F.binary_cross_entropy_with_logits(z, y, reduction="none")
+        ).sum(1)
+
+    def _scale(self, z: Tensor) -> float:
+        return 1 / (z[0].numel() if self.mean else steps(z))
+
+    def columns(self, z: Tensor, y: Tensor) -> Columns:
+        return diagonal(((F.logsigmoid(z) + F.logsigmoid(-z)) / 2).exp() * self._scale(z) ** 0.5)
+
+
+@dataclass(frozen=True)
+class AnyLoss:
+    """A user's loss f(z, y): [B] per sample, or the batch mean of one. H is taken by autograd and
+    may be indefinite; where it is 0 everywhere (f linear in z) R would be too, and DitherError says
+    so.
+
+    For a value, H = Σ_k ± S_k S_kᵀ by eigenvalues. For a gradient eigenvectors won't do (they
+    turn at equal eigenvalues), so H = Σ_k ¼(s e_k + H e_k/s)(…)ᵀ − ¼(s e_k − H e_k/s)(…)ᵀ, which
+    holds and differentiates for any symmetric H. Costs D backward passes of the loss alone and a
+    [B, D, D] array, D = all the outputs of one sample.
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+
+    def per_sample(self, z: Tensor, y: Tensor) -> Tensor:
+        value = self.function(z, y)
+        if value.shape == z.shape[:1]:
+            return value
+        if value.dim() == 0:
+            alone = [self.function(z[i : i + 1], y[i : i + 1]) for i in range(z.shape[0])]
+            each = torch.stack([v.reshape(()) for v in alone])
+            if not torch.allclose(each.mean(), value, rtol=1e-4, atol=1e-8):
+                raise DitherError(
+                    "a loss that gives one number must be the mean over its samples: got "
+                    f"{value.item():.4g} where the samples' mean is {each.mean().item():.4g}; give "
+                    "one number per sample [B]"
+                )
+            return each
+        raise DitherError(
+            f"a loss must give one number per sample [B] or their mean: got "
+            f"{tuple(value.shape)} for B = {z.shape[0]}; use reduction='none' and sum what "
+            "belongs to a sample"
+        )
+
+    def columns(self, z: Tensor, y: Tensor) -> Columns:
+        h = self._hessian(z, y)
+        if h.numel() and not h.any() and self._linear(z, y):
+            raise DitherError(
+                "the loss is linear in the output: it has no Gauss–Newton part; give the logits"
+            )
+        return polarised(h, z.shape) if h.requires_grad else eigen(h, z.shape)
+
+    def _linear(self, z: Tensor, y: Tensor) -> bool:
+        """H is 0 at 0, −z and y too: a loss with straight stretches, such as Huber's, bends
+        somewhere.
+        """
+        z = z.detach()
+        others = [torch.zeros_like(z), -z] + (
+            [y.view_as(z).to(z.dtype)] if squeezed(y) == squeezed(z) else []
+        )
+        return not any(self._hessian(at, y).any() for at in others)
+
+    def _hessian(self, z: Tensor, y: Tensor) -> Tensor:
+        keep = torch.is_grad_enabled() and z.requires_grad
+        with torch.enable_grad():
+            at = z if keep else z.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.per_sample(at, y).sum(), at, create_graph=True)
+            rows = [
+                torch.autograd.grad(
+                    entry.sum(), at, create_graph=keep, retain_graph=True, allow_unused=True
+                )[0]
+                if entry.requires_grad
+                else None
+                for entry in slope.reshape(z.shape[0], -1).unbind(1)
+            ]
+        h = torch.stack(
+            [(torch.zeros_like(z) if r is None else r).reshape(z.shape[0], -1) for r in rows], 1
+        )
+        return (h + h.mT) / 2  # [B, D, D]
+
+
+def get(loss: Any) -> Any:
+    """The loss object of a name, an object with `per_sample` and `columns`, a torch loss module,
+    or a callable.
+    """
+    if isinstance(loss, str):
+        if loss not in NAMES:
+            raise DitherError(
+                f"no loss named {loss!r}: it is one of {', '.join(map(repr, NAMES))}, or a callable"
+            )
+        return NAMES[loss]()
+    if hasattr(loss, "per_sample") and hasattr(loss, "columns"):
+        return loss
+    if isinstance(loss, nn.CrossEntropyLoss) and loss.reduction == "mean":
+        return CrossEntropy(loss.label_smoothing, loss.weight, loss.ignore_index)
+    if isinstance(loss, nn.NLLLoss) and loss.reduction == "mean":
+        return LogLikelihood(weight=loss.weight, ignore_index=loss.ignore_index)
+    if isinstance(loss, nn.MSELoss) and loss.reduction == "mean":
+        return HalfSquare(mean=True)
+    if (
+        isinstance(loss, nn.BCEWithLogitsLoss)
+        and loss.reduction == "mean"
+        and loss.weight is loss.pos_weight is None
+    ):
+        return Logistic(mean=True)
+    if callable(loss) and not isinstance(loss, type):
+        return AnyLoss(loss)  # pyright: ignore[reportArgumentType]
+    if isinstance(loss, Tensor):
+        raise DitherError(
+            f"a loss is a name, a loss module or a callable: got a tensor {list(loss.shape)}; "
+            "trace takes (model, loss, data), the others (…, x, y, loss)"
+        )
+    raise DitherError(
+        f"a loss is a name ({', '.join(map(repr, NAMES))}), a loss module or a callable: got "
+        + f"{loss!r}"
+        + ("; call it: a loss is an instance" if isinstance(loss, type) else "")
+    )
+
+
+NAMES = {"cross_entropy": CrossEntropy, "half_square": HalfSquare, "logistic": Logistic}

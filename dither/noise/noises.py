@@ -1,0 +1,227 @@
+"""The noises, each with its two faces, and the laws they are made of.
+
+    displace(site, rng) → δ          what is added to a tensor in training
+    variance(g, site)   → Var⟨g, δ⟩  what that penalises:  R = ½ E_batch Σ_sites Σ_c Var⟨g_c, δ⟩
+                        (★)
+
+One law ties the two: the mean of δ is 0 and the mean of ⟨g, δ⟩² is Var. A new noise is one such
+class.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dither.errors import DitherError
+from dither.noise.here import Here, fitting, gather, norm2, spread
+from dither.noise.laws import (
+    Dropout,
+    Gaussian,
+    Law,
+    TwoGaussian,
+    TwoPoint,
+    Uniform,
+    gaussian,
+)
+
+Sigma = Any  # a number ≥ 0, or a schedule: Callable[[int], float]; read off before it is used
+
+
+def checked(self) -> None:
+    """σ must be a number ≥ 0, or a schedule: a function of the step; a law must be one."""
+    name, sigma, law = type(self).__name__, self.sigma, getattr(self, "law", gaussian)
+    if isinstance(law, type) or not (hasattr(law, "sample") and hasattr(law, "variance")):
+        raise DitherError(
+            f"the law of {name} must be a law such as gaussian or dropout(0.5): got {law!r}"
+            + (" (a class: call it)" if isinstance(law, type) else "")
+        )
+    if isinstance(sigma, Tensor):
+        if sigma.numel() != 1:
+            raise DitherError(
+                f"σ of {name} is one number: got {list(sigma.shape)}; give each site a noise of "
+                "its own in a mapping"
+            )
+        if not bool((torch.isfinite(sigma) & (sigma >= 0)).all()):
+            raise DitherError(f"σ of {name} must be finite and ≥ 0: got {sigma!r}")
+        return
+    if callable(sigma):
+        return
+    if isinstance(sigma, bool) or not isinstance(sigma, Real):
+        raise DitherError(f"σ of {name} must be a number or a function of the step: got {sigma!r}")
+    if not (math.isfinite(sigma) and float(sigma) >= 0):
+        raise DitherError(f"σ of {name} must be finite and ≥ 0: got {sigma!r}")
+
+
+def at(noise: Any, step: int) -> Any:
+    """The noise with its schedule of σ read off at `step`; a noise of constant σ is returned as
+    it is.
+    """
+    return replace(noise, sigma=float(noise.sigma(step))) if callable(noise.sigma) else noise  # pyright: ignore
+
+
+def plus(noise: Any, site: Here, rng: Any, scale: float = 1) -> Tensor:
+    """The tensor displaced: h + scale·δ."""
+    h = site.h
+    if _in_place(noise, h):  # memory is half of what noise on a wide network costs
+        return rng(noise.law, h).mul_(scale * noise.sigma).add_(h)
+    delta = noise.displace(site, rng)
+    return h + (delta if scale == 1 else scale * delta)
+
+
+def _in_place(noise: Any, h: Tensor) -> bool:
+    """Whether δ is σ ε with ε in memory of its own, and the sum may be written there."""
+    return (
+        type(noise) in (Additive, Weight)  # a subclass may displace otherwise
+        and type(noise.law) in (Gaussian, Uniform, TwoPoint, TwoGaussian, Dropout)
+        and isinstance(noise.sigma, float | int)
+        and h.dtype in (torch.float32, torch.float64)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(h)  # pyright: ignore
+    )
+
+
+@dataclass(frozen=True)
+class Additive:
+    """δ = σ ε, one ε ~ law per element; Var⟨g, δ⟩ = σ²‖g‖².   Camuto et al. 2020, eq. 5 and 9.
+
+    On the model's input this is Bishop's Tikhonov term. σ is in the units of the activation.
+    """
+
+    sigma: Sigma
+    law: Law = gaussian
+    side = "in"
+    __post_init__ = checked
+
+    def displace(self, site: Here, rng) -> Tensor:
+        return self.sigma * rng(self.law, site.h)
+
+    def variance(self, g, site: Here) -> Tensor:  # [K, B]
+        return self.sigma**2 * self.law.variance * norm2(g)
+
+
+@dataclass(frozen=True)
+class Multiplicative:
+    """δ = σ h∘ε, one ε ~ law per element; Var⟨g, δ⟩ = σ²‖g∘h‖².   Camuto et al. 2020, eq. 6.
+
+    Dropout is `Multiplicative(law=dropout(p))`. σ has no unit.
+    """
+
+    sigma: Sigma = 1.0
+    law: Law = gaussian
+    side = "in"
+    __post_init__ = checked
+
+    def displace(self, site: Here, rng) -> Tensor:
+        return self.sigma * site.h * rng(self.law, site.h)
+
+    def variance(self, g, site: Here) -> Tensor:  # [K, B]
+        return self.sigma**2 * self.law.variance * norm2(g * site.h)
+
+
+@dataclass(frozen=True)
+class Node:
+    """δ = σ Σ_n ε_n w_n, scalars ε_n ~ law per sample, vectors w_n trained; Var⟨g, δ⟩ = σ² Σ_n
+    (g·w_n)².
+
+    Levi et al. 2022, eq. 1 and 4. On a Linear's pre-activation it is the paper's extra input
+    unit; on a convolution's input it is added pixel by pixel. w starts from N(0, std²);
+    `std=None` is the paper's 1/√fan_in, where the fan-in counts the nodes. Redrawn at each call;
+    positions of a sequence share their sample's ε.
+    """
+
+    sigma: Sigma
+    law: Law = gaussian
+    nodes: int = 1
+    std: float | None = None
+
+    def __post_init__(self) -> None:
+        checked(self)
+        if not (isinstance(self.nodes, int) and self.nodes >= 1):
+            raise DitherError(f"Node needs a whole number of nodes ≥ 1: got nodes={self.nodes!r}")
+        if self.std is not None and not (math.isfinite(self.std) and self.std >= 0):
+            raise DitherError(f"std of Node's vectors must be finite and ≥ 0: got {self.std!r}")
+
+    @staticmethod
+    def side(module: nn.Module) -> str:
+        return "in" if isinstance(module, nn.modules.conv._ConvNd) else "out"
+
+    def displace(self, site: Here, rng) -> Tensor:
+        fitting(site)
+        h, w, s = site.h, site.w, site.stack
+        batch = h.shape[s + site.batch_dim]
+        eps = rng(self.law, h.new_empty(*h.shape[:s], batch, self.nodes))
+        delta = (eps @ w.flatten(s + 1)).unflatten(-1, w.shape[s + 1 :])  # [*S, B, *features]
+        return self.sigma * spread(delta, h, site)
+
+    def variance(self, g, site: Here) -> Tensor:  # [K, B]
+        fitting(site)
+        w, s = site.w, site.stack
+        g = gather(g, w.dim() - s - 1, site)  # [K, *S, B, *features]
+        gw = g.flatten(s + 2) @ w.flatten(s + 1).mT  # [K, *S, B, n]
+        return self.sigma**2 * self.law.variance * gw.square().sum(-1).flatten(1)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """δ = σ E on a parameter, E ~ law per element, shared by the batch; Var⟨g, δ⟩ = σ²‖∂⟨S_c,
+    z_i⟩/∂W‖² per sample i.
+
+    Orvieto et al. 2022, eq. 6 and 11. σ is in the units of the parameter. How a step spends σ
+    over several tensors is `inject`'s `draw`.
+    """
+
+    sigma: Sigma
+    law: Law = gaussian
+    side = "parameter"
+    __post_init__ = checked
+
+    def displace(self, site: Here, rng) -> Tensor:
+        return self.sigma * rng(self.law, site.h)
+
+    def displaced(self, site: Here, rng) -> Tensor:
+        return rng(self.law, site.h).mul_(self.sigma).add_(site.h)
+
+    def variance(self, g, site: Here) -> Tensor:  # [K, B]
+        return self.sigma**2 * self.law.variance * norm2(g)
+
+
+def describe(noise: Any) -> str:
+    """One short phrase for tables: `Additive σ 0.1 gaussian`."""
+    words = [type(noise).__name__]
+    for field in fields(noise):
+        value = getattr(noise, field.name)
+        if field.name == "sigma":
+            words.append(f"σ {format(at(noise, 0).sigma, '.4g')}{' at first' * callable(value)}")
+        elif field.name == "law":
+            plain = not getattr(value, "__dataclass_fields__", {}) or value == TwoGaussian()
+            words.append(type(value).__name__.lower() if plain else repr(value))
+        elif value != field.default:
+            words.append(f"{field.name} {value}")
+    return " ".join(words)
+
+
+FACES = {"displace": "displace(site, rng)", "variance": "variance(g, site)", "side": "side"}
+
+
+def lacks(what: object) -> str | None:
+    """Which part of a noise is missing; None where all are there."""
+    if isinstance(what, type) or not hasattr(what, "sigma"):
+        return "sigma"
+    return next((said for name, said in FACES.items() if not hasattr(what, name)), None)
+
+
+def is_noise(what: object) -> bool:
+    """Has the two faces, a σ and a side."""
+    return lacks(what) is None
+
+
+def side_of(noise: Any, module: nn.Module) -> str:
+    """The side of a module a noise takes when the pattern names none: "in", "out" or
+    "parameter".
+    """
+    return noise.side(module) if callable(noise.side) else noise.side  # pyright: ignore

@@ -1,0 +1,1 @@
+"""The regulariser a noise is equal to: exact, sampled, and by Monte Carlo."""

@@ -1,0 +1,224 @@
+"""What the noise really costs: E[Δℓ] by Monte Carlo, and what of it R does not explain."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dither import loss as losses
+from dither.attach.hooks import real
+from dither.attach.inject import Injection, put, take
+from dither.attach.reading import reading
+from dither.attach.site import Site
+from dither.calling import check_devices, evaluating, output, tensors
+from dither.errors import DitherError
+from dither.estimate import Estimate
+from dither.noise.draw import Source, key
+from dither.noise.noises import Node
+from dither.precision import double, wide
+from dither.regulariser.explicit import explicit
+from dither.regulariser.usable import check_usable
+
+ROWS = 8192  # of a stacked batch, at most: several draws in one forward
+ELEMENTS = 2**22  # of its largest site, or of x, at most
+
+
+def expected(
+    noise: Injection,
+    x: Any,
+    y: Tensor,
+    loss: Any = "cross_entropy",
+    *,
+    draws: int = 1000,
+    antithetic: bool = False,
+    seed: int | None = None,
+) -> Estimate:
+    """E[Δℓ] = E_noise mean_batch(ℓ with noise − ℓ without), with its standard error; in eval
+    mode, without gradients.
+
+    `draws` independent draws at every site, at the present step's σ; weight noise is shared by
+    the batch. `antithetic` draws pairs (ε and its mirror image), draws/2 of them: odd orders
+    cancel, so small σ need far fewer. `seed` None takes one from torch's default generator; the
+    noise's own clock stands still. Raises DitherError for fewer than 2 draws (4 in pairs).
+    """
+    each = losses.get(loss)
+    if not isinstance(draws, Integral):
+        raise DitherError(f"draws is a whole number: got {draws!r}")
+    if draws < (4 if antithetic else 2):
+        raise DitherError(
+            f"a standard error needs at least 2 draws (4 in antithetic pairs): got draws={draws}"
+        )
+    check_usable(noise, y, each)
+    check_devices(noise.model, x, y)
+    seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
+    with evaluating(noise.model), torch.no_grad():
+        quiet = Draw(noise, seed, 0, off=True)
+        with reading(noise, quiet):
+            z = output(noise.model, x)
+            clean = each.per_sample(wide(z), y)
+            n = _together(noise, x, z, quiet)
+        if not antithetic:
+            return Estimate.of(_draws(noise, x, y, each, clean, draws, seed, n, reflect=False))
+        pairs = [
+            _draws(noise, x, y, each, clean, draws // 2, seed, n, reflect=r) for r in (False, True)
+        ]
+        return Estimate.of((pairs[0] + pairs[1]) / 2)
+
+
+def remainder(
+    noise: Injection,
+    x: Any,
+    y: Tensor,
+    loss: Any = "cross_entropy",
+    *,
+    draws: int = 1000,
+    antithetic: bool = False,
+    seed: int | None = None,
+) -> Estimate:
+    """E[C] = E[Δℓ] − R, with the standard error of E[Δℓ]; R is exact, in eval mode.   Camuto et
+    al. 2020, Theorem 1.
+
+    Of order σ², not smaller, unless the residual part of the second order vanishes (see
+    `explicit`, curvature="full").
+    """
+    with evaluating(noise.model), torch.no_grad():
+        R = explicit(noise, x, y, loss).R
+    return expected(noise, x, y, loss, draws=draws, antithetic=antithetic, seed=seed) - R.item()
+
+
+def _draws(
+    noise: Injection,
+    x: Any,
+    y: Tensor,
+    loss: Any,
+    clean: Tensor,
+    draws: int,
+    seed: int,
+    together: int,
+    *,
+    reflect: bool,
+) -> Tensor:
+    """mean_batch Δℓ of each draw [draws], `together` of them in one forward."""
+    batch = clean.shape[0]
+    found: list[Tensor] = []
+    while len(found) < draws:
+        n = min(together, draws - len(found))
+        reader = Draw(noise, seed, len(found), reflect=reflect, of=draws)
+        with reading(noise, reader), reader.shadows():
+            z = output(noise.model, _repeated(x, n))
+        if z.shape[0] != n * batch:  # dimension 0 of x is not the samples after all
+            together = 1
+            continue
+        each = [loss.per_sample(part, y) - clean for part in wide(z).chunk(n)]
+        found += [double(change).mean() for change in each]
+    return torch.stack(found)
+
+
+class Draw:
+    """A reader that displaces every site, keyed by (seed, site, draw, call)."""
+
+    def __init__(
+        self,
+        noise: Injection,
+        seed: int,
+        index: int,
+        *,
+        reflect: bool = False,
+        of: int = 0,
+        off: bool = False,
+    ) -> None:
+        self.noise, self.seed, self.index, self.reflect, self.of, self.off = (
+            noise,
+            seed,
+            index,
+            reflect,
+            of,
+            off,
+        )
+        self.calls: dict[str, int] = {}
+        self.largest = 0  # elements of the largest site
+        self.met: list[tuple[Site, torch.Size]] = []  # the sites' tensors, in order
+
+    def source(self, site: Site, call: int) -> Source:
+        seeds = self.noise.seeds if self.noise.stack else (0,)
+        keys = [key(self.seed, s, site.name, "expected", self.index, call) for s in seeds]
+        return Source(keys, reflect=self.reflect)
+
+    def activation(self, site: Site, h: Tensor) -> Tensor | None:
+        self.largest = max(self.largest, h.numel())
+        self.met.append((site, h.shape))
+        real(site, h)
+        law = self.noise.noise_at(site)
+        if self.off or law.sigma == 0:
+            return None
+        call = self.calls[site.name] = self.calls.get(site.name, -1) + 1
+        return h + law.displace(self.noise.here(site, h), self.source(site, call))
+
+    def shadows(self) -> _Shadows:
+        """Parameters displaced for the time of a forward."""
+        return _Shadows(self)
+
+    def scale(self, site: Site) -> float:
+        """As `draw` has it, the one of "cycle" and "random" by lot, or in turn where the turns
+        come out even.
+        """
+        noise, m = self.noise, len(self.noise.groups)
+        if noise.draw in ("each", "all"):
+            return noise.scale(site, 1)
+        chosen = self.index if self.of % m == 0 else key(self.seed, "which", self.index)
+        return float(site.name in noise.groups[chosen % m])
+
+
+class _Shadows:
+    def __init__(self, draw: Draw) -> None:
+        self.draw = draw
+
+    def __enter__(self) -> None:
+        d = self.draw
+        for site in d.noise.sites.values():
+            law, scale = d.noise.noise_at(site), d.scale(site) if site.side == "parameter" else 0.0
+            if scale and law.sigma:
+                here = d.noise.here(site, site.parameter)
+                put(site, site.parameter + scale * law.displace(here, d.source(site, 0)))
+
+    def __exit__(self, *_: object) -> None:
+        for site in self.draw.noise.sites.values():
+            if site.side == "parameter":
+                take(site)
+
+
+def _together(noise: Injection, x: Any, z: Tensor, seen: Draw) -> int:
+    """How many draws one forward can take: more than one only where samples go their own ways.
+
+    That is tried: beside other samples, x must give what it gives alone, and every site's tensor
+    must grow with the samples; one that they share (of positions, say) has one draw a forward.
+    """
+    shared = any(s.side == "parameter" for s in noise.sites.values())
+    if shared or noise.batch_dim or noise.stack or not _stackable(x, len(z)):
+        return 1
+    others = x.flip(0) * 0.5 + 1 if x.is_floating_point() else x.flip(0)
+    alone, largest, seen.met = seen.met, seen.largest, []
+    both = output(noise.model, torch.cat([x, others]))
+    if not all(map(_doubled, alone, seen.met)) or len(alone) != len(seen.met):
+        return 1
+    if both.shape[0] != 2 * len(z) or not torch.allclose(both[: len(z)], z, rtol=1e-3, atol=1e-5):
+        return 1
+    return max(1, min(ROWS // max(1, len(z)), ELEMENTS // max(1, x.numel(), largest)))
+
+
+def _doubled(alone: tuple[Site, torch.Size], both: tuple[Site, torch.Size]) -> bool:
+    """Whether twice the samples have twice the draws: elements, or a Node's ε in dimension 0."""
+    (site, a), (other, b) = alone, both
+    node = isinstance(site.noise, Node)
+    return site is other and (b[:1] == (2 * a[0],) if node else b.numel() == 2 * a.numel())
+
+
+def _stackable(x: Any, batch: int) -> bool:
+    return isinstance(x, Tensor) and x.shape[0] == batch and len(tensors(x)) == 1
+
+
+def _repeated(x: Any, n: int) -> Any:
+    return x if n == 1 else x.repeat(n, *[1] * (x.dim() - 1))

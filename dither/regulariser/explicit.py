@@ -1,0 +1,137 @@
+"""The regulariser a noise is equal to at second order, and σ chosen from it.
+
+    R = ½ · E_batch Σ_sites Σ_c Var⟨g_c, δ⟩,     g_c = J_siteᵀ S_c,     S Sᵀ = ∂²ℓ/∂z²
+    (★)
+
+`pull` computes the sum, `second` the whole second-order term. Derived in
+docs/math.md.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dither import loss as losses
+from dither.attach.inject import Injection
+from dither.attach.reading import reading
+from dither.calling import check_devices, evaluating, mixing, ordinary, tensors, twice
+from dither.errors import DitherError
+from dither.regulariser.padding import padded
+from dither.regulariser.pull import Pull
+from dither.regulariser.second import Second
+from dither.regulariser.usable import check_usable
+
+
+class Explicit(NamedTuple):
+    """The loss without noise, the regulariser R, and each site's share of it: scalars, by_site
+    {name: scalar} sums to R.
+    """
+
+    loss: Tensor
+    R: Tensor
+    by_site: dict[str, Tensor]
+
+
+def explicit(
+    noise: Injection,
+    x: Any,
+    y: Tensor,
+    loss: Any = "cross_entropy",
+    *,
+    samples: int | None = None,
+    curvature: str = "gauss_newton",
+) -> Explicit:
+    """R = ½ E_batch Σ_sites Σ_c Var⟨g_c, δ⟩, exact or sampled; differentiable where gradients are
+    on.   (★)
+
+    noise      an Injection; whether its noise is on plays no part, and σ is that of its present
+               step.
+    x, y       a batch: x a tensor, a tuple of arguments or a mapping of keywords; samples in
+               dimension 0 of the output.
+    loss       "cross_entropy", "half_square", "logistic", a loss of `dither.loss`, a torch loss
+               module or a callable; outputs of half precision reach it in single.
+    samples    None: exact, a pull-back per column of √H (C − 1 for softmax, times the positions
+               of a sequence). n: n pull-backs of columns mixed with random signs, of torch's
+               default generator; value and gradient are unbiased.
+    curvature  "gauss_newton": R as the papers have it. "full": the whole second-order term ½ E Σ
+               tr(Σ_site ∇²ℓ), R and the residual part Σ_i ∂ℓ/∂z_i tr(Σ_site ∇²z_i); exact by one
+               double backward per element of a site.
+
+    Returns (loss, R, by_site), scalars in the loss' units. Under `torch.no_grad()` only values,
+    at a third of the cost. Raises DitherError for exact R where something mixes the batch (such
+    as BatchNorm in train mode), where no site is called, targets out of range, several devices.
+    """
+    if curvature not in ("gauss_newton", "full"):
+        raise DitherError(f"curvature is 'gauss_newton' or 'full': got {curvature!r}")
+    if samples is not None and (not isinstance(samples, Integral) or samples < 1):
+        raise DitherError(f"samples is None (exact) or a whole number ≥ 1: got {samples!r}")
+    return _explicit(noise, x, y, losses.get(loss), samples, curvature == "full", unit=False)
+
+
+def _explicit(
+    noise: Injection, x: Any, y: Tensor, loss: Any, samples: int | None, full: bool, *, unit: bool
+) -> Explicit:
+    check_usable(noise, y, loss)
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            return _explicit(noise, ordinary(x), ordinary(y), loss, samples, full, unit=unit)
+    model = noise.model
+    if any(p.is_inference() for p in model.parameters()):
+        raise DitherError(
+            "the model was made under torch.inference_mode(), where nothing can be differentiated: "
+            "make it outside, or under torch.no_grad()"
+        )
+    check_devices(model, x, y)
+    coupled = mixing(model)
+    if coupled and samples is None:
+        raise DitherError(
+            f"exact R needs independent samples, but {coupled[0]!r} ({coupled[1]}) mixes the batch "
+            "in train mode: call model.eval(), or pass samples=1"
+        )
+    live = [*model.parameters(), *noise.parameters(), *tensors(x)]
+    differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in live)
+    if full:
+        pull = Second(noise, loss, samples, differentiable)
+    else:
+        pull = Pull(
+            noise, loss, samples, coupled=bool(coupled), differentiable=differentiable, unit=unit
+        )
+    with torch.enable_grad(), reading(noise, pull), twice(differentiable or full), padded(noise):
+        value, by_site = pull.run(x, y)
+    if not differentiable:
+        value, by_site = value.detach(), {name: r.detach() for name, r in by_site.items()}
+    return Explicit(value, sum(by_site.values(), torch.zeros_like(value)), by_site)
+
+
+def balance(
+    noise: Injection, x: Any, y: Tensor, loss: Any = "cross_entropy", *, ratio: float = 0.1
+) -> dict[str, float]:
+    """{site: σ} at which R = ratio · loss on this batch, in equal shares between the sites.
+
+    R is proportional to each σ², so one exact R at σ = 1 is enough: σ_s = √(ratio · loss / (sites
+    · R_s)). Taken in eval mode. The keys work as patterns: `inject(model, {site: Additive(s) for
+    site, s in balance(…).items()})`. Raises DitherError where a site has no R at any σ (its
+    tensor does not reach the output).
+    """
+    if not (isinstance(ratio, int | float) and math.isfinite(ratio) and ratio > 0):
+        raise DitherError(
+            f"ratio must be a number > 0, the share of the loss that R shall have: got {ratio!r}"
+        )
+    check_usable(noise, y, losses.get(loss))
+    with evaluating(noise.model), torch.no_grad():
+        value, _, by_site = _explicit(noise, x, y, losses.get(loss), None, full=False, unit=True)
+    if not all(bool(r.isfinite()) for r in (value, *by_site.values())):
+        raise DitherError("loss or R is not finite on this batch: look at the model and at x")
+    dead = [name for name, r in by_site.items() if not r > 0]
+    if dead:
+        raise DitherError(
+            f"no σ gives R at {', '.join(map(repr, dead))}: on this batch the loss does not depend "
+            "on it at second order; leave it out, or pass another batch"
+        )
+    target = ratio * value / len(by_site)
+    return {name: math.sqrt(target / r) for name, r in by_site.items()}

@@ -1,0 +1,196 @@
+"""Activation checkpointing recomputes the same draws, whatever happens in between."""
+
+import copy
+
+import pytest
+import torch
+from nets import NOISES, gradients, plain
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import dither
+from dither.attach import recompute
+
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+every_noise = pytest.mark.parametrize("name", NOISES)
+both_ways = pytest.mark.parametrize("reentrant", [True, False])
+
+
+class Blocks(nn.Module):
+    """4 → 8, three blocks of which one runs twice, 8 → 3; blocks are checkpointed if told so."""
+
+    def __init__(self, how=None):
+        super().__init__()
+        self.first, self.last, self.how = nn.Linear(4, 8), nn.Linear(8, 3), how
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)) for _ in range(2)
+        )
+        self.double()
+
+    def run(self, block, h):
+        if self.how is None:
+            return block(h)
+        if self.how == "nested":  # the outer one runs the first half again for the second
+
+            def both(h):
+                for half in (block[:2], block[2:]):
+                    h = checkpoint(half, h, use_reentrant=False)
+                return h
+
+            return checkpoint(both, h, use_reentrant=False)
+        return checkpoint(block, h, use_reentrant=self.how == "reentrant")
+
+    def forward(self, x):
+        h = self.first(x)
+        for block in (*self.blocks, self.blocks[0], self.blocks[0]):
+            h = h + self.run(block, h.tanh())
+        return self.last(h)
+
+
+def pair(name, how):
+    """The same model and noise twice, the second with checkpoints."""
+    torch.manual_seed(0)
+    one = Blocks()
+    two = Blocks(how)
+    two.load_state_dict(one.state_dict())
+    noises = [dither.inject(m, NOISES[name](), seed=0) for m in (one, two)]
+    return one, two, *noises
+
+
+def same(one, two, *noises):
+    for a, b in zip(gradients(one), gradients(two), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    if noises:
+        same(*noises)
+
+
+@every_noise
+@pytest.mark.parametrize("how", ["reentrant", "non-reentrant", "nested"])
+def test_gradients_are_those_without_checkpoints(name, how):
+    one, two, *noises = pair(name, how)
+    for _ in range(3):
+        for model in (one, two):
+            model(X).square().sum().backward()
+        same(one, two, *noises)
+    assert noises[0].step == noises[1].step == 3
+
+
+@every_noise
+@both_ways
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_several_steps_outstanding(name, reentrant, order):
+    """Three forwards of one batch, then their backwards in any order."""
+    one, two, *noises = pair(name, "reentrant" if reentrant else "non-reentrant")
+    for model in (one, two):
+        losses = [(i + 1) * model(X).square().sum() for i in range(3)]
+        for i in order:
+            losses[i].backward()
+    same(one, two, *noises)
+
+
+@every_noise
+@both_ways
+def test_forwards_without_gradient_in_between_are_not_confused(name, reentrant):
+    """A teacher's forward of the same batch under no_grad, in train mode."""
+    model, other = plain(dtype=torch.float64), plain(dtype=torch.float64)
+    other.load_state_dict(model.state_dict())
+    noises = [dither.inject(m, NOISES[name](), seed=0) for m in (model, other)]
+    x = X.clone().requires_grad_()
+    z, w = checkpoint(model, x, use_reentrant=reentrant), other(x)
+    for m in (model, other):
+        with torch.no_grad():
+            m(x)
+    z.square().sum().backward()
+    w.square().sum().backward()
+    same(model, other, *noises)
+    assert noises[0].step == noises[1].step == 2
+
+
+@both_ways
+def test_a_site_called_twice_with_equal_input_in_one_stretch(reentrant):
+    model = nn.Linear(4, 4).double()
+    clean = copy.deepcopy(model)
+    noise = dither.inject(model, {"": dither.Multiplicative(0.5)}, seed=0)
+    x = X.clone().requires_grad_()
+
+    class Twice(nn.Module):
+        def forward(self, x):
+            return model(x) - 2 * model(x)
+
+    checkpoint(Twice(), x, use_reentrant=reentrant).square().sum().backward()
+    found = x.grad.clone()
+    noise.remove()
+    again = dither.inject(clean, {"": dither.Multiplicative(0.5)}, seed=0)
+    x.grad = None
+    (clean(x) - 2 * clean(x)).square().sum().backward()
+    assert again.step == noise.step == 2
+    torch.testing.assert_close(found, x.grad, rtol=1e-12, atol=1e-12)
+
+
+@every_noise
+def test_retain_graph_and_a_second_backward(name):
+    one, two, *noises = pair(name, "non-reentrant")
+    for model in (one, two):
+        loss = model(X).square().sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+    same(one, two, *noises)
+
+
+@every_noise
+def test_a_foreign_checkpoint_is_known_by_its_input(name):
+    """An autograd function of the user's own that recomputes: no record of PyTorch's to go by."""
+
+    class Mine(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, module, x):
+            ctx.module = module
+            ctx.save_for_backward(x)
+            with torch.no_grad():
+                return module(x)
+
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                torch.autograd.backward(ctx.module(x), g)
+            return None, x.grad
+
+    one, two, *noises = pair(name, None)
+    two.run = lambda block, h: Mine.apply(block, h)
+    for _ in range(2):
+        for model in (one, two):
+            model(X).square().sum().backward()
+    same(one, two, *noises)
+
+
+def test_the_ledger_is_empty_without_checkpoints_and_forgets_with_the_graph():
+    one, two, plainly, kept = pair("additive", "non-reentrant")
+    for _ in range(3):
+        one(X).sum().backward()
+    assert not plainly._ledger.stretches
+    assert not plainly._ledger.seen
+    loss = two(X).sum()
+    assert len(kept._ledger.stretches) == 4
+    loss.backward()
+    del loss
+    assert not kept._ledger.stretches
+
+
+def test_pytorch_still_keeps_the_records_that_the_ledger_goes_by():
+    found = []
+
+    class Look(nn.Module):
+        def forward(self, x):
+            found.append(recompute.stretches())
+            return x.sin()
+
+    for reentrant in (True, False):
+        found.clear()
+        x = torch.ones(3, requires_grad=True)
+        checkpoint(Look(), x, use_reentrant=reentrant).sum().backward()
+        (fresh, none), (nothing, again) = found
+        assert none == nothing == []
+        assert len(fresh) == 1
+        assert fresh[0] is again[0]

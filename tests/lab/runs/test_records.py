@@ -1,0 +1,65 @@
+"""The recorded results belong to today's figures, and say what they say."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dither.lab import catalogue
+from dither.lab.data import needs
+from dither.lab.page import report
+from dither.lab.page.judge import Study, judge, tabulate
+from dither.lab.runs.store import Store
+
+ROOT = Path(__file__).parents[3] / "records"
+FIGURES = sorted(ROOT.glob("figures/*/*/figure.json"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_else(monkeypatch):
+    """Sets that need not be on a machine were on none that recorded."""
+    monkeypatch.setattr(needs, "found", lambda name: None)
+
+
+def recorded(file: Path) -> Study:
+    """The study a record is of, as its figure's code has it now."""
+    about = json.loads(file.read_text(encoding="utf-8"))
+    figure = catalogue.find(about["name"])
+    runs = figure.at(about["scale"])
+    study = Study(about["name"], about["scale"], tuple(about["seeds"]), "", figure, runs)
+    study.unasked = set(about["missing"])
+    return study
+
+
+def assert_alike(now, then, where: str) -> None:
+    """Equal, but for what the order of a sum makes of a number, which machines differ in."""
+    if isinstance(then, dict):
+        assert now.keys() == then.keys(), where
+        for name, value in then.items():
+            assert_alike(now[name], value, f"{where}, {name}")
+    elif isinstance(then, float):
+        assert now == pytest.approx(then, rel=1e-9, abs=1e-12, nan_ok=True), where
+    else:
+        assert now == then, where
+
+
+@pytest.mark.parametrize("file", FIGURES, ids=lambda file: "/".join(file.parts[-3:-1]))
+def test_every_record_is_of_todays_runs_and_claims(file):
+    study = recorded(file)
+    table = tabulate(study, Store(ROOT))
+    about, entries = report.judged(file.parent)
+    assert set(table.labels) == set(study.runs) - study.unasked
+    assert set(table.seeds) == set(about["seeds"]) - set(about["left out"])
+    assert study.figure
+    for claim, entry in zip(study.figure.claims, entries, strict=True):
+        assert (claim.id, claim.text) == (entry["id"], entry["claim"])
+        now = judge(claim, table, study.scale)[0]
+        for found in (now, entry):
+            if "data absent" in (why := found["numbers"].get("why", "")):
+                found["numbers"]["why"] = why.partition(": put ")[0]  # where to is each machine's
+        assert_alike(now, entry, claim.id)
+
+
+def test_no_run_is_kept_that_no_figure_has():
+    known = {run.key for file in FIGURES for run in recorded(file).runs.values()}
+    assert {folder.name for folder in ROOT.glob("runs/*")} <= known

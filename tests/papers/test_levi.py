@@ -1,0 +1,396 @@
+"""Levi et al. 2022, Fig. 2, 6–9, the tables and the phase diagram: settings, and claims that can
+fail.
+"""
+
+import io
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import dither
+from dither.lab import catalogue
+from dither.lab.figure import Silent, Task
+from dither.lab.nets.specs import levi_cnn, levi_fc
+from dither.lab.runs.execute import execute
+from dither.lab.table import Table
+from dither.lab.training.loop import Training, train
+from dither.lab.training.optimiser import SGD
+from dither.lab.training.watch import State
+from dither.papers.beyond import nodes
+from dither.papers.beyond.nets import Residual, Rows
+from dither.papers.levi2022 import fig2, fig6, fig7, fig8, fig9, methods, phases, table1, table2
+from dither.papers.levi2022.looks import LEVELS, STRENGTHS, Attacks, Corrupted, attacked, corrupted
+from dither.papers.levi2022.methods import BASELINES, METHODS, NINR, SCALES
+from dither.papers.levi2022.printed import TABLE1, TABLE2, TABLE3
+
+PAPER = SCALES["paper"]
+SMOKE = SCALES["smoke"]
+
+
+def verdict(figure, claim: str, table: Table):
+    return next(c for c in figure.claims if c.id == claim).check(table)
+
+
+def scores(figure, scale="smoke", seeds=2, default=0.6, **changed) -> Table:
+    """A table in which every run scores `default` everywhere; changed {label: accuracy}."""
+    names = ["accuracy/train", "accuracy/test", "accuracy/shifted", "vanishing"]
+    names += [corrupted(s) for s in LEVELS]
+    names += [attacked(m, t, e) for m in ("fgsm", "pgd") for t in ("loss", "margin")
+              for e in STRENGTHS]  # fmt: skip
+    rows = {}
+    for label in figure.at(scale):
+        value = changed.get(label, default)
+        fixed = {"accuracy/train": 0.95, "vanishing": 0.1}
+        one = [(9.0, q, fixed.get(q, value)) for q in names]
+        rows[label] = {seed: [(9.0, "diverged", 9.0)] if value is None else one
+                       for seed in range(seeds)}  # fmt: skip
+    return Table.of(rows)
+
+
+# ----------------------------------------------------------------------------------- the settings
+
+
+def test_outputs_that_are_not_finite_count_as_chance():
+    """A loss can be finite where an output is not: −∞ for a class that is not the image's."""
+
+    class Lost(torch.nn.Module):
+        def forward(self, x):
+            return torch.stack([x.sum(1), -torch.inf * torch.ones(len(x))], 1)
+
+    x = torch.randn(4, 3)
+    data = SimpleNamespace(x_test=x, y_test=torch.zeros(4, dtype=torch.long))
+    run = SimpleNamespace(loss="cross_entropy")
+    state = State(run, (0,), 1, 1, Lost(), None, data)
+    assert torch.nn.functional.cross_entropy(Lost()(x), data.y_test).isfinite()
+    assert Corrupted()(state) == {} == Attacks()(state)
+    rows = {0: [(1.0, corrupted(0.4), 0.7), (1.0, "vanishing", 0.2)], 1: [(1.0, "loss/train", 2.0)]}
+    table = Table.of({"run": rows})
+    assert methods.final(table, "run", corrupted(0.4)).tolist() == [0.7, methods.CHANCE]
+    assert methods.final(table, "run", "vanishing", 1.0).tolist() == [0.2, 1.0]
+
+
+def test_paper_scale_is_the_papers():
+    for net, setting in (("FC", PAPER["fc"]), ("CNN", PAPER["cnn"])):
+        run = methods.run(setting, "none")
+        assert (run.optimiser, run.batch, run.epochs, run.stop) == (SGD(0.05), 128, 500, 0.98)
+        assert (run.data.train, run.data.test, run.data.standardise) == (None, None, None)
+        assert run.loss == "cross_entropy"
+        assert methods.run(setting, "L2").optimiser == SGD(0.05, weight_decay=5e-4)
+        assert methods.run(setting, "CDT .4").data.corrupt == 0.4
+        assert {m: sorted({n.sigma for _, n in methods.run(setting, m).noise}) for m in NINR} == {
+            m: [s] for m, s in methods.SIGMA[net].items()
+        }
+    assert {
+        "FC": dict(zip(NINR, (51.8, 231.6, 16.4, 51.8), strict=True)),
+        "CNN": dict(zip(NINR, (2.8, 87.5, 0.9, 62.0), strict=True)),
+    } == methods.SIGMA
+
+
+def test_the_nets_are_the_papers():
+    assert PAPER["fc"].model("none") == levi_fc("none")
+    assert PAPER["fc"].model("in") == levi_fc("in")
+    assert PAPER["fc"].model("full") == levi_fc("full")
+    assert PAPER["cnn"].model("full") == levi_cnn()
+
+
+@pytest.mark.parametrize(
+    ("net", "method", "sites"),
+    [
+        ("fc", "in decay", ["fc0:out"]),
+        ("fc", "full decay", ["fc0:out", "fc1:out", "fc2:out", "fc3:out"]),
+        ("fc", "dropout", ["act0:out", "act1:out", "act2:out"]),
+        ("cnn", "in decay", ["conv0:in"]),
+        ("cnn", "full decay", ["conv0:in", "conv1:in", "fc0:out", "fc1:out"]),
+        ("cnn", "dropout", ["pool0:out", "pool1:out", "act2:out"]),
+    ],
+)
+def test_where_noise_sits(net, method, sites):
+    run = methods.run(SMOKE[net], method)
+    model = run.model.build(0)
+    x = torch.zeros(2, 784) if net == "fc" else torch.zeros(2, 1, 28, 28)
+    noise = dither.inject(model, dict(run.noise), example=x)
+    assert sorted(noise.sites) == sorted(sites)
+
+
+def test_an_images_node_starts_at_one_over_its_pixels_and_itself():
+    nodes = PAPER["cnn"].nodes("full", 1.0)
+    model = PAPER["cnn"].model("full").build(0)
+    noise = dither.inject(model, nodes, example=torch.zeros(2, 1, 28, 28), seed=0)
+    w = noise.nodes["conv0:in"].detach()
+    assert w.shape == (1, 1, 28, 28)
+    assert nodes["conv0"].std == pytest.approx(785**-0.5)
+    assert float(w.std()) == pytest.approx(785**-0.5, rel=0.1)
+    inner = noise.nodes["conv1:in"]
+    assert nodes["conv1"].std == pytest.approx((inner.numel() + 1) ** -0.5)
+
+
+def test_figures_share_their_runs():
+    for scale in ("smoke", "quick", "paper"):
+        two = {run.key for run in fig2.figure.at(scale).values()}
+        clean = {run.key for run in table2.figure.at(scale).values()}
+        attacks = {run.key for run in fig6.figure.at(scale).values()}
+        assert attacks < two < clean
+        seven = fig7.figure.at(scale)
+        assert seven["FC in decay, Gaussian"].key in two
+        assert seven["FC in catapult, Gaussian"].key in two  # the scan's
+
+
+def test_every_run_is_another_one():
+    for figure in (fig2, table1, table2, fig6, fig7, fig8, phases, nodes):
+        runs = figure.figure.at("paper")
+        assert len({run.key for run in runs.values()}) == len(runs)
+
+
+def test_table_3_is_figure_2_rescaled_to_the_learning_rate():
+    rates = {"RMSprop": {"FC": 1e-4, "CNN": 1e-3}, "Adam": {"FC": 0.01, "CNN": 0.01}}
+    for name, nets in TABLE3.items():
+        for net, sigmas in nets.items():
+            assert fig8.OPTIMISERS[name][net].lr == rates[name][net]
+            for method, sigma in sigmas.items():
+                scaled = methods.SIGMA[net][method] * (0.05 / rates[name][net]) ** 0.5
+                assert sigma == pytest.approx(scaled, rel=0.05), (name, net, method)
+
+
+def test_the_printed_tables():
+    for printed, n in ((TABLE1, 7), (TABLE2, 9)):
+        assert all(list(row) == list(METHODS[:n]) for row in printed.values())
+    assert TABLE1["CNN"]["full catapult"] == (89.7, 2.0)
+    assert TABLE1["FC"]["dropout"] == (87.5, 1.2)
+    assert TABLE2["FC"]["CDT .4"] == (85.5, 3.8)
+    assert TABLE2["CNN"]["L2"] == (92.2, 0.7)
+
+
+# ------------------------------------------------------------------------------------- the looks
+
+
+def test_the_looks_are_the_measures():
+    run = replace(
+        methods.run(SMOKE["fc"], "none"),
+        watch=(Corrupted(levels=(0.0, 0.5)), Attacks(limit=20, strengths=(0.0, 0.1), steps=2)),
+    )
+    rows = dict((q, v) for _, q, v in train(run, [0], Silent())[0] if q != "stopped")
+    training = Training(run, (0,), False, "cpu")  # untrained, but of the same shapes
+    assert set(rows) == {"corrupted/0", "corrupted/0.5", "vanishing"} | {
+        f"{m} on the {t}/{e}" for m in ("fgsm", "pgd") for t in ("loss", "margin")
+        for e in ("0", "0.1")
+    }  # fmt: skip
+    zero = [v for q, v in rows.items() if re.search(r"on the .*/0$", q)]
+    assert len(set(zero)) == 1
+    assert all(rows[f"{m} on the margin/0.1"] <= zero[0] for m in ("fgsm", "pgd"))
+    assert training.data.x_test.min() < -0.5  # pixel 0; its bounds are the pixels'
+
+
+def test_a_smoke_run_of_each_method_has_all_its_figures_ask_for():
+    runs = fig2.figure.at("smoke")
+    for label in ("FC in catapult, scan", "CNN full decay"):
+        (rows,) = train(runs[label], [0], Silent()).values()
+        names = {q for _, q, _ in rows}
+        assert {corrupted(s) for s in LEVELS} | {"accuracy/test", "vanishing"} <= names
+        assert attacked("pgd", "margin", STRENGTHS[-1]) in names
+
+
+# --------------------------------------------------------------------------- claims that can fail
+
+LARGE = {
+    "L1": {"FC in catapult": 0.7},
+    "L2": {"CNN in catapult": 0.7},
+    "L1 scan": {"FC in catapult, scan": 0.7},
+    "L1 clipped": {"FC in catapult, clipped": 0.7},
+    "L3": {"FC in decay": 0.7},
+    "L3'": {"FC full decay": 0.7},
+    "L3 CNN": {"CNN in decay": 0.7},
+    "L3' CNN": {"CNN full decay": 0.7},
+    "L4": {"FC CDT .4": 0.5},
+    "L4 CNN": {"CNN CDT .4": 0.5},
+}
+
+
+@pytest.mark.parametrize("claim", LARGE)
+def test_figure_2s_claims(claim):
+    ((label, value),) = LARGE[claim].items()
+    assert verdict(fig2.figure, claim, scores(fig2.figure, **{label: value}))[0] is True
+    worse = {label: 1.2 - value}
+    assert verdict(fig2.figure, claim, scores(fig2.figure, **worse))[0] is False
+
+
+def test_a_diverged_run_counts_as_chance_and_is_told():
+    table = scores(fig2.figure, **{"FC in catapult": None})
+    start = {"FC in catapult": {s: [(0.0, "accuracy/test", 0.13)] for s in table.seeds}}
+    early = Table(table.frame.vstack(Table.of(start).frame))  # what was seen before it diverged
+    assert (methods.final(early, "FC in catapult", "accuracy/test") == 0.1).all()
+    holds, seen = verdict(fig2.figure, "L1", table)
+    assert holds is False
+    assert (seen["FC in catapult"] == 0.1).all()
+    assert seen["FC in catapult: share diverged"] == 1.0
+
+
+def test_nothing_is_judged_where_nothing_is_learnt():
+    table = scores(fig2.figure)
+    untrained = Table(table.frame.with_columns(value=table.frame["value"] * 0.1))
+    for claim in fig2.figure.claims:
+        holds, seen = claim.check(untrained)
+        assert holds is None
+        assert "learnt" in seen["why"]
+
+
+@pytest.mark.parametrize(
+    ("figure", "claim", "changed", "holds"),
+    [
+        (table2, "L11", {"FC in decay": 0.586, "FC full decay": 0.7}, True),
+        (table2, "L11", {"FC in decay": 0.584, "FC full decay": 0.7}, False),
+        (table2, "L12", {"FC CDT .2": 0.5, "FC CDT .4": 0.5}, True),
+        (table2, "L12", {"FC CDT .4": 0.5}, False),
+        (table1, "L9", {"CNN in catapult": 0.7, "CNN full catapult": 0.65}, True),
+        (table1, "L9", {"CNN in catapult": 0.7, "CNN dropout": 0.65}, False),
+        (table1, "L10", {"FC dropout": 0.7}, True),
+        (table1, "L10", {"FC in decay": 0.7}, False),
+        (table1, "L10 source FC", {}, True),
+        (table1, "L10 source FC", {"FC L2": 0.63}, False),
+        (fig6, "L13", {"FC dropout": 0.7}, True),
+        (fig6, "L13", {"FC none": 0.7}, False),
+        (fig6, "L14 CNN", {"CNN full decay": 0.7}, True),
+        (fig6, "L14 CNN", {"CNN dropout": 0.7}, False),
+        (fig6, "L14 margin", {"FC in catapult": 0.7}, True),
+        (fig6, "L15", {"FC in decay": 0.7, "FC full decay": 0.7}, True),
+        (fig6, "L15", {"FC L2": 0.7}, False),
+        (fig6, "L13 ours", {}, True),
+        (fig7, "L16", {"FC in decay, uniform": 0.62}, True),
+        (fig7, "L16", {"FC in decay, uniform": 0.64}, False),
+        (fig7, "L16 catapult", {"FC in catapult, two-Gaussian": None}, False),
+        (fig8, "L17 CNN Adam decay", {"CNN none, Adam": 0.5}, True),
+        (fig8, "L17 CNN Adam decay", {"CNN none, Adam": 0.7}, False),
+        (nodes, "N1", {"FC constant": 0.62}, True),
+        (nodes, "N1", {"FC constant": 0.64}, False),
+    ],
+)
+def test_the_other_claims(figure, claim, changed, holds):
+    assert verdict(figure.figure, claim, scores(figure.figure, **changed))[0] is holds
+
+
+def test_what_a_scale_leaves_out_is_not_judged():
+    holds, seen = verdict(fig8.figure, "L17 CNN Adam catapult", scores(fig8.figure, "quick"))
+    assert holds is None
+    assert "not trained at this scale" in seen["why"]
+
+
+def test_masking_fails_its_claim():
+    frame = scores(fig6.figure).frame
+    import polars as pl
+
+    loss = pl.col("quantity").str.starts_with("fgsm on the loss") & (pl.col("run") == "FC dropout")
+    masked = Table(frame.with_columns(value=pl.when(loss).then(0.9).otherwise(pl.col("value"))))
+    assert verdict(fig6.figure, "L13 ours", masked)[0] is False
+
+
+@pytest.mark.parametrize(
+    "module", [fig2, fig6, fig7, fig8, table1, table2], ids=lambda m: m.__name__
+)
+def test_pictures_are_drawn_also_of_what_diverged(module):
+    lost = next(label for label in module.figure.at("smoke") if "in catapult" in label)
+    module.figure.plot(scores(module.figure, **{lost: None})).savefig(io.BytesIO(), format="png")
+
+
+# ------------------------------------------------------------------------------- the other digits
+
+
+def test_digits_are_boxed_and_centred():
+    x = torch.ones(1, 1, 8, 8)
+    there = table1.boxed(x)[0, 0]
+    assert there.shape == (28, 28)
+    torch.testing.assert_close(there[4:24, 4:24], torch.ones(20, 20))
+    assert float(there.sum()) == pytest.approx(400)
+
+
+def test_the_target_is_all_of_scikit_learns_digits():
+    x, y = table1.digits()
+    assert x.shape == (1797, 1, 28, 28)
+    assert (float(x.min()), float(x.max())) == (0.0, 1.0)
+    assert y.bincount().min() > 170
+
+
+# ---------------------------------------------------------------------------------- fig. 9, phases
+
+
+def test_figure_9s_net_and_node_train():
+    images = fig9.figure.smoke["images"]
+    model = fig9.model(images.divide).build(0)
+    assert fig9.model().dense == (500,)
+    assert [c.filters for c in fig9.model().convs] == [32, 32, 64, 64, 128, 128]
+    x, y = torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,))
+    node = dither.Node(fig9.SIGMA["in decay"], std=fig9.PIXELS**-0.5)
+    with dither.inject(model.train(), {"conv0": node}, seed=0, example=x) as noise:
+        w = noise.nodes["conv0:in"]
+        assert w.shape == (1, 3, 32, 32)
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        assert w.grad is not None
+        assert w.grad.any()
+
+
+def test_figure_9_says_what_it_needs():
+    assert fig9.figure.needs == ("cifar-10",)
+    assert fig9.SIGMA == {"in decay": 17.5, "in catapult": 55.4}
+
+
+def test_the_phase_diagrams_rows():
+    task = phases.figure.at("smoke")["logits, width 8, η 0.05"]
+    assert isinstance(task, Task)
+    rows = execute(task, [0], Silent())[0]
+    found = {(step, q): v for step, q, v in rows}
+    assert found[0, "predicted divergent"] == pytest.approx(2**0.5 * found[0, "predicted catapult"])
+    assert found[1.0, "sigma"] == found[0, "predicted catapult"]
+    assert {q for s, q in found if s == 5.0} >= {"sigma", "phase", "node peak", "loss peak"}
+
+
+def diagram(measured: float = 1.0, told: int = 1) -> Table:
+    rows = {}
+    for label in phases.figure.at("quick"):
+        one = [(0.0, "top", 0.01), (0.0, "steps", 80.0)]
+        for name, at in (("decay", 1.0), ("catapult", 10.0), ("divergent", 14.0)):
+            one += [(0.0, f"predicted {name}", at), (0.0, f"measured {name}", measured * at)]
+        one += [(r, "sigma", 10 * r) for r in (0.3, 0.6)] + [(r, "phase", told) for r in (0.3, 0.6)]
+        rows[label] = {0: one, 1: one}
+    return Table.of(rows)
+
+
+@pytest.mark.parametrize("claim", ["L21 ours", "L21 ours, clipped", "L22 ours"])
+def test_the_boundaries_claims(claim):
+    for measured, holds in ((1.0, True), (1.4, True), (1.5, False), (0.6, False), (np.inf, False)):
+        assert verdict(phases.figure, claim, diagram(measured))[0] is holds
+
+
+def test_the_other_claims_of_the_diagram():
+    assert verdict(phases.figure, "L23 ours", diagram())[0] is True
+    assert verdict(phases.figure, "L23 ours", diagram(told=0))[0] is False
+    assert verdict(phases.figure, "L24 ours", diagram())[0] is True
+    phases.figure.plot(diagram()).savefig(io.BytesIO(), format="png")
+
+
+# ------------------------------------------------------------------------------------- beyond
+
+
+@pytest.mark.parametrize("spec", [Residual(16), Rows(8, 2)], ids=["residual", "transformer"])
+def test_other_nets_are_functions_of_their_seed(spec):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    a, b, c = (spec.build(seed).eval() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    x = torch.randn(3, 784)
+    assert torch.equal(a(x), b(x))
+    assert not torch.equal(a(x), c(x))
+
+
+def test_nodes_sit_in_the_other_nets():
+    for spec, where in nodes.OTHERS.values():
+        for pattern in where:
+            with dither.inject(spec.build(0), {pattern: dither.Node(1.0)}) as noise:
+                assert len(noise.sites) == (2 if "*" in pattern else 1)
+
+
+def test_all_are_found_by_name():
+    modules = (fig2, fig6, fig7, fig8, fig9, table1, table2, phases, nodes)
+    assert {m.figure.name for m in modules} <= set(catalogue.names())
+    assert set(BASELINES) < set(METHODS)

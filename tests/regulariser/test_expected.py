@@ -1,0 +1,139 @@
+"""E[Δℓ] by Monte Carlo: its error, its pairs, its independence of the noise's own clock."""
+
+import math
+
+import pytest
+import torch
+from cases import CASES, MLP, NOISES
+from oracles import close, half, two_sided
+from torch import nn
+
+import dither
+from dither.estimate import Estimate
+from dither.noise import Additive, Multiplicative, Node, Weight, dropout
+
+
+def randn(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def linear(sigma, noise=Additive):
+    """A linear model with the half-square loss: E[Δℓ] = R exactly, at any σ."""
+    model = half(nn.Linear(4, 3))
+    return dither.inject(model, noise(sigma), seed=0), randn(5, 4), randn(5, 3), "half_square"
+
+
+@pytest.mark.parametrize("noise", [Additive, Multiplicative, Node, Weight])
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_where_the_loss_is_quadratic_R_is_all_there_is(noise, antithetic):
+    alarm = 1e-5
+    args = linear(2.0, noise)
+    left = dither.remainder(*args, draws=2000, antithetic=antithetic, seed=1)
+    assert abs(left.value) / left.sem < two_sided(alarm)
+    assert left.sem < 0.1 * dither.explicit(*args).R
+
+
+def test_the_standard_error_is_that_of_many_repetitions():
+    """(value − R)/sem has variance 1 up to the law of the sample variance (normal, ± √(2/n))."""
+    draws, repetitions, alarm = 50, 400, 1e-5
+    args = linear(0.5)
+    R = dither.explicit(*args).R.item()
+    found = [dither.expected(*args, draws=draws, seed=s) for s in range(repetitions)]
+    spread = torch.tensor([e.value for e in found]).double().var()
+    mean_sem2 = sum(e.sem**2 for e in found) / repetitions
+    assert abs(math.log(spread / mean_sem2)) < two_sided(alarm) * math.sqrt(2 / repetitions)
+    assert abs(sum(e.value for e in found) / repetitions - R) < two_sided(alarm) * math.sqrt(
+        spread / repetitions
+    )
+
+
+def test_antithetic_pairs_cancel_odd_orders():
+    """With a linear loss every pair is 0: δ and −δ."""
+    noise, x, y, _ = linear(1.0)
+    e = dither.expected(noise, x, y, lambda z, y: z.sum(1), draws=20, antithetic=True, seed=0)
+    assert abs(e.value) < 1e-13
+    assert dither.expected(noise, x, y, lambda z, y: z.sum(1), draws=20, seed=0).sem > 0.01
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_same_seed_same_estimate(noise):
+    case = CASES[0]
+    model, x, y = case.build("cross_entropy")
+    injected = case.inject(model, NOISES[noise][0], x, **NOISES[noise][1])
+    first = dither.expected(injected, x, y, draws=10, seed=3)
+    assert dither.expected(injected, x, y, draws=10, seed=3) == first
+    assert dither.expected(injected, x, y, draws=10, seed=4) != first
+    torch.manual_seed(5)
+    free = dither.expected(injected, x, y, draws=10)
+    torch.manual_seed(5)
+    assert dither.expected(injected, x, y, draws=10) == free
+
+
+def test_it_leaves_model_clock_and_mode_alone():
+    model, x, y = half(MLP(3)).train(), randn(3, 4), torch.arange(3)
+    injected = dither.inject(model, Weight(0.3), seed=0)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    dither.expected(injected, x, y, draws=10)
+    assert model.training
+    assert injected.step == 0
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model[0].weight is dict(model.named_parameters())["0.weight"]
+
+
+def test_in_turn_and_all_at_once_share_R_but_not_E():
+    """Orvieto: the schemes have one R; what they really cost differs in higher orders."""
+    model, x, y = half(MLP(3)), randn(8, 4), torch.arange(8) % 3
+    R, E = [], []
+    for draw in ("all", "cycle"):
+        injected = dither.inject(model, Weight(1.5), draw=draw, seed=0)
+        R.append(dither.explicit(injected, x, y).R)
+        E.append(dither.expected(injected, x, y, draws=1000, seed=0))
+        injected.remove()
+    close(R[0], R[1])
+    assert abs(E[0].value - E[1].value) > 4 * math.hypot(E[0].sem, E[1].sem)
+
+
+def test_time_first_models_of_as_many_steps_as_samples():
+    """Dimension 0 of x is time: draws can't be stacked along it, and equal sizes must not
+    mislead.
+    """
+    alarm = 1e-5
+
+    class TimeFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x):  # [T, B, 4]
+            return self.fc(x).sum(0)
+
+    model, x, y = half(TimeFirst()), randn(3, 3, 4), randn(3, 3)
+    noise = dither.inject(model, Additive(0.5), seed=0)
+    left = dither.remainder(noise, x, y, "half_square", draws=800, seed=0)
+    assert abs(left.value) / left.sem < two_sided(alarm)
+
+
+def test_a_stack_draws_for_each_replica():
+    alarm = 1e-5
+    from dither.lab.nets.specs import LinearNet
+
+    stack = LinearNet((4, 3)).build_stacked([1, 2]).double()
+    noise = dither.inject(stack, Additive(0.5), seed=[1, 2])
+    left = dither.remainder(noise, randn(5, 4), randn(10, 3), "half_square", draws=800, seed=0)
+    assert abs(left.value) / left.sem < two_sided(alarm)
+
+
+def test_dropout_by_monte_carlo():
+    p, alarm = 0.4, 1e-5
+    noise, x, y, loss = linear(1.0, lambda s: Multiplicative(s, law=dropout(p)))
+    left = dither.remainder(noise, x, y, loss, draws=2000, seed=0)
+    assert abs(left.value) / left.sem < two_sided(alarm)
+
+
+def test_estimates():
+    e = Estimate.of(torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    assert e.value == 3
+    assert math.isclose(e.sem, math.sqrt(14 / 3 / 4))
+    assert (e - 1).value == 2
+    assert (e - 1).sem == e.sem
+    assert str(Estimate(0.12345, 0.01234)) == "0.1235 ± 0.012"
