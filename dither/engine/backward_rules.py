@@ -139,6 +139,10 @@ class Product:
     def __init__(self, g: Tensor, r: Tensor) -> None:
         self.g, self.r, self.dtype = g, r, g.dtype
 
+    def __getitem__(self, at: slice) -> Product:
+        """Some of the columns."""
+        return type(self)(self.g[at], self.r)
+
     def norm2(self) -> Tensor:
         """[K, B]."""
         return rows2(self.g @ self.r.mT)

@@ -13,18 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dither.engine.kinds import Batched, Convolution, Elementwise, Outer, Rows, Scale, Sum
+
 
 def linear(mode: Any, func: Any, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """Z = x Wᵀ + b."""
     out = func(x, mode.alias(w), mode.alias(b))
-    return mode.meet(out, (w, "outer", x, {}), (b, "sum", None, {}))
+    return mode.meet(out, (w, Outer(x)), (b, Sum()))
 
 
 def matmul(mode: Any, func: Any, x: Tensor, w: Tensor, **kwargs: Any) -> Any:
     """Z = x W, W [in, out]."""
     if kwargs or mode.name_of(x) or w.dim() != 2 or x.dim() < 2:
         return NotImplemented
-    return mode.meet(func(x, mode.alias(w)), (w, "outer", x, {"transposed": True}))
+    return mode.meet(func(x, mode.alias(w)), (w, Outer(x, transposed=True)))
 
 
 def addmm(mode: Any, func: Any, b: Tensor, x: Tensor, w: Tensor, **kwargs: Any) -> Any:
@@ -32,14 +34,14 @@ def addmm(mode: Any, func: Any, b: Tensor, x: Tensor, w: Tensor, **kwargs: Any) 
     if kwargs or mode.name_of(x) or b.dim() != 1:
         return NotImplemented
     out = func(mode.alias(b), x, mode.alias(w))
-    return mode.meet(out, (w, "outer", x, {"transposed": True}), (b, "sum", None, {}))
+    return mode.meet(out, (w, Outer(x, transposed=True)), (b, Sum()))
 
 
 def bmm(mode: Any, func: Any, x: Tensor, w: Tensor) -> Any:
     """z_s = x_s W_s for every s of a stack."""
     if mode.name_of(x):
         return NotImplemented
-    return mode.meet(func(x, mode.alias(w)), (w, "batched", x, {"transposed": True}))
+    return mode.meet(func(x, mode.alias(w)), (w, Batched(x, transposed=True)))
 
 
 def baddbmm(mode: Any, func: Any, b: Tensor, x: Tensor, w: Tensor) -> Any:
@@ -47,7 +49,7 @@ def baddbmm(mode: Any, func: Any, b: Tensor, x: Tensor, w: Tensor) -> Any:
     if mode.name_of(x):
         return NotImplemented
     out = func(mode.alias(b), x, mode.alias(w))
-    uses = (w, "batched", x, {"transposed": True}), (b, "elementwise", None, {})
+    uses = (w, Batched(x, transposed=True)), (b, Elementwise())
     return mode.meet(out, *uses)
 
 
@@ -119,7 +121,7 @@ def _convolved(
     mode: Any, func: Any, x: Tensor, w: Tensor, b: Any, options: dict[str, Any], how: Any
 ) -> Tensor:
     out = func(x, mode.alias(w), mode.alias(b), *how)
-    uses = (w, "conv", x, options), (b, "sum", None, {"channels": 1})
+    uses = (w, Convolution(x, options=options, out=tuple(out.shape))), (b, Sum(channels=True))
     return mode.meet(out, *uses, features=w.dim() - 1)
 
 
@@ -137,7 +139,7 @@ def embedding(
     """Rows of W by number."""
     if max_norm is not None:
         return NotImplemented
-    return mode.meet(func(x, mode.alias(w)), (w, "rows", x, {}))  # noise reaches padding's row too
+    return mode.meet(func(x, mode.alias(w)), (w, Rows(x)))  # noise reaches padding's row too
 
 
 def layer_norm(
@@ -152,9 +154,7 @@ def layer_norm(
     """γ x̂ + β over the last dimensions."""
     out = func(x, shape, mode.alias(weight), mode.alias(bias), eps)
     normal = func(x, shape, None, None, eps) if mode.name_of(weight) else None
-    return mode.meet(
-        out, (weight, "scale", normal, {}), (bias, "sum", None, {}), features=len(shape)
-    )
+    return mode.meet(out, (weight, Scale(normal)), (bias, Sum()), features=len(shape))
 
 
 def rms_norm(
@@ -162,7 +162,7 @@ def rms_norm(
 ) -> Tensor:
     """γ x/rms(x)."""
     out = func(x, shape, mode.alias(weight), eps)
-    return mode.meet(out, (weight, "scale", func(x, shape, None, eps), {}), features=len(shape))
+    return mode.meet(out, (weight, Scale(func(x, shape, None, eps))), features=len(shape))
 
 
 def batch_norm(
@@ -221,7 +221,7 @@ def instance_norm(
 
 
 def _by_channel(mode: Any, out: Tensor, normal: Tensor | None, weight: Any, bias: Any) -> Tensor:
-    uses = (weight, "scale", normal, {"channels": 1}), (bias, "sum", None, {"channels": 1})
+    uses = (weight, Scale(normal, channels=True)), (bias, Sum(channels=True))
     return mode.meet(out, *uses, features=out.dim() - 1)
 
 
@@ -235,7 +235,7 @@ def add(mode: Any, func: Any, a: Any, b: Any, **kwargs: Any) -> Any:
         return NotImplemented
     out = func(mode.alias(a), mode.alias(b))
     p = a if mode.name_of(a) else b
-    return mode.meet(out, (p, "elementwise", None, {}))
+    return mode.meet(out, (p, Elementwise()))
 
 
 def multiply(mode: Any, func: Any, a: Any, b: Any) -> Any:
@@ -246,12 +246,12 @@ def multiply(mode: Any, func: Any, a: Any, b: Any) -> Any:
         return NotImplemented
     out = func(mode.alias(a), mode.alias(b))
     p, x = (a, b) if mode.name_of(a) else (b, a)
-    return mode.meet(out, (p, "elementwise", x, {}))
+    return mode.meet(out, (p, Elementwise(x)))
 
 
 def expand(mode: Any, func: Any, p: Tensor, *sizes: Any) -> Any:
     """A parameter repeated over the batch, as class tokens are."""
-    return mode.meet(func(mode.alias(p), *sizes), (p, "elementwise", None, {}))
+    return mode.meet(func(mode.alias(p), *sizes), (p, Elementwise()))
 
 
 def rnn_cell(activation: Any) -> Any:

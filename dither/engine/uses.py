@@ -1,134 +1,145 @@
-"""Meeting every use of a noisy parameter in one forward.
+"""Meeting every use of some parameters in one forward.
 
-Every use of a noisy parameter in a torch function is met by a `TorchFunctionMode`: so tied
-weights, attention's internal projections and functional code are seen, whatever the module. A use
-that has no rule here is found in the graph afterwards, and its parameter is left to the
-per-sample fallback.
+Every use in a torch function is met by a `TorchFunctionMode`: so tied weights, attention's internal
+projections and functional code are seen, whatever the module. A use that has no rule is found in
+the graph afterwards.
 """
 
 from __future__ import annotations
 
 import inspect
 import types
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dither.engine.batch_axis import elementwise_layouts, layouts
-from dither.engine.ghost import Caught, Use
-from dither.engine.tap import Tap
+from dither.engine.forward_rules import RULES
+from dither.engine.ghost import Use
+from dither.engine.kinds import Kind
 from dither.precision import wide
+from dither.torch_internals import unguarded
 
 
 class Uses(TorchFunctionMode):
-    """Meets every use of the parameters in `names` (id → site name) in one forward, and taps what
-    comes out.
+    """Meets the uses of `parameters` {name: tensor}; `tap(out, uses)` is placed behind each.
+
+    met       names of parameters that were used with gradients on
+    unseen    names that were used where gradients were off
     """
 
-    def __init__(self, names: dict[int, str], anchor: Tensor, differentiable: bool) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Tensor], tap: Callable[[Tensor, list[Use]], Tensor]
+    ) -> None:
         super().__init__()
-        self.names, self.anchor, self.differentiable = names, anchor, differentiable
+        self.names = {id(p): name for name, p in parameters.items()}
+        self.tap: Callable[[Tensor, list[Use]], Tensor] | None = tap
         self.uses: list[Use] = []
         self.aliases: set[Any] = set()
+        self.met: set[str] = set()
+        self.unseen: set[str] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not any(self.name_of(a) for a in (*args, *kwargs.values())):
+        names = {name for a in _flat((*args, *kwargs.values())) if (name := self.name_of(a))}
+        if not names:
             return func(*args, **kwargs)
-        from dither.engine.forward_rules import RULES
-
+        if func not in _LOOKS:
+            (self.met if torch.is_grad_enabled() else self.unseen).update(names)
         if func in RULES:
             out = _call(RULES[func], self, func, args, kwargs)
             if out is not NotImplemented:
                 return out
-        if isinstance(func, types_of_function) and func.__module__ == F.__name__:
+        if isinstance(func, _FUNCTION) and func.__module__ == F.__name__:
             with self:
                 return unguarded(func)(*args, **kwargs)
         return func(*args, **kwargs)
 
     def name_of(self, a: Any) -> str | None:
-        """The site a tensor belongs to: the parameter itself, or a slice of it."""
+        """The parameter that a tensor is, or is a slice of."""
         if not isinstance(a, Tensor):
             return None
         base = a._base if a._base is not None else a
         return self.names.get(id(a)) or self.names.get(id(base))
 
     def alias(self, w: Any) -> Any:
-        """What stands for a noisy parameter in a function that has a rule: outside the graph, or
-        a node known by name.
-        """
+        """What stands for a parameter in a function that has a rule: a node known by name."""
         if not self.name_of(w):
             return w
-        if not self.differentiable:
-            return w.detach()
         alias = w.view_as(w)
         self.aliases.add(alias.grad_fn)
         return alias
 
-    def meet(
-        self, out: Tensor, *uses: tuple[Any, str, Any, dict[str, Any]], features: int = 1
-    ) -> Tensor:
-        """Tap `out` for those parameters of (parameter, kind, a, options) that are noisy."""
-        noisy = []
-        for w, kind, a, options in uses:
+    def meet(self, out: Tensor, *used: tuple[Any, Kind], features: int = 1) -> Tensor:
+        """Tap `out` for those of (parameter, kind) that are asked for; `features` trailing
+        dimensions of `out` are no positions.
+        """
+        uses = []
+        for w, kind in used:
             name = self.name_of(w)
             if name:
                 region = (w.storage_offset(), tuple(w.shape), tuple(w.stride()))
-                a = a if self.differentiable or not isinstance(a, Tensor) else a.detach()
-                a = wide(a)
-                places = -1 if kind == "elementwise" else features
-                noisy.append(Use(name, kind, a, w.shape, region, out.shape, places, options))
-        if not noisy:
-            return out
-        self.uses += noisy
-
-        def catch(g: Tensor) -> None:
-            caught = Caught(wide(g))
-            for use in noisy:
-                use.catch(caught)
-
-        return Tap.apply(out, self.anchor, catch, True, False)  # pyright: ignore
+                kind.a = wide(kind.a)
+                broadcast = type(kind).__name__ == "Elementwise"
+                uses.append(
+                    Use(name, kind, w.shape, region, out.shape, -1 if broadcast else features, [])
+                )
+        self.uses += uses
+        return self.tap(out, uses) if uses and self.tap else out
 
     def settle(self, batch: int) -> None:
-        """The layouts that fit each use, once the batch is known."""
+        """The layouts that fit each use's shape, once the batch is known."""
         for use in self.uses:
             if use.features < 0:
                 use.candidates = elementwise_layouts(use.out, use.shape, batch)
             else:
                 use.candidates = layouts(use.out[: len(use.out) - use.features], batch)
 
-    def stray(self, z: Tensor) -> set[str]:
-        """Names of parameters that also reach z by a way no rule has met, or in a layout that is
-        not known.
+    def walk(self, z: Tensor) -> tuple[int, set[str]]:
+        """(a hash of the functions behind z in their order, names of stray parameters).
+
+        Stray is what also reaches z by a way no rule has met, whose operand is gone, or whose
+        slices overlap themselves.
         """
-        found = {use.name for use in self.uses if not use.candidates or use.overwritten}
-        seen, stack = set(), [z.grad_fn]
+        found = {u.name for u in self.uses if u.overwritten or _overlaps(u.region)}
+        seen, stack, nodes = set(), [z.grad_fn], []
         while stack:
             node = stack.pop()
             if node is None or node in seen or node in self.aliases:
                 continue
             seen.add(node)
+            nodes.append(node.name())
             leaf = getattr(node, "variable", None)
             if leaf is not None and id(leaf) in self.names:
                 found.add(self.names[id(leaf)])
             stack.extend(n for n, _ in node.next_functions)
-        return found
+        return hash(tuple(nodes)), found
 
 
+_FUNCTION = types.FunctionType
+_LOOKS = {  # functions that ask a parameter for something and compute nothing with it
+    Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.is_complex,
+    Tensor.stride, Tensor.is_contiguous, Tensor.__len__,
+}  # fmt: skip
 LETTERS = {
     "input": "x", "weight": "w", "bias": "b", "other": "b", "mat2": "w",
     "normalized_shape": "shape",
     "num_groups": "groups", "running_mean": "mean", "running_var": "var",
 }  # fmt: skip
+_SIGNATURES: dict[Any, inspect.Signature] = {}
 
 
 def _call(rule: Any, mode: Uses, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """The rule, with torch's names for arguments turned into its own; where they don't fit, no
     rule.
     """
-    signature = inspect.signature(rule)
+    if rule not in _SIGNATURES:
+        _SIGNATURES[rule] = inspect.signature(rule)
+    signature = _SIGNATURES[rule]
     own = {k if k in signature.parameters else LETTERS.get(k, k): v for k, v in kwargs.items()}
     try:
         bound = signature.bind(mode, func, *args, **own)
@@ -137,30 +148,21 @@ def _call(rule: Any, mode: Uses, func: Any, args: Any, kwargs: dict[str, Any]) -
     return rule(*bound.args, **bound.kwargs)
 
 
-types_of_function = types.FunctionType
-_UNGUARDED: dict[Any, Any] = {}
+def _flat(parts: Iterable[Any]) -> Iterable[Any]:
+    """The arguments, those in lists too."""
+    for part in parts:
+        if isinstance(part, list | tuple):
+            yield from part
+        else:
+            yield part
 
 
-def unguarded(func: Any) -> Any:
-    """A Python function of torch with its own check for overrides switched off: its body meets
-    the mode, not its head.
-    """
-    if func not in _UNGUARDED:
-        silent = dict.fromkeys(
-            ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"),
-            _never,
-        )
-        copy = types.FunctionType(
-            func.__code__,
-            {**func.__globals__, **silent},
-            func.__name__,
-            func.__defaults__,
-            func.__closure__,
-        )
-        copy.__kwdefaults__ = func.__kwdefaults__
-        _UNGUARDED[func] = copy
-    return _UNGUARDED[func]
-
-
-def _never(*_: Any) -> bool:
+def _overlaps(region: tuple) -> bool:
+    """Whether two elements of a slice are one number in memory."""
+    _, shape, stride = region
+    reach = 0
+    for d, n in sorted((d, n) for n, d in zip(shape, stride, strict=True) if n > 1):
+        if d <= reach:
+            return True
+        reach += d * (n - 1)
     return False

@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dither.calling import output, twice
-from dither.engine.batch_axis import Layout, belongs, start_at
+from dither.engine.batch_axis import Layout
+from dither.engine.certificate import fitting
 from dither.engine.ghost import Use
+from dither.engine.kinds import Convolution, Kind, Outer, Scale, Sum
 from dither.engine.uses import Uses
 from dither.noise.draw import key
 
@@ -37,7 +39,7 @@ def probed(
     """One forward and backward with probes in place, then one double backward for each probe."""
     frozen = [p for p in parameters.values() if not p.requires_grad]
     with torch.enable_grad(), twice(True), _leaves(frozen):
-        places = Places({id(p): name for name, p in parameters.items()})
+        places = Places(parameters)
         with places:
             z = output(model, x)
         each = loss.per_sample(z, y)
@@ -78,21 +80,20 @@ def _probe(
 class Places(Uses):
     """Puts a zero probe behind each product with a parameter, in one forward."""
 
-    def __init__(self, names: dict[int, str]) -> None:
-        super().__init__(names, torch.empty(0), differentiable=True)
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__(parameters, lambda out, uses: out)
         self.taps: list[Tap] = []
         self.kept: list[Tap] = []
         self.covered: set[str] = set()
 
-    def meet(
-        self, out: Tensor, *uses: tuple[Any, str, Any, dict[str, Any]], features: int = 1
-    ) -> Tensor:
+    def meet(self, out: Tensor, *used: tuple[Any, Kind], features: int = 1) -> Tensor:
         tap = Tap(torch.zeros_like(out, requires_grad=True), features)
-        for w, kind, a, options in uses:
+        for w, kind in used:
             name = self.name_of(w)
             if name:
-                a = a.detach() if isinstance(a, Tensor) else a
-                tap.uses.append(Use(name, kind, a, w.shape, (), out.shape, features, options))
+                kind.a = kind.a.detach() if isinstance(kind.a, Tensor) else kind.a
+                region = (w.storage_offset(), tuple(w.shape), tuple(w.stride()))
+                tap.uses.append(Use(name, kind, w.shape, region, out.shape, features, []))
         self.uses += tap.uses
         self.taps.append(tap)
         return out + tap.probe
@@ -101,7 +102,7 @@ class Places(Uses):
         """Keep the probes whose parameters are used there only, in a layout that is known."""
         count = Counter(use.name for use in self.uses)
         self.settle(z.shape[0])
-        stray = self.stray(z)
+        _, stray = self.walk(z)
         fit = [
             tap
             for tap in self.taps
@@ -109,18 +110,13 @@ class Places(Uses):
             and tap.product
             and all(count[u.name] == 1 and u.name not in stray for u in tap.uses)
         ]
-        silent = set(map(id, fit))
-        for i in (
-            dict.fromkeys((0, z.shape[0] - 1)) if fit else ()
-        ):  # whose gradients must stay with them
-            start = start_at(z, i)
-            probes = [tap.probe for tap in fit]
-            found = torch.autograd.grad(z, probes, start, retain_graph=True, allow_unused=True)
-            for tap, g in zip(fit, found, strict=True):
-                if g is not None:
-                    tap.layouts = [c for c in tap.layouts if belongs(g, c, tap.features, i)]
-                    silent -= {id(tap)} if g.any() else set()
-        self.kept = [tap for tap in fit if tap.layouts and id(tap) not in silent]
+        if len(z) > 1 and fit:
+            layouts, seen = fitting(z, [tap.probe for tap in fit], [tap.layouts for tap in fit])
+            for tap, left in zip(fit, layouts, strict=True):
+                tap.layouts = left
+        else:
+            seen = [True] * len(fit)
+        self.kept = [tap for tap, s in zip(fit, seen, strict=True) if tap.layouts and s]
         self.covered = {use.name for tap in self.kept for use in tap.uses}
 
 
@@ -151,19 +147,22 @@ class Tap:
         """Whether all that enters is a matrix product, a convolution, a bias or a norm's scale, the
         last two along one dimension, the features' or the channels'.
         """
-        kinds = {u.kind for u in self.uses}
-        plain = all(not u.options.get("is_transposed") for u in self.uses)
-        line = self.features == 1 or all(
-            u.kind == "conv" or u.options.get("channels") for u in self.uses
+        kinds = [use.kind for use in self.uses]
+        plain = all(isinstance(k, Outer | Convolution | Sum) for k in kinds)
+        plain = plain and not any(
+            isinstance(k, Convolution) and k.options["is_transposed"] for k in kinds
         )
-        return plain and line and kinds <= {"outer", "conv", "sum", "scale"}
+        return plain and (
+            self.features == 1
+            or all(isinstance(k, Convolution) or getattr(k, "channels", False) for k in kinds)
+        )
 
     def signs(self, generator: torch.Generator) -> dict[str, Tensor]:
         """{parameter: its v in the probe's shape}."""
         return {use.name: self._v(use, generator) for use in self.uses}
 
     def _v(self, use: Use, generator: torch.Generator) -> Tensor:
-        layout, probe, a = self.layouts[0], self.probe, use.a
+        layout, probe, a = self.layouts[0], self.probe, use.kind.a
         at, batch = layout.at, layout.batch
         if folded := layout.way in FOLDED:
             at = FOLDED.index(layout.way)
@@ -181,14 +180,14 @@ class Tap:
         channel = probe.dim() - self.features if self.features > 1 else -1
         one[channel] = probe.shape[channel]
         s = _signs(probe.new_empty(one), generator)  # per sample and output, one for all positions
-        if use.kind == "sum":
-            return s.expand_as(probe)
-        if use.kind == "scale":
+        if isinstance(use.kind, Scale):
             return s * a
-        if use.kind == "conv":
-            return s * _patch_products(use, generator).repeat_interleave(
-                probe.shape[1] // use.options["groups"], 1
-            )
+        if isinstance(use.kind, Sum):
+            return s.expand_as(probe)
+        if isinstance(use.kind, Convolution):
+            groups = use.kind.options["groups"]
+            products = _patch_products(use, use.kind, generator)
+            return s * products.repeat_interleave(probe.shape[1] // groups, 1)
         if a.numel() == batch * a.shape[-1]:
             return s * a.norm(dim=-1, keepdim=True)
         one[-1] = a.shape[-1]
@@ -196,9 +195,9 @@ class Tap:
         return s * F.linear(a * _signs(a.new_empty(one), generator), v)
 
 
-def _patch_products(use: Use, generator: torch.Generator) -> Tensor:
+def _patch_products(use: Use, kind: Convolution, generator: torch.Generator) -> Tensor:
     """⟨patch_t, r⟩ for signs r of each sample and group: [N, groups, *positions]."""
-    x, o = use.a, use.options
+    x, o = kind.a, kind.options
     n, groups = x.shape[0], o["groups"]
     convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[x.dim() - 2]
     r = _signs(x.new_empty(n * groups, use.shape[1], *use.shape[2:]), generator)

@@ -25,6 +25,7 @@ from dither.regulariser.padding import padded
 from dither.regulariser.pull import Pull
 from dither.regulariser.second import Second
 from dither.regulariser.usable import check_usable
+from dither.torch_internals import without_checkpoints
 
 
 class Explicit(NamedTuple):
@@ -101,7 +102,13 @@ def _explicit(
         pull = Pull(
             noise, loss, samples, coupled=bool(coupled), differentiable=differentiable, unit=unit
         )
-    with torch.enable_grad(), reading(noise, pull), twice(differentiable or full), padded(noise):
+    with (
+        torch.enable_grad(),
+        reading(noise, pull),
+        twice(differentiable or full),
+        padded(noise),
+        without_checkpoints(),
+    ):
         value, by_site = pull.run(x, y)
     if not differentiable:
         value, by_site = value.detach(), {name: r.detach() for name, r in by_site.items()}

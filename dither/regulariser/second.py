@@ -19,7 +19,8 @@ from dither.attach.inject import Injection
 from dither.attach.reading import leaves
 from dither.attach.site import Site
 from dither.calling import output
-from dither.engine.batch_axis import Layout, belongs, start_at
+from dither.engine.batch_axis import Layout
+from dither.engine.certificate import fitting
 from dither.noise.draw import Basis, Signs
 from dither.precision import wide
 
@@ -89,14 +90,8 @@ class Second:
             return stack + (site.side != "parameter")
         if self.samples is not None or self.noise.batch_dim or probe.shape[0] != batch:
             return 0
-        whole, seen = Layout("dim", 0, batch), False
-        for i in {0, batch - 1}:
-            start = start_at(z, i)
-            (g,) = torch.autograd.grad(z, probe, start, retain_graph=True, allow_unused=True)
-            if g is None or not belongs(g, whole, -1, i):
-                return 0
-            seen = seen or bool(g.any())
-        return int(seen)
+        (left,), (seen,) = fitting(z, [probe], [[Layout("dim", 0, batch)]])
+        return int(bool(left) and seen)
 
     def directions(self, leading: int) -> Iterator[tuple[float, Callable[[Any, Tensor], Tensor]]]:
         """(weight, source) of each direction: the axes, one by one, or random signs."""

@@ -6,6 +6,7 @@ from torch import nn
 
 from dither import Additive, Weight, explicit, inject
 from dither.engine import backward_rules as nodes
+from dither.engine.certificate import Learnt
 
 SHARED = [1e2, 1e3, 1e4, 1e5]  # times what is a row's own
 
@@ -59,7 +60,7 @@ def test_a_rule_that_fails_for_the_columns_of_the_loss_alone_is_found_out(monkey
     with torch.no_grad():
         found = explicit(noisy, x, y).R
     assert found.item() == pytest.approx(true, rel=1e-5)
-    assert [known for mark, known in noisy.layouts.items() if mark[0] == "replay"] == [False]
+    assert [k.replay for k in noisy.layouts.values() if isinstance(k, Learnt)] == [False]
 
 
 def test_slopes_of_the_norm_of_a_product():
@@ -133,4 +134,4 @@ def test_columns_with_and_without_a_slope_take_their_own_way():
     h = torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)  # [B, T, C, C]
     trace = h.diagonal(dim1=-2, dim2=-1).sum(-1) * x.square().sum(-1)  # positions apart
     assert R.item() == pytest.approx(0.1**2 / 2 * trace.sum(1).mean().item() / 3, rel=1e-10)
-    assert [known for mark, known in noisy.layouts.items() if mark[0] == "replay"] == [True]
+    assert [k.replay for k in noisy.layouts.values() if isinstance(k, Learnt)] == [True]

@@ -267,12 +267,14 @@ def test_of_a_network_all_ways_are_those_of_the_sum(samples, monkeypatch):
         counts.add(args[0])
         return way
 
-    monkeypatch.setattr("dither.engine.ghost.cheapest", noted)
+    for place in ("ghost", "kinds"):
+        monkeypatch.setattr(f"dither.engine.{place}.cheapest", noted)
     shares, _ = found(x, recorded=False)
     assert taken == {None, "tiles", "pixels"}
     assert max(counts) == (samples or 4)  # columns: for the way is made once for all
     recorded, slopes = found(x, recorded=True)
-    monkeypatch.setattr("dither.engine.ghost.cheapest", lambda *_: None)
+    for place in ("ghost", "kinds"):
+        monkeypatch.setattr(f"dither.engine.{place}.cheapest", lambda *_: None)
     model.double()
     true, true_slopes = found(x.double(), recorded=True)
     torch.testing.assert_close(shares.double(), true, rtol=1e-5, atol=0)
@@ -293,7 +295,8 @@ def test_in_double_precision_all_is_to_double_precision(samples, monkeypatch):
             return torch.stack([*explicit(noisy, x, y, samples=samples).by_site.values()])
 
     ours = found()
-    monkeypatch.setattr("dither.engine.ghost.cheapest", lambda *_: None)
+    for place in ("ghost", "kinds"):
+        monkeypatch.setattr(f"dither.engine.{place}.cheapest", lambda *_: None)
     torch.testing.assert_close(ours, found(), rtol=1e-11, atol=0)
 
 
@@ -307,5 +310,5 @@ def test_what_is_kept_for_the_columns_is_what_is_made_for_each(monkeypatch):
             return torch.stack([*explicit(noisy, x, y).by_site.values()])
 
     kept = found()
-    monkeypatch.setattr("dither.engine.ghost.KEPT", 0)
+    monkeypatch.setattr("dither.engine.kinds.KEPT", 0)
     torch.testing.assert_close(found(), kept, rtol=1e-5, atol=0)

@@ -1,0 +1,262 @@
+"""Whether the samples are where they are taken to be, and apart: asked of the gradients themselves.
+
+A column u is pulled back as it is, and again with half of the samples silenced, u∘m with m_i ∈ {0,
+1}. Where every element belongs to one sample, its second gradient is 0 or the first one again;
+where row i belongs to sample i, it is m_i times the first. An element that two samples reach shows
+if their m differ: a random m, drawn anew at each call, misses a pair with chance ½, k calls with
+chance 2^−k. The masks of the bits of the samples' numbers miss no pair.
+
+What is let pass has ‖violation‖ ≤ √ε ‖g‖ (ε of the type), which moves R by 2√ε of that column's
+share at most. Derived in docs/math.md, §12.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dither.engine.batch_axis import Layout
+from dither.engine.ghost import Gradient, Use
+
+EPS = 0.5  # the power of ε that is let pass
+
+
+class Violations(NamedTuple):
+    """Activations in which samples meet, and parameters whose samples are not where they were
+    taken to be.
+    """
+
+    activations: list[str]
+    parameters: set[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.activations or self.parameters)
+
+
+class Compared:
+    """Two pulls of one column compared at every tap, the second with a random half silenced."""
+
+    def __init__(self, activations: Mapping[int, Any], used: Mapping[int, list[Use]]) -> None:
+        self.activations, self.used = activations, used
+        self.half: Tensor | None = None  # m [B]
+        self.kept: dict[int, Tensor] = {}
+        self.found = Violations([], set())
+
+    def silenced(self, column: Tensor) -> Tensor | None:
+        """u∘m; None for a batch of one."""
+        if len(column) < 2:
+            return None
+        self.half = random_half(len(column)).to(column.device)
+        return silence(column, self.half)
+
+    def first(self, n: int, g: Any) -> None:
+        """The first pull's gradients [1, …] at tap n, kept for the second."""
+        self.kept[n] = plain(g).detach().clone()
+
+    def second(self, n: int, g: Any) -> None:
+        """The second pull's."""
+        self.both(n, self.kept.pop(n), g)
+
+    def both(self, n: int, u: Any, v: Any) -> None:
+        """Both pulls' gradients [1, …] at tap n."""
+        u, v, half = plain(u).detach()[0], plain(v).detach()[0], self.half
+        assert half is not None
+        if n in self.activations:
+            tapped = self.activations[n]
+            if not partitioned(u, v, half, tapped.rows):
+                self.found.activations.append(tapped.name)
+        for use in self.used.get(n, ()):
+            if use.candidates and not in_layout(u, v, half, use.layout):
+                self.found.parameters.add(use.name)
+
+
+def random_half(batch: int) -> Tensor:
+    """M [B] ∈ {0, 1}, of chances ½, not all alike. Of the system's own randomness: a check draws
+    from no generator that a run depends on.
+    """
+    while True:
+        bits = secrets.randbits(batch)
+        if 0 < bits < 2**batch - 1:
+            return torch.tensor([bits >> i & 1 for i in range(batch)], dtype=torch.bool)
+
+
+def halves(batch: int) -> Iterable[Tensor]:
+    """⌈log₂ B⌉ masks [B], a bit of the samples' numbers each: any two samples differ in one."""
+    numbers = torch.arange(batch)
+    for bit in range((batch - 1).bit_length()):
+        yield (numbers >> bit & 1).bool()
+
+
+def silence(column: Tensor, half: Tensor) -> Tensor:
+    """u∘m."""
+    return column * half.to(column.dtype).view(-1, *[1] * (column.dim() - 1))
+
+
+def plain(g: Any) -> Tensor:
+    """The tensor that stands for a gradient whose norm alone is asked."""
+    return g if isinstance(g, Tensor) else g.g
+
+
+def partitioned(u: Tensor, v: Tensor, half: Tensor, rows: int | None) -> bool:
+    """Whether each element (of a row of dimension `rows`: all its elements) of v is 0 or u's."""
+    front = rows is None and u.dim() > 0 and len(u) == len(half)
+    if front and small(v - silence(u, half), u):  # the usual: samples in front
+        return True
+    if rows is not None:
+        u, v = (t.movedim(rows, 0).flatten(1) for t in (u, v))
+        off = torch.minimum(norms(v, 1), norms(v - u, 1))
+    else:
+        off = torch.minimum(v.abs(), (v - u).abs())
+    return small(off, u)
+
+
+def in_layout(u: Tensor, v: Tensor, half: Tensor, layout: Layout) -> bool:
+    """Whether row i of v, in a layout, is m_i times row i of u."""
+    u = layout.first(u)
+    return small(layout.first(v) - silence(u, half), u)
+
+
+def small(off: Tensor, g: Tensor) -> bool:
+    """‖off‖ ≤ √ε ‖g‖; gradients that are not finite say nothing."""
+    size, wrong = float(norms(g)), float(norms(off))
+    return not wrong > torch.finfo(g.dtype).eps ** EPS * size
+
+
+def norms(t: Tensor, dim: int | None = None) -> Tensor:
+    """‖t‖, in single precision or better."""
+    t = t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+    return torch.linalg.vector_norm(t, dim=dim)
+
+
+class Learnt(NamedTuple):
+    """What a graph of these shapes was found to be: the layouts of its uses, by number, and
+    whether a replay may stand for autograd.
+    """
+
+    layouts: list[list[Layout]]
+    replay: bool
+
+
+def examine(graph: Any) -> tuple[Learnt, Violations]:
+    """Everything that can be asked of a graph: no pair of samples is missed.
+
+    A random column is pulled back whole and with each of `halves` silenced; layouts that do not fit
+    are struck out. A random sample's column is pulled back by autograd to the taps and to the
+    parameters: a replay must tell the same at the taps, and the rules the norm that autograd's own
+    gradient has.
+    """
+    z, replay = graph.z, graph.replay
+    u = torch.randn(z.shape, generator=torch.Generator().manual_seed(secrets.randbits(62))).to(z)
+    i = secrets.randbelow(len(z))
+    alone = torch.zeros_like(u)
+    alone[i] = u[i]
+    told: dict[int, Tensor] = {}
+    graph.tell(
+        alone.unsqueeze(0),
+        lambda n, g: told.__setitem__(n, plain(g).detach().clone()),
+        replay=None,
+    )
+    if replay is not None and not _tells_the_same(graph, replay, alone, told):
+        replay = graph.replay = None
+    whole: dict[int, Tensor] = {}
+    graph.tell(
+        u.unsqueeze(0),
+        lambda n, g: whole.__setitem__(n, plain(g)[0].detach().clone()),
+        replay=replay,
+    )
+    meet: dict[str, None] = {}
+    for half in halves(len(z)):
+        half = half.to(z.device)
+
+        def compare(n: int, g: Any, half: Tensor = half) -> None:
+            v, tapped = plain(g)[0].detach(), graph.activations.get(n)
+            if tapped is not None and not partitioned(whole[n], v, half, tapped.rows):
+                meet[tapped.name] = None
+            for use in graph.used.get(n, ()):
+                use.candidates = [c for c in use.candidates if in_layout(whole[n], v, half, c)]
+
+        graph.tell(silence(u, half).unsqueeze(0), compare, replay=replay)
+    lost = {use.name for use in graph.uses if not use.candidates}
+    lost |= _off(graph, alone, i, lost)
+    graph.forget_operands()
+    return Learnt([u.candidates for u in graph.uses], replay is not None), Violations(
+        list(meet), lost
+    )
+
+
+def _tells_the_same(graph: Any, replay: Any, column: Tensor, told: Mapping[int, Tensor]) -> bool:
+    """Whether a replay gives every tap what autograd gave it, up to rounding."""
+    same = []
+
+    def compare(n: int, g: Any) -> None:
+        if isinstance(g, Tensor):
+            same.append(g.shape == told[n].shape and small(g.detach() - told[n], told[n]))
+        else:  # a norm without the gradient
+            a, b = g.norm2().detach(), told[n].flatten(2).square().sum(2)
+            same.append(bool(torch.allclose(a, b, rtol=torch.finfo(b.dtype).eps ** EPS, atol=0)))
+
+    graph.tell(column.unsqueeze(0), compare, replay=replay)
+    return all(same)
+
+
+def _off(graph: Any, column: Tensor, i: int, lost: set[str]) -> set[str]:
+    """Parameters whose gradient by the rules, of sample i alone, has another norm than autograd's
+    own.
+    """
+    names = [n for n in graph.parameters if n not in lost | graph.stray]
+    with torch.no_grad():
+        by_rules = {
+            name: (_norm2(gradient), _noise(gradient.uses))
+            for name, gradient in graph.pull(column.unsqueeze(0), lambda n, g: None).items()
+            if name in names
+        }
+        graph.let_go()
+    own = graph.own(column, {n: graph.parameters[n] for n in names})
+    found = set()
+    for name in names:
+        true = float(norms(own[name].detach())) if name in own else 0.0
+        norm2, noise = by_rules.get(name, (None, 0.0))
+        rest = 0.0 if norm2 is None else float(norm2.sum() - norm2[i])
+        mine = 0.0 if norm2 is None else float(norm2[i])
+        eps = torch.finfo(column.dtype).eps
+        off = abs(mine - true**2) + abs(rest)
+        if off > 2 * eps**EPS * max(mine, true**2) + noise:
+            found.add(name)
+    return found
+
+
+def _norm2(gradient: Gradient) -> Tensor:
+    return gradient.norm2()[0].detach()
+
+
+def _noise(uses: list[Use]) -> float:
+    """What rounding may leave of ‖Σ g aᵀ‖² where all of it cancels: (64 ε ‖g‖ ‖a‖)²."""
+    total = 0.0
+    for use in uses:
+        a, eps = use.kind.a, torch.finfo(use.g.dtype).eps
+        size = float(norms(a.detach())) if isinstance(a, Tensor) and a.is_floating_point() else 1.0
+        total += (64 * eps * float(norms(use.g.detach())) * max(size, 1.0)) ** 2
+    return total
+
+
+def fitting(
+    z: Tensor, points: list[Tensor], candidates: list[list[Layout]]
+) -> tuple[list[list[Layout]], list[bool]]:
+    """For tensors that z depends on: those of their layouts in which samples keep apart, and
+    whether any gradient arrives. Every pair of samples is asked.
+    """
+    u = torch.randn(z.shape, generator=torch.Generator().manual_seed(secrets.randbits(62))).to(z)
+    keep = {"retain_graph": True, "allow_unused": True}
+    whole = torch.autograd.grad(z, points, u, **keep)
+    left = list(candidates)
+    for half in halves(len(z)):
+        half = half.to(z.device)
+        parts = torch.autograd.grad(z, points, silence(u, half), **keep)
+        for k, (a, b) in enumerate(zip(whole, parts, strict=True)):
+            if a is not None and b is not None:
+                left[k] = [c for c in left[k] if in_layout(a, b, half, c)]
+    return left, [g is not None and bool(g.any()) for g in whole]
