@@ -13,7 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dither.engine.kinds import Batched, Convolution, Elementwise, Outer, Rows, Scale, Sum
+from dither.engine.bags import bag
+from dither.engine.kinds import (
+    Batched,
+    Convolution,
+    Einsum,
+    Elementwise,
+    Outer,
+    Rows,
+    Scale,
+    Sum,
+)
+from dither.engine.recurrent import gru_step, lstm_step, plain_step, unrolled
 
 
 def linear(mode: Any, func: Any, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
@@ -254,6 +265,55 @@ def expand(mode: Any, func: Any, p: Tensor, *sizes: Any) -> Any:
     return mode.meet(func(mode.alias(p), *sizes), (p, Elementwise()))
 
 
+def subtract(mode: Any, func: Any, a: Any, b: Any, **kwargs: Any) -> Any:
+    """X − p and p − x, broadcast."""
+    if kwargs or not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return NotImplemented
+    if mode.name_of(a) and mode.name_of(b):
+        return NotImplemented
+    out = func(mode.alias(a), mode.alias(b))
+    minus = bool(mode.name_of(a)) is (func is Tensor.__rsub__)  # b.__rsub__ is the other way
+    sign = out.new_tensor(-1.0) if minus else None
+    return mode.meet(out, (a if mode.name_of(a) else b, Elementwise(sign)))
+
+
+def prelu(mode: Any, func: Any, x: Tensor, w: Tensor) -> Any:
+    """max(x, 0) + w min(x, 0), w one number or one for each channel."""
+    if mode.name_of(x):
+        return NotImplemented
+    out, below = func(x, mode.alias(w)), x.clamp(max=0)
+    if w.numel() == 1:
+        return mode.meet(out, (w, Elementwise(below)))
+    return mode.meet(out, (w, Scale(below, channels=True)), features=out.dim() - 1)
+
+
+def einsum(mode: Any, func: Any, equation: Any, *operands: Any) -> Any:
+    """Two tensors, of which one is a parameter, letters without repetition."""
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = tuple(operands[0])
+    known = isinstance(equation, str) and "->" in equation and "." not in equation
+    if not known or len(operands) != 2 or sum(bool(mode.name_of(t)) for t in operands) != 1:
+        return NotImplemented
+    terms, _, out_letters = equation.replace(" ", "").partition("->")
+    letters = terms.split(",")
+    at = 0 if mode.name_of(operands[0]) else 1
+    w, x, own, other = operands[at], operands[1 - at], letters[at], letters[1 - at]
+    if len(set(own)) < len(own) or not set(own) <= set(out_letters) | set(other):
+        return NotImplemented
+    aliased = [mode.alias(t) for t in operands]
+    return mode.meet(
+        func(equation, *aliased), (w, Einsum(x, own=own, other=other, out=out_letters)), features=0
+    )
+
+
+def embedding_bag(mode: Any, func: Any, x: Tensor, w: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Rows of W by number, summed, averaged or the largest taken."""
+    if (args and len(args) > 1 and args[1] is not None) or kwargs.get("max_norm") is not None:
+        return NotImplemented
+    with mode:
+        return bag(x, w, *args, **kwargs)
+
+
 def rnn_cell(activation: Any) -> Any:
     """nn.RNNCell as the two products it is."""
 
@@ -268,7 +328,7 @@ def rnn_cell(activation: Any) -> Any:
         c: Any = None,
     ) -> Tensor:
         with mode:
-            return activation(F.linear(x, w, b) + F.linear(h, u, c))
+            return plain_step(activation)(F.linear(x, w, b), h, u, c)[0]
 
     return rule
 
@@ -276,22 +336,17 @@ def rnn_cell(activation: Any) -> Any:
 def lstm_cell(
     mode: Any, func: Any, x: Tensor, hx: Any, w: Tensor, u: Tensor, b: Any = None, c: Any = None
 ) -> Any:
-    """nn.LSTMCell: gates i, f, g, o."""
+    """nn.LSTMCell."""
     with mode:
-        i, f, g, o = (F.linear(x, w, b) + F.linear(hx[0], u, c)).chunk(4, -1)
-        cell = f.sigmoid() * hx[1] + i.sigmoid() * g.tanh()
-        return o.sigmoid() * cell.tanh(), cell
+        return lstm_step(F.linear(x, w, b), hx[0], hx[1], u, c)
 
 
 def gru_cell(
     mode: Any, func: Any, x: Tensor, h: Tensor, w: Tensor, u: Tensor, b: Any = None, c: Any = None
 ) -> Tensor:
-    """nn.GRUCell: gates r, z, n."""
+    """nn.GRUCell."""
     with mode:
-        (r, z, n), (s, t, m) = F.linear(x, w, b).chunk(3, -1), F.linear(h, u, c).chunk(3, -1)
-        new = (n + (r + s).sigmoid() * m).tanh()
-        keep = (z + t).sigmoid()
-        return (1 - keep) * new + keep * h
+        return gru_step(F.linear(x, w, b), h, u, c)[0]
 
 
 def _many(v: Any, n: int) -> list[int]:
@@ -310,7 +365,14 @@ RULES: dict[Any, Any] = {
     F.group_norm: group_norm, F.instance_norm: instance_norm,
     torch.add: add, Tensor.add: add, Tensor.__add__: add, Tensor.__radd__: add,
     torch.mul: multiply, Tensor.mul: multiply, Tensor.__mul__: multiply, Tensor.__rmul__: multiply,
+    torch.sub: subtract, Tensor.sub: subtract, Tensor.__sub__: subtract,
+    Tensor.__rsub__: subtract,
     Tensor.expand: expand,
+    torch.prelu: prelu, F.prelu: prelu, Tensor.prelu: prelu, torch.einsum: einsum,
+    F.embedding_bag: embedding_bag,
+    torch.lstm: unrolled(lstm_step, 2), torch.gru: unrolled(gru_step, 1),
+    torch.rnn_tanh: unrolled(plain_step(torch.tanh), 1),
+    torch.rnn_relu: unrolled(plain_step(torch.relu), 1),
     torch.rnn_tanh_cell: rnn_cell(torch.tanh), torch.rnn_relu_cell: rnn_cell(torch.relu),
     torch.lstm_cell: lstm_cell, torch.gru_cell: gru_cell,
 }  # fmt: skip

@@ -8,6 +8,7 @@
     Scale        z_t = γ∘a_t           G_i = Σ_t g_t∘a_t
     Rows         rows of W by number   G_i: g_t added up in row number a_t
     Elementwise  p broadcast           G_i: g, or g∘a, summed over what p was broadcast along
+    Einsum       by letters            G_i: g and a by letters, the samples' kept
 
 `dense` gives G of one column; `norm2` gives ‖G_i‖² of K columns at once, [K, B], or None where that
 kind has no way to it. B samples, T positions of a sample, I inputs, O outputs.
@@ -260,3 +261,16 @@ class Elementwise(Kind):
 
     def dense(self, g: Tensor, layout: Layout, shape: torch.Size) -> Tensor:
         return layout.unbroadcast(g if self.a is None else g * self.a, shape)
+
+
+@dataclass
+class Einsum(Kind):
+    """z = Σ W a over letters: `own` of W, `other` of a, `out` of z."""
+
+    own: str = ""
+    other: str = ""
+    out: str = ""
+
+    def dense(self, g: Tensor, layout: Layout, shape: torch.Size) -> Tensor:
+        letter = self.out[layout.at]
+        return torch.einsum(f"{self.out},{self.other}->{letter}{self.own}", g, self.a)

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from dither.engine.batch_axis import elementwise_layouts, layouts
 from dither.engine.forward_rules import RULES
 from dither.engine.ghost import Use
-from dither.engine.kinds import Kind
+from dither.engine.kinds import Einsum, Elementwise, Kind
 from dither.precision import wide
 from dither.torch_internals import unguarded
 
@@ -84,7 +84,7 @@ class Uses(TorchFunctionMode):
             if name:
                 region = (w.storage_offset(), tuple(w.shape), tuple(w.stride()))
                 kind.a = wide(kind.a)
-                broadcast = type(kind).__name__ == "Elementwise"
+                broadcast = isinstance(kind, Elementwise)
                 uses.append(
                     Use(name, kind, w.shape, region, out.shape, -1 if broadcast else features, [])
                 )
@@ -98,6 +98,12 @@ class Uses(TorchFunctionMode):
                 use.candidates = elementwise_layouts(use.out, use.shape, batch)
             else:
                 use.candidates = layouts(use.out[: len(use.out) - use.features], batch)
+                if isinstance(use.kind, Einsum):
+                    use.candidates = [
+                        c
+                        for c in use.candidates
+                        if c.way == "dim" and use.kind.out[c.at] not in use.kind.own
+                    ]
 
     def walk(self, z: Tensor) -> tuple[int, set[str]]:
         """(a hash of the functions behind z in their order, names of stray parameters).

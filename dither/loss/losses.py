@@ -10,6 +10,7 @@ T, C] is a sequence; an image [B, C, H, W] is one sample of C·H·W outputs.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -233,12 +234,35 @@ class AnyLoss:
         )
 
     def columns(self, z: Tensor, y: Tensor) -> Columns:
+        self._check_apart(z, y)
         h = self._hessian(z, y)
         if h.numel() and not h.any() and self._linear(z, y):
             raise DitherError(
                 "the loss is linear in the output: it has no Gauss–Newton part; give the logits"
             )
         return polarised(h, z.shape) if h.requires_grad else eigen(h, z.shape)
+
+    def _check_apart(self, z: Tensor, y: Tensor) -> None:
+        """Raises DitherError where a sample's loss depends on another's output. A random half of
+        the losses is differentiated: outputs of the other half must not be reached, and those of
+        this half reached as by all; a pair is missed with chance ½.
+        """
+        if len(z) < 2:
+            return
+        with torch.enable_grad():
+            at = z.detach().requires_grad_()
+            each = self.per_sample(at, y)
+            if not each.requires_grad:
+                return
+            half = (torch.rand(len(z), generator=_own_generator()) < 0.5).to(each)
+            (part,) = torch.autograd.grad((each * half).sum(), at, retain_graph=True)
+            (whole,) = torch.autograd.grad(each.sum(), at)
+        rest = part - whole * half.view(-1, *[1] * (z.dim() - 1))
+        if rest.norm() > torch.finfo(z.dtype).eps ** 0.5 * whole.norm():
+            raise DitherError(
+                "the loss of one sample depends on the output of another: R needs a loss of each "
+                "sample by itself, f(z, y)[i] of z[i] and y[i]; a contrastive loss has none"
+            )
 
     def _linear(self, z: Tensor, y: Tensor) -> bool:
         """H is 0 at 0, −z and y too: a loss with straight stretches, such as Huber's, bends
@@ -267,6 +291,11 @@ class AnyLoss:
             [(torch.zeros_like(z) if r is None else r).reshape(z.shape[0], -1) for r in rows], 1
         )
         return (h + h.mT) / 2  # [B, D, D]
+
+
+def _own_generator() -> torch.Generator:
+    """Of the system's randomness: a check draws from no generator that a run depends on."""
+    return torch.Generator().manual_seed(secrets.randbits(62))
 
 
 def get(loss: Any) -> Any:

@@ -85,6 +85,7 @@ class Places(Uses):
         self.taps: list[Tap] = []
         self.kept: list[Tap] = []
         self.covered: set[str] = set()
+        self.recording, self.differentiates = True, False
 
     def meet(self, out: Tensor, *used: tuple[Any, Kind], features: int = 1) -> Tensor:
         tap = Tap(torch.zeros_like(out, requires_grad=True), features)
@@ -96,10 +97,20 @@ class Places(Uses):
                 tap.uses.append(Use(name, kind, w.shape, region, out.shape, features, []))
         self.uses += tap.uses
         self.taps.append(tap)
-        return out + tap.probe
+        probed = out + tap.probe
+        if probed.requires_grad:
+            probed.register_hook(self._told)
+        return probed
+
+    def _told(self, g: Tensor) -> None:
+        """A gradient that comes by while the forward is under way: it differentiates inside."""
+        self.differentiates |= self.recording
 
     def settle_in(self, z: Tensor) -> None:
         """Keep the probes whose parameters are used there only, in a layout that is known."""
+        self.recording = False
+        if self.differentiates:  # then a product's operand is no constant
+            return
         count = Counter(use.name for use in self.uses)
         self.settle(z.shape[0])
         _, stray = self.walk(z)

@@ -74,7 +74,7 @@ class Alone:
             self.possible = False
             return None
         here = self.z[i : i + 1]
-        if z_i.shape != here.shape or not _near(z_i, here):
+        if z_i.shape != here.shape or not near(z_i, here):
             return None
         if not self.asked:
             self.asked = True
@@ -89,10 +89,10 @@ class Alone:
         )
         a = _back(z_i, start[i : i + 1], self.leaf, False)
         b = _back(self.z, start, self.leaf, False)
-        return a.keys() == b.keys() and all(_near(a[n], b[n]) for n in a)
+        return a.keys() == b.keys() and all(near(a[n], b[n]) for n in a)
 
 
-def _near(a: Tensor, b: Tensor) -> bool:
+def near(a: Tensor, b: Tensor) -> bool:
     """‖a − b‖ ≤ √ε ‖b‖."""
     eps = torch.finfo(b.dtype).eps
     return bool(norms(a.detach() - b.detach()) <= eps**0.5 * norms(b.detach()))

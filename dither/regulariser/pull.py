@@ -28,7 +28,7 @@ from dither.noise.here import Here
 from dither.noise.noises import Additive, Weight
 from dither.precision import wide
 from dither.regulariser.independence import check_seen, refuse_meeting, rows
-from dither.regulariser.one_by_one import one_by_one
+from dither.regulariser.one_by_one import near, one_by_one
 
 SignedColumn = tuple[float, Tensor]
 
@@ -130,7 +130,7 @@ class Pull:
         own = [n for n in self.weights if n in stray and n in noisy]
         of_batch = own if self.samples else []  # their own gradients: unbiased by random signs
         graph.plan(0 if of_batch else total)
-        compared = self.certify(graph)
+        compared = self.certify(graph, x)
         shares = Shares(self.noise)
         for chunk in _chunks(self.chosen(columns, z), graph.chunk):
             sign = [s for s, _ in chunk]
@@ -188,7 +188,7 @@ class Pull:
             )
         check_seen(graph, activations)
 
-    def certify(self, graph: Graph) -> Compared | None:
+    def certify(self, graph: Graph, x: Any) -> Compared | None:
         """The first graph of its kind is examined whole; each one is compared by a random half.
 
         Random signs make R unbiased whatever samples meet at an activation: sampled R asks of
@@ -200,6 +200,7 @@ class Pull:
         mark = (graph.fingerprint, self.noise.model.training, graph.replay is not None)
         known = self.noise.layouts
         if mark not in known:
+            self.check_repeats(graph, x)
             learnt, violations = examine(graph)
             self.judge(graph, violations)
             known[mark] = learnt
@@ -209,6 +210,22 @@ class Pull:
         if not learnt.replay:
             graph.replay = None
         return Compared(asked, graph.used)
+
+    def check_repeats(self, graph: Graph, x: Any) -> None:
+        """Raises DitherError where a model in eval mode gives another output when it is called
+        again.
+        """
+        model = self.noise.model
+        if any(module.training for module in model.modules()):
+            return  # a dropout of the model's own is meant
+        with torch.no_grad():
+            again = output(model, x)
+        if again.shape != graph.z.shape or not near(again, graph.z):
+            raise DitherError(
+                f"{type(model).__name__} gives another output when it is called again in eval "
+                "mode: it draws by itself (F.dropout without training=?) or keeps a state; R is of "
+                "a function of x"
+            )
 
     def judge(self, graph: Graph, found: Violations) -> None:
         """Refuse what meets at an activation; mistaken parameters are met one by one."""
