@@ -42,7 +42,8 @@ class Second:
         real(site, h)
         probe = torch.zeros_like(h, requires_grad=True)
         site.seen = tuple(h.shape)
-        self.probes.append((site, h if self.differentiable else h.detach(), probe))
+        value = h if self.differentiable else h.detach()
+        self.probes.append((site, value.clone(), probe))  # the model may write to h later
         return h + probe
 
     def run(self, x: Any, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
