@@ -34,7 +34,7 @@ from dither.errors import DitherError
 
 __all__ = [
     "EVERY", "LEAST", "LEVEL", "Comparison", "Finding", "above", "below", "between", "decide",
-    "exact", "interval", "near", "not_above", "not_below", "power", "share", "unlearnt",
+    "exact", "interval", "near", "nearer", "not_above", "not_below", "power", "share", "unlearnt",
 ]  # fmt: skip
 
 LEVEL = 0.95  # of every interval
@@ -126,6 +126,15 @@ def not_above(name: str, a: ArrayLike, b: ArrayLike = 0.0, *, within: float) -> 
 def near(name: str, a: ArrayLike, b: ArrayLike = 0.0, *, within: float) -> Comparison:
     """The mean of a − b lies within ± `within`."""
     return Comparison(name, _paired(name, a, b), low=-within, high=within)
+
+
+def nearer(name: str, near: ArrayLike, far: ArrayLike, *, by: float) -> Comparison:
+    """One distance is below another: (far − near)/⟨far⟩ is above `by` in the mean, where ⟨far⟩ is
+    the mean of the other over seeds.
+    """
+    gap, whole = _paired(name, far, near), np.asarray(far, dtype=np.float64).mean()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return Comparison(name, gap / whole, low=by)
 
 
 def between(name: str, values: ArrayLike, low: float, high: float) -> Comparison:

@@ -97,6 +97,8 @@ def write_page(root: Path) -> Path:
 
 def spelt(number: Any) -> str:
     """A number a claim looked at, as people read it: "0.832 ± 0.010 (sd of 5)"."""
+    if isinstance(number, dict) and number.get("kind") == "interval":
+        return finding(number)
     if isinstance(number, dict):
         kind, n = SPREADS.get(number.get("kind", ""), ""), number.get("n")
         note = f" ({kind}{f' of {n}' if n else ''})" if kind else ""
@@ -111,6 +113,14 @@ def spelt(number: Any) -> str:
     if isinstance(number, float):
         return re.sub(r"e([+-])0?", r"e\1", f"{number:.3g}").replace("e+", "e")
     return "–" if number is None else str(number)
+
+
+def finding(number: dict[str, Any]) -> str:
+    """What came of a comparison: "0.013 [0.004, 0.022], n = 5, asked > 0.01: holds"."""
+    mean, low, high = (spelt(number[part]) for part in ("mean", "low", "high"))
+    ends = "" if number["low"] == "nan" else f" [{low}, {high}]"
+    word = VERDICTS[number["holds"]][0]
+    return f"{mean}{ends}, n = {number['n']}, asked {number['asked']}: {word}"
 
 
 def by_reason(missing: dict[str, str]) -> list[tuple[str, list[str]]]:
