@@ -222,15 +222,25 @@ def rates(ax: Any, t: Table, problem: str) -> None:
     ax.set(xlabel="step", ylabel="E[C]/R", title=f"σ² = {RATES_AT:g}, - - second order")
 
 
+PANELS = {scatter: " start", first_steps: " σ²=", small_sigma: " start", rates: " rate "}
+
+
 def plot(t: Table) -> Any:
+    """A column that no set has results for is left out."""
     shown = drawn(t)
-    picture, axes = style.grid(len(shown), 4, width=13.5, height=3.2)
+    there = [draw for draw, tail in PANELS.items() if any(tail in label for label in t.there)]
+    panels = there or list(PANELS)
+    picture, axes = style.grid(len(shown), len(panels), width=3.4 * len(panels), height=3.2)
     for row, problem in zip(axes, shown, strict=True):
-        for panel, ax in zip((scatter, first_steps, small_sigma, rates), row, strict=True):
-            style.panel(ax, panel, t, problem)
-    style.legend(axes[0, 0], loc="lower right", fontsize=7, borderpad=0)
-    style.legend(axes[0, 3], fontsize=8)
+        for draw, ax in zip(panels, row, strict=True):
+            style.panel(ax, draw, t, problem)
+    if scatter in panels:
+        style.legend(axes[0, 0], loc="lower right", fontsize=7, borderpad=0)
+    if rates in panels:
+        style.legend(axes[0, -1], fontsize=8)
     missing = [f"{p}: {needs.absent(PROBLEMS[p].data)}" for p in PROBLEMS if p not in shown]
+    if len(panels) < len(PANELS):
+        missing.append("The first 100 steps are not among these runs.")
     if missing:
         picture.supxlabel("\n".join(missing), fontsize=7, x=0.01, ha="left")
     return picture
