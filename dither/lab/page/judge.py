@@ -212,7 +212,15 @@ def _saved(picture: Any, kind: str) -> bytes:
         {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     )
     picture.savefig(buffer, format=kind, dpi=DPI, metadata=silent)
-    return buffer.getvalue().replace(DEJAVU, FONTS) if kind == "svg" else buffer.getvalue()
+    if kind == "svg":
+        return buffer.getvalue().replace(DEJAVU, FONTS)
+    from PIL import Image  # matplotlib's own, loaded where it is drawn with
+
+    small = io.BytesIO()  # 256 colours are enough for lines: a third of the bytes
+    Image.open(buffer).convert("RGB").quantize(256).save(
+        small, "PNG", optimize=True, dpi=(DPI, DPI)
+    )
+    return small.getvalue()
 
 
 def _judged(study: Study, claim: Claim, table: Table, store: Store) -> dict[str, Any]:

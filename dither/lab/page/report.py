@@ -4,10 +4,7 @@ Everything is read from DIR/figures/<paper>/<figure>/{figure.json, claims.json, 
 page can be made anywhere.
 """
 
-import base64
-import html
 import re
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +14,13 @@ import jinja2
 from markupsafe import Markup, escape
 
 from dither.lab import catalogue
-from dither.lab.page import originals
+from dither.lab.page import originals, picture
+from dither.lab.page.picture import DPI as DPI
 from dither.lab.page.verdicts import VERDICTS, judged, spelt
 from dither.lab.runs.store import write
 from dither.lab.wording import duration
 
 TEMPLATES = Path(__file__).with_name("templates")
-DPI = 150  # of the PNGs
-HEAVY = 150_000  # bytes of SVG above which the page shows the PNG where that is smaller
 
 
 @dataclass(frozen=True)
@@ -134,50 +130,7 @@ def _papers(root: Path) -> list[Paper]:
 
 def _shown(folder: Path) -> Shown:
     about, claims = judged(folder)
-    return Shown(about, claims, *_picture(folder, about["name"], about["title"]))
-
-
-def _picture(folder: Path, name: str, title: str) -> tuple[str, float]:
-    """HTML and width in points; nothing if the figure was not drawn."""
-    svg, png = folder / "figure.svg", folder / "figure.png"
-    size = svg.stat().st_size if svg.is_file() else 0
-    lighter = png.is_file() and size > HEAVY and png.stat().st_size * 4 / 3 < size
-    if size and not lighter:
-        return _inline(svg.read_text(encoding="utf-8"), name, title)
-    if png.is_file():
-        data = png.read_bytes()
-        (width,) = struct.unpack(">I", data[16:20])
-        source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-        return f'<img src="{source}" alt="{html.escape(title)}">', width * 72 / DPI
-    return "", 0
-
-
-def _inline(svg: str, name: str, title: str) -> tuple[str, float]:
-    """An SVG file as a part of a page: ids of its own, no prologue, no metadata, no size."""
-    svg = re.sub(
-        r"<metadata>.*?</metadata>|<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.S
-    )
-    svg = re.sub(r'\s(d|x|y|points)="([^"]*)"', _rounded, svg)
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.S)
-    prefix = re.sub(r"\W+", "-", name)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
-    width = float(match[1]) if (match := re.search(r'\bwidth="([\d.]+)pt"', svg)) else 460.0
-    head, rest = svg.split(">", 1)
-    head = re.sub(r'\s(width|height)="[^"]*"', "", head)
-    label = f'role="img" aria-label="{html.escape(title)}" stroke-linejoin="round"'
-    return f"{head} {label}>{rest}", width
-
-
-def _rounded(attribute: re.Match[str]) -> str:
-    """Coordinates of an SVG with one decimal of a point: a tenth of what a screen shows."""
-
-    def short(number: re.Match[str]) -> str:
-        return f"{float(number[0]):.1f}".removesuffix(".0")
-
-    words = re.sub(r"-?\d+\.\d{2,}", short, attribute[2]).split()
-    return f' {attribute[1]}="{" ".join(words)}"'
+    return Shown(about, claims, *picture.of(folder, about["name"], about["title"]))
 
 
 def _prose(text: str) -> Markup:

@@ -48,5 +48,5 @@ def figure_of(name: str) -> Figure:
         ],
         seeds=nets.SEEDS,
         needs=(name,),
-        cost={"smoke": 0.2, "quick": 4, "paper": 20_000},
+        cost={"smoke": 0.2, "quick": 6.7, "paper": 20_000},
     )

@@ -339,5 +339,5 @@ figure = Figure(
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 10},
     needs=("fashion-mnist",),
-    cost={"smoke": 0.2, "quick": 3.5, "paper": 40_000},
+    cost={"smoke": 0.2, "quick": 15, "paper": 40_000},
 )
