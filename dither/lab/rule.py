@@ -130,11 +130,11 @@ def near(name: str, a: ArrayLike, b: ArrayLike = 0.0, *, within: float) -> Compa
 
 def nearer(name: str, near: ArrayLike, far: ArrayLike, *, by: float) -> Comparison:
     """One distance is below another: (far − near)/⟨far⟩ is above `by` in the mean, where ⟨far⟩ is
-    the mean of the other over seeds.
+    the mean of the other over seeds. Not judged where that is not above 0, as an unbiased estimate
+    of a square may be.
     """
     gap, whole = _paired(name, far, near), np.asarray(far, dtype=np.float64).mean()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return Comparison(name, gap / whole, low=by)
+    return Comparison(name, gap / whole if whole > 0 else gap * math.nan, low=by)
 
 
 def between(name: str, values: ArrayLike, low: float, high: float) -> Comparison:
@@ -258,7 +258,8 @@ def power(effect: float, n: int) -> float:
 def _unfit(c: Comparison) -> str:
     """Why these values can't be judged at all."""
     if bad := int((~np.isfinite(c.values)).sum()):
-        return f"{c.name}: {bad} of {len(c.values)} values are not finite (a run diverged)"
+        why = "a run diverged, or a distance is 0"
+        return f"{c.name}: {bad} of {len(c.values)} values are not finite ({why})"
     if c.kind != "exact" and len(c.values) < LEAST:
         return f"n = {len(c.values)}: at least {LEAST} seeds are needed"
     return ""

@@ -178,6 +178,16 @@ def test_what_is_not_random_needs_no_five_seeds(values, holds):
     assert rule.decide(rule.exact("gap", values, high=1e-8))[0] is holds
 
 
+def test_one_distance_is_nearer_than_another():
+    near, far = np.array([1, 1.1, 0.9, 1, 1]), np.array([2, 2.1, 2, 1.9, 2])
+    assert rule.decide(rule.nearer("x", near, far, by=0.4))[0] is True
+    assert rule.decide(rule.nearer("x", near, far, by=0.6))[0] is False
+    assert rule.decide(rule.nearer("x", far, near, by=0.1))[0] is False
+    assert rule.decide(rule.nearer("x", 3 * near, 3 * far, by=0.4))[0] is True  # no unit
+    for nothing in (0 * far, -far):
+        assert rule.decide(rule.nearer("x", near, nothing, by=0.1))[0] is None
+
+
 def test_one_comparison_that_fails_fails_the_claim():
     up, down, open_ = [1, 1.1, 0.9, 1, 1], [-1, -1.1, -0.9, -1, -1], [1, -1, 0.5, -0.5, 0.1]
     assert rule.decide(rule.above("a", up), rule.above("b", up))[0] is True
