@@ -93,7 +93,7 @@ def test_a_figure_that_was_not_run_says_why(judged):
 def test_a_verdict_that_a_record_contradicts_points_to_it(judged, tmp_path):
     results = judged()[0]
     page = verdicts.page(results, results)
-    assert "scale:" not in page
+    assert "paper scale: [" not in page
     other = tmp_path / "records/figures/levi2022/toy"
     other.mkdir(parents=True)
     entries = [{"id": "L19", "claim": "a | b", "holds": True, "numbers": {}, "seeds": 9}]

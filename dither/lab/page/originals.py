@@ -24,10 +24,10 @@ def known(*roots: Path) -> Known:
     """Every claim that has an entry in these folders of results."""
     found: dict[str, list[Entry]] = {}
     for folder in (path.parent for root in roots for path in root.glob("figures/*/*/figure.json")):
-        about, entries = verdicts.judged(folder)
+        name, (about, entries) = "/".join(folder.parts[-2:]), verdicts.judged(folder)
         for entry in entries:
-            said = {"scale": about["scale"], **entry, "figure": about["name"]}
-            found.setdefault(f"{about['name']}: {entry['id']}", []).append(said)
+            said = {"scale": about["scale"], **entry, "figure": name}
+            found.setdefault(f"{name}: {entry['id']}", []).append(said)
     for entries in found.values():
         entries.sort(key=lambda e: -SCALES.index(e["scale"]))
     return found
