@@ -60,6 +60,7 @@ bench: $(READY)
 docs: $(READY)
 	$(BIN)/python docs/figures.py
 	$(BIN)/python docs/verdicts.py
+	$(BIN)/python docs/claims.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

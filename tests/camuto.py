@@ -11,9 +11,9 @@ def sketched(step: int, at: float) -> list:
 
 
 def path(loss: float, trace: float, at: float, steps=STEPS) -> dict:
-    """Rows of three seeds that end at this loss, trace and (one-dimensional) place."""
+    """Rows of five seeds that end at this loss, trace and (one-dimensional) place."""
     found = {}
-    for seed in range(3):
+    for seed in range(5):
         rows = []
         for i, step in enumerate(steps):
             end = i / (len(steps) - 1)

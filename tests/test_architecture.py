@@ -39,7 +39,7 @@ FLOORS = [
     "data",
     "catalogue",
     "figure",
-    "table identity wording",
+    "table identity wording rule original",
 ]
 FLOOR = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 LONGEST = 400  # lines; over that there are two ideas in a file

@@ -16,7 +16,7 @@ from dither.lab.runs.execute import execute
 from dither.lab.table import Table
 from dither.noise import laws, noises
 from dither.noise.draw import Source
-from docs import figures, verdicts
+from docs import claims, figures, verdicts
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -88,6 +88,37 @@ def test_a_figure_that_was_not_run_says_why(judged):
     assert "not run: put it into ~/data." in verdicts.page(
         judged(problem=f"put it into {where}")[0]
     )
+
+
+def test_a_verdict_that_a_record_contradicts_points_to_it(judged, tmp_path):
+    results = judged()[0]
+    page = verdicts.page(results, results)
+    assert "paper scale: [" not in page
+    other = tmp_path / "records/figures/levi2022/toy"
+    other.mkdir(parents=True)
+    entries = [{"id": "L19", "claim": "a | b", "holds": True, "numbers": {}, "seeds": 9}]
+    (other / "claims.json").write_text(json.dumps(entries))
+    (other / "figure.json").write_text(json.dumps({"name": "levi2022/toy", "scale": "paper"}))
+    page = verdicts.page(results, tmp_path / "records")
+    assert "| ✗ (paper scale: [holds](records.md)) | **L19**" in page
+    assert page.count("paper scale: [") == 1
+
+
+def test_the_page_of_claims_has_each_claim_of_the_papers():
+    rows = re.findall(r"^\| \[([CLO]\d+)\]\(", claims.PAGE.read_text(encoding="utf-8"), re.M)
+    wanted = [f"{letter}{i}" for letter, n in (("C", 15), ("L", 20), ("O", 19))
+              for i in range(1, n + 1)]  # fmt: skip
+    assert rows == wanted
+
+
+def test_the_records_verdicts_are_on_the_page_of_claims():
+    """What is recorded and judged stands there with its verdict; results/ may judge more."""
+    text = claims.PAGE.read_text(encoding="utf-8")
+    for paper in claims.PAPERS:
+        for row in claims.originals.rows(paper, claims.originals.known(ROOT / "records")):
+            if row.holds is not None and row.original.counts:
+                (line,) = re.findall(rf"^\| \[{row.original.id}\].*$", text, re.M)
+                assert f"| {claims.verdict(row.holds)} |" in line
 
 
 def test_verdicts_of_another_scale_or_of_other_claims_are_no_page(judged):

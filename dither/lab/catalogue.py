@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dither.errors import DitherError
 from dither.lab.figure import Figure
+from dither.lab.original import Original
 from dither.lab.wording import title_and_caption
 
 PAPERS = "dither.papers"
@@ -87,6 +88,14 @@ def paper(name: str) -> str:
     spec = importlib.util.find_spec(f"{PAPERS}.{name}") if name in _papers() else None
     source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
     return title_and_caption(ast.get_docstring(ast.parse(source)) or name)[0]
+
+
+def originals(paper: str) -> tuple[Original, ...]:
+    """The paper's own claims, of its `claims.py`; none where it has no such file."""
+    name = f"{PAPERS}.{paper}.claims"
+    if paper not in _papers() or importlib.util.find_spec(name) is None:
+        return ()
+    return importlib.import_module(name).ORIGINAL
 
 
 def _papers() -> list[str]:

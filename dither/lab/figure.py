@@ -147,12 +147,14 @@ class Claim:
 
     check(table) → (holds, {name: number}): True, False, or None where this scale can't judge it
     (say "why" among the numbers). A number may be a float, an Estimate, a pair (mean, spread), an
-    array [S] of one value per seed, shown as mean ± sd, or another array, whose values are shown.
+    array [S] of one value per seed, shown as mean ± sd, a `rule.Finding`, shown with its interval,
+    or another array, whose values are shown. counts: False for a claim that cannot fail.
     """
 
     id: str
     text: str
     check: Callable[[Table], Verdict]
+    counts: bool = True
 
 
 @dataclass(frozen=True)

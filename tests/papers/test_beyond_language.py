@@ -99,7 +99,7 @@ def table(**changed):
     return Table.of({
         label: {
             s: fixed + [(1, quantities[k], end[k] * (1 + 0.001 * s)) for k in range(3)]
-            for s in range(3)
+            for s in range(5)
         }
         for label, end in ends.items()
     })  # fmt: skip

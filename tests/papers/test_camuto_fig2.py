@@ -72,6 +72,7 @@ def test_what_is_not_elementwise_is_refused():
 # ------------------------------------------------------------------------------------ the claims
 
 ALL = (*fig2.SMALL, *fig2.VARIANCES)
+SEEDS = range(18)  # with two looks each, enough for a share of 9 in 10
 
 
 def made_up(
@@ -91,16 +92,16 @@ def made_up(
                     "residual": residual * r * v,
                 }
                 rows += [(net, f"{q}/{v:g}", value) for q, value in parts.items()]
-        results[f"{problem} start"] = dict.fromkeys(range(3), rows)
+        results[f"{problem} start"] = dict.fromkeys(SEEDS, rows)
         looks = []
         for step, ratio in ((0, -0.2), (50, training)):
             R = early if step == 0 else 1.0
             parts = {"R": R, "C": ratio, "sem": 0.01, "residual": ratio}
             looks += [(step, q, value) for q, value in parts.items()]
         for v in fig2.VARIANCES:
-            results[f"{problem} σ²={v:g}"] = dict.fromkeys(range(3), looks)
+            results[f"{problem} σ²={v:g}"] = dict.fromkeys(SEEDS, looks)
         for rate in fig2.RATES:
-            results[f"{problem} rate {rate:g}"] = dict.fromkeys(range(3), looks)
+            results[f"{problem} rate {rate:g}"] = dict.fromkeys(SEEDS, looks)
     return Table.of(results)
 
 
@@ -122,7 +123,7 @@ def verdict(figure, claim: str, t: Table):
         ("C3", {}, True),
         ("C3", {"training": -1.2}, False),
         ("C3", {"training": 1.2}, False),
-        ("C3", {"training": math.nan}, False),
+        ("C3", {"training": math.nan}, None),
         ("C3 rates", {"training": 0.9}, True),
         ("C3 rates", {"training": 1.1}, False),
         ("C1 ours", {}, True),
@@ -157,13 +158,12 @@ def test_a_run_that_failed_takes_no_other_set_with_it(monkeypatch):
     assert found["C3 rates Fashion-MNIST"]["holds"] is None
     assert "it failed" in found["C3 rates Fashion-MNIST"]["numbers"]["why"]
     assert found["C1 CIFAR-10"]["numbers"]["why"] == "not among these runs"
-    assert "data absent" in found["C1 California"]["numbers"]["why"]
     axes = fig2.plot(t).axes
     assert [ax.axison for ax in axes] == [True] * 7 + [False]
     assert "it failed" in axes[-1].texts[0].get_text()
     lacking = {label: "left out" for label in t.there if not label.endswith("start")}
     starts = Table(t.frame.filter(pl.col("run").str.ends_with("start")), lacking)
-    assert [ax.axison for ax in fig2.plot(starts).axes] == [True, False, True, False] * 2
+    assert [ax.axison for ax in fig2.plot(starts).axes] == [True, True] * 2  # no blank panel
     assert verdict(fig2.figure, "C1 Boston", starts)[0] is True
 
 
@@ -172,7 +172,7 @@ def test_numbers_of_the_claims_can_be_written(monkeypatch):
     for claim in fig2.figure.claims:
         entry, trace = judge(claim, made_up(), "quick")
         assert not trace, trace
-        there = not any(name in claim.id for name in ("CIFAR-10", "California"))
+        there = "CIFAR-10" not in claim.id
         assert entry["holds"] is (True if there else None)
         assert there or "data absent" in entry["numbers"]["why"]
 
@@ -182,7 +182,6 @@ def test_the_picture_says_which_files_are_missing(monkeypatch):
     picture = fig2.plot(made_up())
     said = picture.get_supxlabel()
     assert "CIFAR-10, ELU: not run: data absent: put cifar-10-python.tar.gz into" in said
-    assert "California, sigmoid: not run: data absent: put cal_housing_py3.pkz into" in said
     picture.savefig(io.BytesIO(), format="png")
 
 
@@ -190,7 +189,6 @@ def test_what_is_here_is_run(monkeypatch):
     monkeypatch.setattr(needs, "found", lambda name: name == "cifar-10" or None)
     labels = list(fig2.figure.at("paper"))
     assert "CIFAR-10, ELU start" in labels
-    assert not [label for label in labels if label.startswith("California")]
     assert len(labels) == 3 * (1 + len(fig2.VARIANCES) + len(fig2.RATES))
 
 

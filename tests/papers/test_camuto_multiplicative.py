@@ -42,14 +42,14 @@ def noises(c: float = -0.4, dropout: float = -0.2, late: float = -0.5, rest: flo
                 parts = {"R": v, "C": ratio * v, "sem": 1e-3 * v, "residual": rest * v}
                 rows += [(net, f"{q}/{v:g}", a) for net in range(2) for q, a in parts.items()]
             name = multiplicative.name(problem, of)
-            starts[f"{name} start"] = dict.fromkeys(range(3), rows)
+            starts[f"{name} start"] = dict.fromkeys(range(18), rows)
             for v in fig2.VARIANCES:
                 rows = [
                     (step, q, value)
                     for step, ratio in ((0, at), (100, late))
                     for q, value in {"R": v, "C": ratio * v, "sem": 1e-3 * v}.items()
                 ]
-                starts[f"{name} σ²={v:g}"] = dict.fromkeys(range(3), rows)
+                starts[f"{name} σ²={v:g}"] = dict.fromkeys(range(18), rows)
     return Table.of(starts)
 
 

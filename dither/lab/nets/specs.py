@@ -260,9 +260,14 @@ def levi_vgg() -> CNN:
     return CNN(tuple(blocks), dense=(500,), image=(3, 32, 32))
 
 
-def camuto_conv(image: tuple[int, int, int] = (3, 32, 32), activation: str = "elu") -> CNN:
-    """Conv 32 k4 s2 → conv 128 k4 s2 → dense, no bias.   Camuto et al. 2020, Fig. 3a"""
-    blocks = (Conv(32, kernel=4, stride=2), Conv(128, kernel=4, stride=2))
+def camuto_conv(
+    image: tuple[int, int, int] = (3, 32, 32), activation: str = "elu", padding: int = 0
+) -> CNN:
+    """Conv 32 k4 s2 → conv 128 k4 s2 → dense, no bias.   Camuto et al. 2020, Fig. 3a
+
+    padding 1 is the authors': TensorFlow's SAME, for images with sides that 4 divides.
+    """
+    blocks = tuple(Conv(n, kernel=4, stride=2, padding=padding) for n in (32, 128))
     return CNN(blocks, image=image, activation=activation, bias=False, init="glorot")
 
 

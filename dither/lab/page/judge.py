@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from dither.errors import DitherError
-from dither.lab import catalogue
+from dither.lab import catalogue, rule
 from dither.lab.figure import Claim, Figure, Run, Task
 from dither.lab.page.report import DPI
 from dither.lab.runs import provenance
@@ -128,7 +128,7 @@ def tabulate(study: Study, store: Store) -> Table:
 
 def judge(claim: Claim, table: Table, scale: str) -> tuple[dict[str, Any], str]:
     """The entry of claims.json, and a traceback if the check has a bug."""
-    said = {"id": claim.id, "claim": claim.text, "holds": None}
+    said = _said(claim)
     over = {"seeds": len(table.seeds), "scale": scale}
     try:
         holds, numbers = claim.check(table.whole())
@@ -151,25 +151,24 @@ def judge(claim: Claim, table: Table, scale: str) -> tuple[dict[str, Any], str]:
 
 def unjudged(claim: Claim, scale: str, why: str) -> dict[str, Any]:
     """The entry of a claim whose figure was not run."""
-    numbers = {"why": why}
-    return {
-        "id": claim.id,
-        "claim": claim.text,
-        "holds": None,
-        "numbers": numbers,
-        "seeds": 0,
-        "scale": scale,
-    }
+    return {**_said(claim), "numbers": {"why": why}, "seeds": 0, "scale": scale}
+
+
+def _said(claim: Claim) -> dict[str, Any]:
+    free = {} if claim.counts else {"counts": False}
+    return {"id": claim.id, "claim": claim.text, **free, "holds": None}
 
 
 def number(value: Any, seeds: int) -> Any:
     """JSON for what a claim looked at: a number, a word, {"mean", "spread", …} for estimates, pairs
-    and arrays of one value per seed, or a list of an array's values.
+    and arrays of one value per seed, a finding's interval, or a list of an array's values.
     """
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
+    if isinstance(value, rule.Finding):
+        return value.entry()
     if hasattr(value, "sem"):
         return {
             "mean": number(value.value, seeds),
@@ -213,7 +212,15 @@ def _saved(picture: Any, kind: str) -> bytes:
         {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     )
     picture.savefig(buffer, format=kind, dpi=DPI, metadata=silent)
-    return buffer.getvalue().replace(DEJAVU, FONTS) if kind == "svg" else buffer.getvalue()
+    if kind == "svg":
+        return buffer.getvalue().replace(DEJAVU, FONTS)
+    from PIL import Image  # matplotlib's own, loaded where it is drawn with
+
+    small = io.BytesIO()  # 256 colours are enough for lines: a third of the bytes
+    Image.open(buffer).convert("RGB").quantize(256).save(
+        small, "PNG", optimize=True, dpi=(DPI, DPI)
+    )
+    return small.getvalue()
 
 
 def _judged(study: Study, claim: Claim, table: Table, store: Store) -> dict[str, Any]:

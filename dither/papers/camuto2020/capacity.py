@@ -14,9 +14,10 @@ from collections.abc import Callable
 import numpy as np
 
 from dither.lab import Array, Claim, Figure, Table, Verdict
+from dither.lab.rule import below, decide
 from dither.papers import style
 from dither.papers.camuto2020 import nets
-from dither.papers.camuto2020.nets import ALL, FEW, METHODS, SHORT, short
+from dither.papers.camuto2020.nets import ALL, FEW, METHODS, SHORT, short, unlearnt
 
 MEASURES = {
     "frobenius": "Π‖W‖$_F$",
@@ -24,6 +25,7 @@ MEASURES = {
     "path": "path",
     "complexity": "complexity",
 }
+FLOOR = 0.05  # of the measure of the net without noise
 FORMS = {"capacity": "measure", "normalised": "measure/margin"}
 
 
@@ -33,16 +35,19 @@ def ratio(t: Table, quantity: str, method: str, among: str) -> Array:
 
 
 def lower(form: str, method: str, among: str) -> Callable[[Table], Verdict]:
-    """C15: each of the four measures below the baseline's in every run."""
+    """C15: each of the four measures below the baseline's."""
 
     def check(t: Table) -> Verdict:
         if short(t):
             return None, {"why": SHORT}
         ratios = {m: ratio(t, f"{form}/{m}", method, among) for m in MEASURES}
-        numbers = {f"{m}, {method}/none": values for m, values in ratios.items()}
+        why = unlearnt(t, [f"none, {among}", f"{method}, {among}"])
         if any(np.isnan(values).any() for values in ratios.values()):
-            return None, {"why": "a net's median output margin is not above 0", **numbers}
-        return all(bool((values < 1).all()) for values in ratios.values()), numbers
+            why = why or "a net's median output margin is not above 0"
+        asked = [
+            below(f"{m}, {method}/none − 1", values, 1, by=FLOOR) for m, values in ratios.items()
+        ]
+        return decide(*asked, unless=why)
 
     return check
 
@@ -64,6 +69,10 @@ def plot(t: Table):
     return picture
 
 
+TEXT = (
+    "each of four capacity measures (products of Frobenius and of spectral norms, path norm, "
+    "spectral complexity) is lower than without, by more than 5 %"
+)
 figure = Figure(
     nets.nets,
     plot,
@@ -73,12 +82,10 @@ figure = Figure(
     claims=[
         Claim(
             "C15",
-            "noise: every capacity measure lower, in every run",
+            f"noise: {TEXT}",
             lower("capacity", "GNI", ALL),
         ),
-        Claim(
-            "C15 (R)", "R: every capacity measure lower, in every run", lower("capacity", "R", ALL)
-        ),
+        Claim("C15 (R)", f"R: {TEXT}", lower("capacity", "R", ALL)),
         Claim(
             "C15 (margin)",
             "noise: the same of the measures over the median output margin",
@@ -97,5 +104,5 @@ figure = Figure(
     ],
     seeds=nets.SEEDS,
     needs=("fashion-mnist",),
-    cost={"smoke": 0.2, "quick": 2.8, "paper": 1200},
+    cost={"smoke": 0.2, "quick": 4.7, "paper": 1200},
 )

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from dither.lab import Array, State, Table, Verdict
+from dither.lab.rule import below, decide, nearer
 from dither.measures.curvature import trace
-from dither.papers.paired import judged
 
 BUCKETS = 512
+TRACE, NEARER = 0.05, 0.1  # floors: of the baseline's trace, of the farther distance
 
 
 class Shift(nn.Module):
@@ -120,34 +121,64 @@ def to_mean(t: Table, one: str, a: str, b: str) -> tuple[Array, Array]:
 # -------------------------------------------------------------------------------------- verdicts
 
 
-def end_lower(t: Table, labels: Mapping[str, str], quantity: str) -> Verdict:
-    """C5: all the others end below the baseline. labels: {"baseline": its label, …}."""
+def end_lower(t: Table, labels: Mapping[str, str], quantity: str, *, unless: str = "") -> Verdict:
+    """C5: all the others end below the baseline by more than 5 % of it. labels: {"baseline": its
+    label, …}.
+    """
     end = {m: t.last(label, quantity) for m, label in labels.items()}
     base, others = end["baseline"], {m: v for m, v in end.items() if m != "baseline"}
     numbers: dict[str, Any] = dict(end)
-    for m, values in others.items():
-        numbers[f"seeds with {m} below the baseline"] = float((values < base).mean())
     if f"{quantity} sem" in t.quantities(labels["baseline"]):
         for m, label in labels.items():
             numbers[f"Monte-Carlo error, {m}"] = t.last(label, f"{quantity} sem")
-    return judged([base - values for values in others.values()], numbers)
+    asked = [
+        below(f"{m}/baseline − 1, {quantity}", values / base, 1, by=TRACE)
+        for m, values in others.items()
+    ]
+    return decide(*asked, unless=unless, numbers=numbers)
 
 
-def together(t: Table, labels: Mapping[str, str], noise: str, again: str) -> Verdict:
-    """C6, halfway and at the end: ‖θ_R − θ_noise‖ below both distances to the baseline. labels:
-    {"R", "baseline", noise: …}; again: the label of the noise with other draws.
+def alike(t: Table, labels: Mapping[str, str], quantity: str, *, unless: str = "") -> Verdict:
+    """C5 throughout: the mean over looks after the first of |R − GNI| is below that of
+    |R − baseline| and of |GNI − baseline|.
+    """
+    path = {m: t.series(label, quantity)[1] for m, label in labels.items()}
+    n = min(values.shape[1] for values in path.values())
+
+    def gap(a: str, b: str) -> Array:
+        return abs(path[a][:, 1:n] - path[b][:, 1:n]).mean(1)
+
+    close, pairs = gap("R", "GNI"), (("R", "baseline"), ("GNI", "baseline"))
+    asked = [nearer(f"R to GNI below {a} to {b}", close, gap(a, b), by=NEARER) for a, b in pairs]
+    numbers = {"R to GNI": close} | {f"{a} to {b}": gap(a, b) for a, b in pairs}
+    return decide(*asked, unless=unless, numbers=numbers)
+
+
+def together(
+    t: Table, labels: Mapping[str, str], noise: str, again: str, *, unless: str = ""
+) -> Verdict:
+    """C6, halfway and at the end: ‖θ_R − θ_noise‖ below both distances to the baseline, by a tenth
+    of them. labels: {"R", "baseline", noise: …}; again: the label of the noise with other draws.
     """
     pairs = (("R", noise), ("R", "baseline"), (noise, "baseline"))
     apart = {f"{a} to {b}": distance(t, labels[a], labels[b])[1] for a, b in pairs}
     end = {pair: d[:, -1] for pair, d in apart.items()}
     half = {f"{pair}, halfway": d[:, d.shape[1] // 2] for pair, d in apart.items()}
-    nearer = [far - near for near, *others in map(dict.values, (half, end)) for far in others]
-    wandered = distance(t, labels[noise], again)[1][:, -1]
-    return judged(nearer, end | half | {f"{noise} to {noise} with other draws": wandered})
+    asked = [
+        nearer(f"{close} below {far}", found[close], found[far], by=NEARER)
+        for found in (half, end)
+        for close, *others in [list(found)]
+        for far in others
+    ]
+    wandered = {f"{noise} to {noise} with other draws": distance(t, labels[noise], again)[1][:, -1]}
+    return decide(*asked, unless=unless, numbers=end | half | wandered)
 
 
-def together_in_mean(t: Table, labels: Mapping[str, str], noise: str, again: str) -> Verdict:
+def together_in_mean(
+    t: Table, labels: Mapping[str, str], noise: str, again: str, *, unless: str = ""
+) -> Verdict:
     """C6 without the draws' own wandering: at the end ‖θ_R − E θ_noise‖² below the baseline's."""
     square = {m: to_mean(t, labels[m], labels[noise], again)[1][:, -1] for m in ("R", "baseline")}
     numbers = {f"square of {m} to {noise}'s mean": v for m, v in square.items()}
-    return judged([square["baseline"] - square["R"]], numbers)
+    asked = nearer("R below the baseline", square["R"], square["baseline"], by=NEARER)
+    return decide(asked, unless=unless, numbers=numbers)

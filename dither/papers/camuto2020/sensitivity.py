@@ -12,10 +12,21 @@ from collections.abc import Callable
 import numpy as np
 
 from dither.lab import Array, Claim, Figure, Table, Verdict
+from dither.lab.rule import above, decide
 from dither.papers import style
 from dither.papers.camuto2020 import nets
-from dither.papers.camuto2020.nets import ALL, FEW, LEVELS, METHODS, SHORT, VARIANCE, short
+from dither.papers.camuto2020.nets import (
+    ALL,
+    FEW,
+    LEVELS,
+    METHODS,
+    SHORT,
+    VARIANCE,
+    short,
+    unlearnt,
+)
 
+FLOOR = 0.01  # of accuracy, one point
 JUDGED = tuple(s for s in LEVELS if s >= 0.5)  # above the noise of training, .32
 
 
@@ -25,7 +36,7 @@ def curve(t: Table, label: str, quantity: str) -> Array:
 
 
 def steadier(method: str, among: str) -> Callable[[Table], Verdict]:
-    """Less accuracy lost, from s = 0 to each s judged, in every run."""
+    """Less accuracy lost, from s = 0 to each s judged."""
 
     def check(t: Table) -> Verdict:
         if short(t):
@@ -39,7 +50,12 @@ def steadier(method: str, among: str) -> Callable[[Table], Verdict]:
             for m in lost
         }
         numbers |= {f"accuracy at s = 0, {m}": c[:, 0] for m, c in curves.items()}
-        return bool((lost[method] < lost["none"]).all()), numbers
+        asked = [
+            above(f"spared at s = {s:g}", lost["none"][:, i], lost[method][:, i], by=FLOOR)
+            for i, s in enumerate(JUDGED)
+        ]
+        why = unlearnt(t, [f"none, {among}", f"{method}, {among}"])
+        return decide(*asked, unless=why, numbers=numbers)
 
     return check
 
@@ -63,7 +79,7 @@ def plot(t: Table):
     return picture
 
 
-TEXT = "less accuracy is lost at every s ≥ 0.5, in every run"
+TEXT = "less accuracy is lost at every s ≥ 0.5 than without, by more than one point"
 figure = Figure(
     nets.nets,
     plot,
@@ -79,5 +95,5 @@ figure = Figure(
     departures=[*nets.DEPARTURES, "the first 2000 test images"],
     seeds=nets.SEEDS,
     needs=("fashion-mnist",),
-    cost={"smoke": 0.2, "quick": 2.8, "paper": 1200},
+    cost={"smoke": 0.2, "quick": 4.7, "paper": 1200},
 )

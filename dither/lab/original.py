@@ -1,0 +1,31 @@
+"""A claim of a paper in its own words, and which claims of its figures decide it.
+
+Each paper's package has `claims.py` with `ORIGINAL`, a tuple of these in the paper's order.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Original:
+    """One of the paper's claims.
+
+    id       "C4"; claims of figures whose id begins with it ("C4 MLP, few images") are its variants
+    text     the paper's sentence, short
+    place    where it stands: "Fig. 3a"
+    by       the claims that decide it, "camuto2020/fig3: C4 MLP"; with several, it holds if all do
+             and fails if one does
+    settle   what would settle it, where it is not judged
+    """
+
+    id: str
+    text: str
+    place: str
+    by: tuple[str, ...]
+    settle: str = ""
+    counts: bool = True
+
+    @property
+    def figure(self) -> str:
+        """The first figure that decides it."""
+        return self.by[0].partition(": ")[0]

@@ -1,0 +1,43 @@
+"""The claims of Camuto et al. 2020."""
+
+from dither.lab.original import Original
+
+F2, F3, F4, F5 = (f"camuto2020/fig{n}" for n in (2, 3, 4, 5))
+CIFAR = "CIFAR-10 beside Boston"
+ORIGINAL = (
+    Original("C1", "For all batches and variances R is greater than E[C].", "Fig. 2a, b; §3",
+             (f"{F2}: C1 Boston", f"{F2}: C1 norm Boston", f"{F2}: C1 CIFAR-10",
+              f"{F2}: C1 norm CIFAR-10"), CIFAR),
+    Original("C2", "R is always positive.", "§3; eq. 11, 14", (f"{F2}: C2 Boston",),
+             "nothing: it cannot fail, R is a mean of squares", counts=False),
+    Original("C3", "R remains dominant in early training: |E[C]|/R is below 1 at all steps.",
+             "Fig. 2c, d", (f"{F2}: C3 Boston", f"{F2}: C3 CIFAR-10"),
+             f"{CIFAR}, 100 steps each looked at"),
+    Original("C4", "Models trained with R and with noise have similar test loss.", "Fig. 3a; §3",
+             (f"{F3}: C4 CONV", f"{F3}: C4 MLP"), "SVHN or CIFAR-10, CONV and MLP, 5 seeds"),
+    Original("C5", "Both have similar parameter Hessians throughout training, lower than the "
+             "baseline's.", "Fig. 3b; §3, §4", (f"{F3}: C5", f"{F3}: C5 throughout"),
+             "2 × 32, images in [0, 1], 5 seeds"),
+    Original("C6", "They have almost identical trajectories through the loss landscape.", "§3",
+             (f"{F3}: C6",), "2 × 32, images in [0, 1], 5 seeds"),
+    Original("C7", "Without noise every frequency is learnt.", "Fig. 4a", (f"{F4}: C7",),
+             "256 units, 60 000 steps"),
+    Original("C8", "Networks trained with noise learn functions with lower frequencies than those "
+             "without.", "Fig. 4b; §4", (f"{F4}: C8 (std 0.1)",),
+             "256 units, 60 000 steps, a few seeds more"),
+    Original("C9", "Networks trained on R learn the spectrum of those trained with noise.",
+             "Fig. 4c", (f"{F4}: C9 (std 0.1)",), "256 units, 60 000 steps"),
+    Original("C10", "With noise ‖W̃_k‖₂ falls as the layer index k grows.", "Fig. 5b; §4",
+             (f"{F5}: C10 (std 0.1)",), "256 units, 60 000 steps"),
+    Original("C11", "This order is clearly absent without noise.", "Fig. 5a; §4", (f"{F5}: C11",),
+             "256 units, 60 000 steps"),
+    Original("C12", "With noise Tr(W_k) falls as the layer index k grows.", "Fig. 5d; §4",
+             (f"{F5}: C12 (std 0.1)",), "256 units, 60 000 steps"),
+    Original("C13", "Noise gives large classification margins.", "abstract; §4; App. D",
+             ("camuto2020/margins: C13",), "fitted nets, more variances, 5 seeds"),
+    Original("C14", "Noise gives better calibrated classifiers.", "abstract; §4; Fig. F.7",
+             ("camuto2020/calibration: C14", "camuto2020/calibration_svhn: C14",
+              "camuto2020/calibration_cifar10: C14"), "SVHN and CIFAR-10; fitted nets"),
+    Original("C15", "Noise gives lower capacity measures.", "§4; App. E",
+             ("camuto2020/capacity: C15",), "fitted nets, more variances, 5 seeds"),
+)  # fmt: skip

@@ -1,0 +1,144 @@
+"""The papers' own claims with their verdicts, one row each, as a page: `make docs` writes it from
+records/ and results/.
+"""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+from dither.lab import catalogue, rule
+from dither.lab.page import originals
+from dither.lab.page.verdicts import VERDICTS
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "claims.md"
+PAPERS = ("camuto2020", "levi2022", "orvieto2022")
+LONGEST = 260  # letters of a cell's evidence
+HEAD = """# The papers' claims
+
+Each claim of the three papers, in the paper's order: its verdict at the best scale there is, what
+it rests on, and what would settle it. The best scale is the largest that judges the claim; `paper`
+is the paper's own, from [recorded runs](records.md), `quick` is that of `make reproduce`, all of
+which is in [verdicts.md](verdicts.md). Written by `make docs`.
+
+{tally}
+
+"""
+RULE = """
+## How a claim is judged
+
+One rule ([rule.py](../dither/lab/rule.py)). Runs are compared seed by seed: they share the initial
+weights and the order of the data. Each comparison has a floor, the smallest difference that
+matters, which was written down before the result. The 95 % interval of the mean difference is
+Student's t.
+
+- ✓ **holds**: the interval lies inside the range that the claim names, such as above the floor.
+- ✗ **fails**: the interval lies outside that range.
+- – **not judged**: the interval contains the edge of the range, or n < 5, or a network has not
+  learnt, or the scale cannot judge the claim. What is missing is said.
+
+A claim of several comparisons holds if all hold, and fails if one fails by Holm's correction. "In
+every run" is a share of runs, judged by its exact (Clopper–Pearson) interval against .9: 36 runs
+out of 36 are needed. A claim that cannot fail says so, and is not counted.
+
+If the mean lies on the edge, at most 5 % of claims are decided, however many comparisons they have.
+How often a single comparison holds, when the mean lies this many standard deviations (of the
+difference between seeds) inside the range:
+
+{power}
+
+With n = 3 the rule judges nothing; the first row is what the interval alone would give.
+"""
+
+
+def page(*roots: Path) -> str:
+    """From folders of results; entries of claims that say something else today are left out."""
+    known = todays(originals.known(*roots))
+    parts, verdicts = [], Counter()
+    for paper in PAPERS:
+        rows = originals.rows(paper, known)
+        verdicts.update(row.holds for row in rows if row.original.counts)
+        parts.append(f"\n## {catalogue.paper(paper)}\n\n{table(rows)}")
+    hold, fail, unclear = (verdicts[verdict] for verdict in VERDICTS)
+    free = sum(not o.counts for paper in PAPERS for o in catalogue.originals(paper))
+    tally = f"Of {verdicts.total()} claims {hold} hold, {fail} fail, {unclear} are not judged."
+    tally += f" {free} more cannot fail and {'is' if free == 1 else 'are'} not counted."
+    whole = HEAD.format(tally=tally) + "".join(parts) + ours(known) + RULE.format(power=power())
+    return whole.replace(str(Path.home()), "~")
+
+
+def todays(known: originals.Known) -> originals.Known:
+    """Without entries of claims that now say something else."""
+    names = {name.partition(": ")[0] for name in known} & set(catalogue.names())
+    said = {f"{n}: {c.id}": c.text for n in names for c in catalogue.find(n).claims}
+    found = {n: [e for e in entries if e["claim"] == said.get(n)] for n, entries in known.items()}
+    return {name: entries for name, entries in found.items() if entries}
+
+
+def table(rows: list[originals.Row]) -> str:
+    """The rows of one paper."""
+    head = "| claim | the paper says | verdict | evidence | n | scale | what would settle it |\n"
+    return head + "|---|---|---|---|---:|---|---|\n" + "".join(map(line, rows))
+
+
+def line(row: originals.Row) -> str:
+    """One row."""
+    o, name = row.original, row.original.figure
+    link = f"[{o.id}](../dither/papers/{name}.py)"
+    told = " · ".join(filter(None, (row.parts, short(" · ".join(row.evidence))))) or "not run yet"
+    free = "" if o.counts else " (cannot fail)"
+    cells = (link, f"{o.text} ({o.place})", verdict(row.holds) + free, told, row.seeds, row.scale,
+             row.missing)  # fmt: skip
+    return cells_line(cells)
+
+
+def ours(known: originals.Known) -> str:
+    """Claims beside the papers': variants of them, and those of figures of our own."""
+    head = (
+        "\n## Ours\n\nVariants of the claims above (other data, losses, readings), and claims that "
+    )
+    head += "no paper makes.\n\n| claim | it says | verdict | n | scale |\n|---|---|---|---:|---|\n"
+    found = {}
+    for paper in (*PAPERS, "beyond"):
+        for row in originals.rows(paper, known):
+            found |= row.variants
+        found |= originals.ours(paper, known)
+    lines = []
+    for name in sorted(found):
+        entry = found[name]
+        link = f"[{entry['figure'].partition('/')[2]}: {entry['id']}]"
+        link += f"(../dither/papers/{entry['figure']}.py)"
+        cells = (link, entry["claim"], verdict(entry["holds"]), entry["seeds"], entry["scale"])
+        lines.append(cells_line(cells))
+    return head + "".join(lines)
+
+
+def power() -> str:
+    """The rule's power, as a table."""
+    head = "| seeds | .5 | 1 | 2 |\n|---:|---:|---:|---:|\n"
+    rows = (
+        (n, *(f"{100 * rule.power(effect, n):.0f} %" for effect in (0.5, 1, 2))) for n in (3, 5, 10)
+    )
+    return head + "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+def verdict(holds: bool | None) -> str:
+    """Like "✓ holds"."""
+    word, mark = VERDICTS[holds]
+    return f"{mark} {word}"
+
+
+def short(text: str) -> str:
+    """At most `LONGEST` letters."""
+    return text if len(text) <= LONGEST else text[: LONGEST - 1].rstrip() + "…"
+
+
+def cells_line(cells: tuple) -> str:
+    """A row of Markdown."""
+    cleaned = (" ".join(str(cell).replace("|", "\\|").split()) for cell in cells)
+    return "| " + " | ".join(cleaned) + " |\n"
+
+
+if __name__ == "__main__":
+    results = map(Path, sys.argv[1:] or [ROOT / "results"])
+    PAGE.write_text(page(ROOT / "records", *results), encoding="utf-8")

@@ -1,0 +1,89 @@
+"""The papers' own claims: which entry speaks for each, and what its verdict is made of."""
+
+import json
+import re
+
+import pytest
+
+from dither.lab import catalogue
+from dither.lab.original import Original
+from dither.lab.page import originals
+
+PAPERS = {"camuto2020": ("C", 15), "levi2022": ("L", 20), "orvieto2022": ("O", 19)}
+
+
+@pytest.fixture
+def roots(tmp_path, monkeypatch):
+    """Two folders, and a paper with two claims; `write` puts entries into one of them."""
+    listed = (
+        Original("P1", "One.", "Fig. 1", ("p/fig1: P1 a", "p/fig1: P1 b"), "more"),
+        Original("P10", "Ten.", "Fig. 2", ("p/fig2: P10",), "a run"),
+    )
+    monkeypatch.setattr(catalogue, "originals", lambda paper: listed)
+    both = tmp_path / "records", tmp_path / "results"
+
+    def write(root, name, scale, **holds):
+        folder = both[root] / "figures" / name
+        folder.mkdir(parents=True)
+        entries = [
+            {"id": id.replace("_", " "), "claim": "c", "holds": verdict, "numbers": {"why": "w"},
+             "seeds": 5}
+            for id, verdict in holds.items()
+        ]  # fmt: skip
+        (folder / "claims.json").write_text(json.dumps(entries))
+        (folder / "figure.json").write_text(json.dumps({"name": name, "scale": scale}))
+
+    return both, write
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "holds"),
+    [(True, True, True), (True, False, False), (None, False, False), (True, None, None)],
+)
+def test_a_claim_of_several_holds_if_all_do_and_fails_if_one_fails(roots, a, b, holds):
+    both, write = roots
+    write(0, "p/fig1", "paper", P1_a=a, P1_b=b)
+    one, ten = originals.rows("p", originals.known(*both))
+    assert one.holds is holds
+    assert (one.missing == "") == (holds is not None)
+    assert ten.holds is None
+    assert ten.missing == "a run; not run yet: P10"
+
+
+def test_the_largest_scale_that_judges_it_speaks(roots):
+    both, write = roots
+    write(0, "p/fig1", "paper", P1_a=None, P1_b=True)
+    write(1, "p/fig1", "quick", P1_a=False, P1_b=False)
+    one, _ = originals.rows("p", originals.known(*both))
+    found = {
+        name: (entry["scale"], entry["holds"]) for name, entry in one.deciding.items() if entry
+    }
+    assert found == {"p/fig1: P1 a": ("quick", False), "p/fig1: P1 b": ("paper", True)}
+    assert one.holds is False
+    assert one.scale == "quick"
+
+
+def test_variants_are_those_of_the_same_number(roots):
+    both, write = roots
+    write(0, "p/fig1", "paper", P1_a=True, P1_b=True, P1_c=False, P10_x=True, other=True)
+    one, ten = originals.rows("p", originals.known(*both))
+    assert list(one.variants) == ["p/fig1: P1 c"]
+    assert list(ten.variants) == ["p/fig1: P10 x"]
+    assert one.holds is True
+    assert list(originals.ours("p", originals.known(*both))) == ["p/fig1: other"]
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_claim_of_the_papers_is_decided_by_claims_there_are(paper):
+    letter, n = PAPERS[paper]
+    listed = catalogue.originals(paper)
+    assert [o.id for o in listed] == [f"{letter}{i}" for i in range(1, n + 1)]
+    names = {name for o in listed for name in (b.partition(": ")[0] for b in o.by)}
+    there = {f"{name}: {c.id}" for name in names for c in catalogue.find(name).claims}
+    assert {by for o in listed for by in o.by} <= there
+    assert all(re.match(rf"{o.id}(?!\d)", by.partition(": ")[2]) for o in listed for by in o.by)
+    assert all(o.text.endswith(".") and o.place for o in listed)
+
+
+def test_a_paper_without_a_list_has_no_rows():
+    assert originals.rows("beyond", {}) == []

@@ -1,0 +1,69 @@
+"""A picture in the page: lighter, and to the eye the same."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+
+from dither.lab.page import picture
+
+mpl = pytest.importorskip("matplotlib.figure")
+NUMBER = r"-?\d+(?:\.\d+)?"
+
+
+@pytest.fixture(scope="module")
+def svg():
+    drawn = mpl.Figure(figsize=(3, 2))
+    ax = drawn.subplots()
+    x = np.linspace(0, 1, 200)
+    ax.plot(x, np.sin(9 * x) * 0.0123456, label="0.123456 kept")
+    ax.fill_between(x, x, x**2, alpha=0.2)
+    ax.legend()
+    buffer = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(mpl.mpl.rcParams, "svg.fonttype", "none")
+        drawn.savefig(buffer, format="svg")
+    return buffer.getvalue()
+
+
+def lines(text: str) -> list[list[float]]:
+    return [list(map(float, re.findall(NUMBER, d))) for d in re.findall(r'\sd="([^"]*)"', text)]
+
+
+def test_coordinates_move_by_less_than_a_tenth_of_a_point(svg, tmp_path):
+    (tmp_path / "figure.svg").write_text(svg, encoding="utf-8")
+    found, width = picture.of(tmp_path, "p/fig1", "A title")
+    assert width == pytest.approx(216)
+    assert len(found) < 0.7 * len(svg)
+    before, after = lines(re.sub(r"<!--.*?-->", "", svg)), lines(found)
+    assert len(before) == len(after)
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_allclose(one, other, atol=0.0501)
+    assert "0.123456 kept" in found
+    words = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    assert words == re.findall(r"<text[^>]*>([^<]*)</text>", found)
+
+
+def test_every_reference_is_to_an_id_and_every_class_has_its_style(svg, tmp_path):
+    (tmp_path / "figure.svg").write_text(svg, encoding="utf-8")
+    found, _ = picture.of(tmp_path, "p/fig1", "A title")
+    ids = re.findall(r'\sid="([^"]+)"', found)
+    wanted = set(re.findall(r"""(?:href="|url\()#([^")]+)""", found))
+    assert wanted
+    assert wanted <= set(ids)
+    assert len(ids) == len(set(ids))
+    assert all(id.startswith("p-fig1-") for id in ids)
+    for name in set(re.findall(r'class="([^"]+)"', found)):
+        assert f".{name}{{" in found
+    assert "style=" not in found
+
+
+def test_the_lighter_of_two_pictures_is_shown(svg, tmp_path, monkeypatch):
+    monkeypatch.setattr(picture, "HEAVY", 10)
+    (tmp_path / "figure.svg").write_text(svg, encoding="utf-8")
+    png = b"\x89PNG\r\n\x1a\n" + bytes(8) + (300).to_bytes(4, "big")
+    for size, shown in ((100, "<img"), (10**6, "<svg")):
+        (tmp_path / "figure.png").write_bytes(png + bytes(size))
+        assert picture.of(tmp_path, "p/fig1", "A title")[0].startswith(shown)
+    assert picture.of(tmp_path / "none", "p/fig1", "A title") == ("", 0.0)
