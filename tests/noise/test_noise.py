@@ -24,7 +24,7 @@ from dither.noise import (
     uniform,
 )
 from dither.noise.draw import Source
-from dither.noise.noises import at, describe
+from dither.noise.noises import at
 from dither.schedule import Constant, Cosine, Linear, Until
 
 LAWS = [gaussian, uniform, two_point, two_gaussian, TwoGaussian(0.5), dropout(0.3), dropout(0.9)]

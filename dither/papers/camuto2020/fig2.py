@@ -7,10 +7,9 @@ Left, at initialisation, a dot per network and σ²: R against the remainder
 
 Second column: |E[C]|/R in the first 100 steps of SGD with the noise on. Boston's house prices
 (sigmoid, ½(f − y)²) and CIFAR-10 (ELU, cross-entropy), where its files are on the machine; with
-Fashion-MNIST beside it always, and California's houses where scikit-learn has them. Boston is in
-disrepute: one of its columns, B = 1000(Bk − .63)² with Bk the share of Black people in a town, was
-made on the assumption that segregation raises prices, so scikit-learn retired the set. It is here
-because the paper's claim was made of it.
+Fashion-MNIST beside it always. Boston is in disrepute: one of its columns, B = 1000(Bk − .63)² with
+Bk the share of Black people in a town, was made on the assumption that segregation raises prices,
+so scikit-learn retired the set. It is here because the paper's claim was made of it.
 
 What the paper leaves out: R is not all of the second order. To O(σ²)
 
@@ -250,14 +249,14 @@ figure = Figure(
         "noise on the six layers of 256 and not on the input, as the caption says (elsewhere in "
         "the paper the input has it too)",
         "inputs standardised by all training examples (quick, in training: by those 6 000), "
-        "Boston's and California's targets too (the released code builds Boston's targets from its "
+        "Boston's targets too (the released code builds Boston's targets from its "
         "inputs)",
         "a fifth of Boston is held out: 405 houses to train on",
         "training steps: the noise on, plain SGD, batches of 512 (of Boston all 405); "
         "looked at on a batch of 32 that stays the same",
         "E[C] by antithetic pairs: the same number of draws",
-        "CIFAR-10 and California: run where their files are on the machine",
-        "the paper's sets are Boston and CIFAR-10; Fashion-MNIST and California are ours",
+        "CIFAR-10: run where its files are on the machine",
+        "the paper's sets are Boston and CIFAR-10; Fashion-MNIST is ours",
         "changed after first results: each set is judged by itself (had been together)",
         "quick: 18 networks, 200 draws; steps 0, 25, … 100 of 3 networks, batches of 64 (of 6 000 "
         "images)",

@@ -56,7 +56,6 @@ PROBLEMS = {
     "Boston, sigmoid": Problem("boston", "sigmoid", "half_square", 13, 1),
     "Fashion-MNIST, ELU": Problem("fashion-mnist", "elu", "cross_entropy", 784, 10),
     "CIFAR-10, ELU": Problem("cifar-10", "elu", "cross_entropy", 3072, 10),
-    "California, sigmoid": Problem("california", "sigmoid", "half_square", 8, 1),
 }
 ALWAYS = ("Boston, sigmoid", "Fashion-MNIST, ELU")
 
