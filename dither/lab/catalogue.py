@@ -13,6 +13,7 @@ import pkgutil
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from dither.errors import DitherError
@@ -25,11 +26,11 @@ PAPERS = "dither.papers"
 def names() -> list[str]:
     """All figures, in reading order: the modules of a paper's package that define `figure`."""
     found = (
-        f"{paper}/{info.name}"
+        f"{paper}/{file.stem}"
         for paper in _papers()
-        for info in pkgutil.iter_modules(_path(f"{PAPERS}.{paper}"))
-        if not info.name.startswith("_")
-        and re.search(r"^figure\b[^=\n]*=", _source(f"{paper}/{info.name}"), re.M)
+        for folder in _path(f"{PAPERS}.{paper}")
+        for file in Path(folder).glob("*.py")
+        if not file.name.startswith("_") and _defines_figure(file, file.stat().st_mtime_ns)
     )
     return sorted(found, key=lambda name: (name.startswith("beyond/"), _reading_order(name)))
 
@@ -87,6 +88,12 @@ def paper(name: str) -> str:
     spec = importlib.util.find_spec(f"{PAPERS}.{name}") if name in _papers() else None
     source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
     return title_and_caption(ast.get_docstring(ast.parse(source)) or name)[0]
+
+
+@cache
+def _defines_figure(file: Path, changed: int) -> bool:
+    """Of a file as it was when it was changed last: each is read once."""
+    return bool(re.search(r"^figure\b[^=\n]*=", file.read_text(encoding="utf-8"), re.M))
 
 
 def _papers() -> list[str]:
