@@ -25,9 +25,9 @@ CASES = {
     "weight": run(noise=Weight(0.05), draw="cycle"),
     "explicit": run(noise=Additive(0.1), objective="explicit", watch=(Loss("train"),)),
     "sampled": run(noise=Multiplicative(0.1), objective="sampled", watch=(Loss("train"),)),
-    "convolutions": run(data=IMAGES, model=NET, steps=6, optimiser=SGD(0.02)),
+    "convolutions": run(data=IMAGES, model=NET, steps=3, optimiser=SGD(0.005)),
     "convolutions, node": run(
-        data=IMAGES, model=NET, noise={"conv0": Node(0.1)}, steps=6, optimiser=SGD(0.02)
+        data=IMAGES, model=NET, noise={"conv0": Node(0.1)}, steps=3, optimiser=SGD(0.005)
     ),
 }
 
