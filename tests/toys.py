@@ -10,7 +10,7 @@ import tarfile
 import numpy as np
 from scipy.io import savemat
 
-from dither.lab.data import files, idx, readers
+from dither.lab.data import content, files, idx, readers
 
 RNG = np.random.default_rng(0)
 N = 3  # images in each toy file
@@ -74,6 +74,13 @@ def libsvm_text(x: np.ndarray, y: list[int]) -> bytes:
     return bz2.compress("".join(lines).encode())
 
 
+def by_definition(parts: list) -> str:
+    """sha256 of the sorted sha256 of each image's label byte and pixels."""
+    each = [bytes([n]) + image.tobytes() for x, y in parts for image, n in zip(x, y, strict=True)]
+    digests = sorted(hashlib.sha256(one).digest() for one in each)
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
 def idx_file(values: np.ndarray) -> bytes:
     head = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
     return head + values.tobytes()
@@ -96,6 +103,16 @@ TOYS = {
     "usps": {name: libsvm_text(*part) for name, part in USPS.items()},
     "mnist": {name: idx_file(part) for name, part in MNIST.items()},
 }
+CONTENT = {  # by the definition, of the toys
+    "cifar-10": {
+        "train": by_definition([batch for name, batch in CIFAR.items() if name != "test_batch"]),
+        "test": by_definition([CIFAR["test_batch"]]),
+    },
+    "usps": {
+        split: by_definition([(x, [label - 1 for label in y])])
+        for split, (x, y) in zip(("train", "test"), USPS.values(), strict=True)
+    },
+}
 IMAGES = {
     "cifar-10": (15, 3, (3, 32, 32)),
     "svhn": (3, 3, (3, 32, 32)),
@@ -116,7 +133,7 @@ def without_data(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(readers, "BATCHES", {name: md5(BATCHES[name]) for name in BATCHES})
     monkeypatch.setattr(files, "PACKAGED", {})
     monkeypatch.setattr(files, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path / "sklearn"))
+    monkeypatch.setattr(content, "CONTENT", CONTENT)
     monkeypatch.delenv("DITHER_DATA", raising=False)
 
 

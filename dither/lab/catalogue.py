@@ -13,6 +13,7 @@ import pkgutil
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from dither.errors import DitherError
@@ -26,11 +27,11 @@ PAPERS = "dither.papers"
 def names() -> list[str]:
     """All figures, in reading order: the modules of a paper's package that define `figure`."""
     found = (
-        f"{paper}/{info.name}"
+        f"{paper}/{file.stem}"
         for paper in _papers()
-        for info in pkgutil.iter_modules(_path(f"{PAPERS}.{paper}"))
-        if not info.name.startswith("_")
-        and re.search(r"^figure\b[^=\n]*=", _source(f"{paper}/{info.name}"), re.M)
+        for folder in _path(f"{PAPERS}.{paper}")
+        for file in Path(folder).glob("*.py")
+        if not file.name.startswith("_") and _defines_figure(file, file.stat().st_mtime_ns)
     )
     return sorted(found, key=lambda name: (name.startswith("beyond/"), _reading_order(name)))
 
@@ -96,6 +97,12 @@ def originals(paper: str) -> tuple[Original, ...]:
     if paper not in _papers() or importlib.util.find_spec(name) is None:
         return ()
     return importlib.import_module(name).ORIGINAL
+
+
+@cache
+def _defines_figure(file: Path, changed: int) -> bool:
+    """Of a file as it was when it was changed last: each is read once."""
+    return bool(re.search(r"^figure\b[^=\n]*=", file.read_text(encoding="utf-8"), re.M))
 
 
 def _papers() -> list[str]:

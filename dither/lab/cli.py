@@ -69,8 +69,21 @@ Figures = Annotated[
     ),
 ]
 Out = Annotated[str, typer.Option("--out", metavar="DIR", help="Where the results are.")]
+
+
+def _scales(incomplete: str) -> Iterator[str]:
+    from dither.lab.figure import SCALES
+
+    return (scale for scale in SCALES if scale.startswith(incomplete))
+
+
 Scale = Annotated[
-    str, typer.Option(metavar="smoke|quick|paper", help="Seconds, minutes, or what the paper did.")
+    str,
+    typer.Option(
+        metavar="smoke|quick|decisive|paper",
+        help="Seconds, minutes, the hours that decide a claim, or what the paper did.",
+        autocompletion=_scales,
+    ),
 ]
 
 
@@ -244,6 +257,39 @@ def write_report(out: Out = "results") -> None:
     _console().print(
         f"The page: {report.write_page(Path(out)).resolve()}", highlight=False, soft_wrap=True
     )
+
+
+@app.command()
+def check(
+    folder: Annotated[str, typer.Argument(metavar="DIR")],
+    repair: Annotated[bool, typer.Option("--repair", help="Compute the damaged anew.")] = False,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Processes for that.")] = 1,
+) -> None:
+    """Compare every result in DIR with the checksums it was sealed with."""
+    from dither.lab import check as checking
+    from dither.lab.runs.screen import Bars, Lines
+    from dither.lab.runs.store import Store
+
+    console, store = _console(), Store(folder)
+    say = console.print
+    found = checking.check(store)
+    for sentence in found.damaged.values():
+        say(sentence, highlight=False, markup=False, soft_wrap=True)
+    say(str(found), highlight=False, markup=False, soft_wrap=True)
+    if not found.damaged:
+        return
+    if not repair:
+        raise DitherError(
+            f"{len(found.damaged)} damaged: `dither check {folder} --repair` computes them again"
+        )
+    screen = Bars(console) if console.is_terminal else Lines(console)
+    with _terminated_like_interrupted():
+        left = checking.repair(store, found.damaged, jobs, screen)
+    for sentence in left:
+        say(sentence, highlight=False, markup=False, soft_wrap=True)
+    if left:
+        raise DitherError(f"{len(left)} could not be computed again (named above)")
+    say(f"now {checking.check(store)}", highlight=False, markup=False, soft_wrap=True)
 
 
 data = typer.Typer(rich_markup_mode="rich", invoke_without_command=True)

@@ -26,8 +26,10 @@ __all__ = [
     "SCALES", "Claim", "Figure", "Progress", "Run", "Silent", "Table", "Task", "Verdict"
 ]  # fmt: skip
 
-SCALES = ("smoke", "quick", "paper")  # seconds; minutes; what the paper did
+SCALES = ("smoke", "quick", "decisive", "paper")  # seconds; minutes; hours; what the paper did
+SEEDS = 5  # at a scale for which a figure names no number: a claim is not judged on fewer
 OBJECTIVES = ("noise", "explicit", "sampled")
+PRECISIONS = ("float32", "bf16", "double")
 NARROW = 64  # units; up to here many seeds run faster as one program than as processes
 Rows = list[tuple[float, str, float]]  # (step, quantity, value)
 Verdict = tuple[bool | None, Mapping[str, Any]]
@@ -54,6 +56,9 @@ class Run:
     on loss + one-sample R. batch None is the full batch; exactly one of epochs and steps; stop is a
     training accuracy (noise off, once an epoch). The order in `watch` is part of the identity.
     statistics: "update" or "keep", what noisy forwards do to BatchNorm's (`inject`).
+    precision: "float32"; "bf16", where forward and loss of a training step run under autocast, with
+    float32 weights and float32 looks; or "double", where all is float64 and noise is drawn anew.
+    "bf16" pays on processors with bf16 arithmetic (AMX, AVX512-BF16); on others it is much slower.
     """
 
     data: Any
@@ -71,15 +76,15 @@ class Run:
     schedule: str = "constant"
     watch: tuple[Any, ...] = ()
     statistics: str = field(default="update", metadata=identity.LATER)
+    precision: str = field(default="float32", metadata=identity.LATER)
 
     def __post_init__(self) -> None:
         if isinstance(self.noise, Mapping):
             object.__setattr__(self, "noise", tuple(self.noise.items()))
         object.__setattr__(self, "watch", tuple(self.watch))
-        if self.objective not in OBJECTIVES:
-            raise DitherError(
-                f"run: objective {self.objective!r} is none of {', '.join(OBJECTIVES)}"
-            )
+        for name, known in (("objective", OBJECTIVES), ("precision", PRECISIONS)):
+            if (got := getattr(self, name)) not in known:
+                raise DitherError(f"run: {name} {got!r} is none of {', '.join(known)}")
         if self.objective != "noise" and self.noise is None:
             raise DitherError(
                 f"run: objective {self.objective!r} penalises a noise, and noise is None: give one"
@@ -163,6 +168,8 @@ class Figure:
     figure; claims.
 
     smoke, quick, paper   the keyword arguments of `runs` at each scale
+    decisive              those of the smallest runs that can decide the claims; None: the figure
+                          has no such scale
     seeds                 how many at each scale
     departures            what differs from the paper; "quick: …" is shown at that scale only
     needs                 data sets; the figure is "not run: data absent" without them
@@ -180,6 +187,7 @@ class Figure:
     seeds: Mapping[str, int] = field(default_factory=lambda: {"smoke": 2, "quick": 3, "paper": 10})
     needs: Sequence[str] = ()
     cost: Mapping[str, float] = field(default_factory=dict)
+    decisive: Mapping[str, Any] | None = None
     module: str = ""  # set when the figure is found by name
 
     @property
@@ -191,10 +199,23 @@ class Figure:
     def doc(self) -> str:
         return sys.modules[self.module or self.runs.__module__].__doc__ or self.name
 
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """Those that the figure has."""
+        return tuple(scale for scale in SCALES if getattr(self, scale) is not None)
+
+    def seeds_at(self, scale: str) -> int:
+        """How many seeds it takes at a scale."""
+        return self.seeds.get(scale, SEEDS)
+
     def at(self, scale: str) -> dict[str, Run | Task]:
-        """The runs at a scale, by label."""
+        """The runs at a scale, by label. Raises DitherError for a scale that the figure lacks."""
         if scale not in SCALES:
             raise DitherError(f"scale {scale!r} is none of {', '.join(SCALES)}")
+        if scale not in self.scales:
+            raise DitherError(
+                f"{self.name} has no {scale} scale: ask for one of {', '.join(self.scales)}"
+            )
         runs = dict(self.runs(**getattr(self, scale)))
         for label, run in runs.items():
             if not isinstance(run, (Run, Task)):

@@ -33,7 +33,7 @@ def figures(names: Sequence[str], console: Console) -> None:
         except DitherError as error:
             say(f"[red]{escape(f'{name}  {error}')}[/]")
             continue
-        costs = "".join(f"{_cost(figure, scale) or '?':>9}" for scale in SCALES)
+        costs = "".join(f"{_cost(figure, scale) or _unknown(figure, scale):>9}" for scale in SCALES)
         data = ", ".join(n if needs.found(n) else f"{n} (missing)" for n in figure.needs)
         say(f"{name:{wide}}  {len(figure.claims):>6}{costs}  {escape(data)}".rstrip())
         for line in textwrap.wrap(catalogue.title(name), max(console.width - 4, 20)):
@@ -45,8 +45,8 @@ def figure(name: str, out: str, console: Console) -> None:
     found, store = catalogue.find(name), Store(out)
     say = partial(console.print, highlight=False, markup=False)
     say(f"{name}\n\n{_unwrapped(found.doc)}\n")
-    for scale in SCALES:
-        runs, seeds = found.at(scale), range(found.seeds[scale])
+    for scale in found.scales:
+        runs, seeds = found.at(scale), range(found.seeds_at(scale))
         there = sum(store.has(run, seed) for run in runs.values() for seed in seeds)
         said = ", ".join(f"{k} = {v!r}" for k, v in getattr(found, scale).items()) or "no settings"
         cost = f", about {cost} on one core" if (cost := _cost(found, scale)) else ""
@@ -99,6 +99,10 @@ def _hung(head: str, text: str) -> Grid:
 
 def _cost(figure: Figure, scale: str) -> str:
     return duration(60 * figure.cost[scale]) if scale in figure.cost else ""
+
+
+def _unknown(figure: Figure, scale: str) -> str:
+    return "?" if scale in figure.scales else "–"
 
 
 def _unwrapped(doc: str) -> str:

@@ -1,8 +1,8 @@
 """Which runs of which figures are missing → workers → sealed results → pictures, claims, page.
 
-Any moment may be the last: a run is sealed as soon as it is finished, a figure is judged and the
-page rewritten as soon as the figure's last run is in, and the same command goes on where the last
-one stopped.
+Any moment may be the last: a run keeps a checkpoint every few minutes and is sealed as soon as it
+is finished, a figure is judged and the page rewritten as soon as the figure's last run is in, and
+the same command goes on where the last one stopped.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import math
 import shlex
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from typing import Any
 from dither.errors import DitherError
 from dither.lab import catalogue, identity
 from dither.lab.data import needs
-from dither.lab.figure import SCALES
+from dither.lab.figure import SCALES, Run, Task
 from dither.lab.page import report
 from dither.lab.page.judge import Study, conclude
 from dither.lab.runs.jobs import Job, Outcome
 from dither.lab.runs.screen import Quiet, Screen
-from dither.lab.runs.store import Store
+from dither.lab.runs.store import OtherFormat, Store
 from dither.lab.runs.workers import Cluster, Here, Processes
 from dither.lab.wording import duration
 
@@ -91,7 +91,11 @@ def reproduce(
         raise DitherError(f"there is no figure in {catalogue.PAPERS}")
     only = (only,) if isinstance(only, str) else tuple(only)
     session = Session(Store(out), screen or Quiet(), again, only)
-    studies = _asked([session.study(name, scale, chosen) for name in found], only)
+    studies = session.having(scale, [session.study(name, scale, chosen) for name in found])
+    asked = _asked(studies, only)
+    for study in studies:
+        study.unasked = set(study.runs) - asked[study.name]
+    studies = [study for study in studies if study.problem or asked[study.name]]
     session.store.prepare()
     studies.sort(
         key=lambda s: s.figure.cost.get(scale, math.inf) if s.figure else 0
@@ -115,7 +119,7 @@ class Session:
         study = Study(name, scale, seeds or (), typed)
         try:
             study.figure = catalogue.find(name)
-            study.seeds = seeds or tuple(range(study.figure.seeds[scale]))
+            study.seeds = seeds or tuple(range(study.figure.seeds_at(scale)))
             runs = study.figure.at(scale)
             for run in runs.values():
                 identity.key(run)  # what has none shows here, not halfway
@@ -127,6 +131,19 @@ class Session:
                 name, f"{type(error).__name__}: {error}", traceback.format_exc()
             )
         return study
+
+    def having(self, scale: str, studies: list[Study]) -> list[Study]:
+        """The studies whose figures have this scale; the others are named and left out, and keep
+        what they have. Raises DitherError if none is left.
+        """
+        lacking = [s for s in studies if s.figure and scale not in s.figure.scales]
+        if not lacking:
+            return studies
+        if len(lacking) == len(studies):
+            raise DitherError(lacking[0].problem)
+        named = ", ".join(study.name for study in lacking)
+        self.screen.say(f"left out, because they have no {scale} scale: {named}")
+        return [study for study in studies if study not in lacking]
 
     def run(self, studies: list[Study], jobs: int, cluster: str | None) -> Results:
         page = report.write_page(self.store.root)
@@ -143,7 +160,7 @@ class Session:
                 self.screen.begin(total)
                 with contextlib.closing(workers.outcomes(plan, self.screen)) as outcomes:
                     for job, outcome in outcomes:
-                        done += self._take(job, outcome)
+                        done += self.take(job, outcome)
                         self._settle(studies, job, outcome)
         except KeyboardInterrupt:
             kept = f"{done} of {total} run{'s' * (total != 1)} finished and kept"
@@ -163,7 +180,7 @@ class Session:
         planned: dict[str, Job] = {}
         for study in (s for s in studies if not s.problem):
             missing = {
-                label: [seed for seed in study.seeds if self.again or not self.store.has(run, seed)]
+                label: [seed for seed in study.seeds if self.again or self._lacks(run, seed)]
                 for label, run in study.runs.items()
                 if label not in study.unasked
             }
@@ -174,8 +191,23 @@ class Session:
                 run = study.runs[label]
                 study.waits |= {(run.key, seed) for seed in seeds}
                 before = planned.get(run.key, Job(run, (), f"{study.name} · {label}"))
-                planned[run.key] = Job(run, tuple(sorted({*before.seeds, *seeds})), before.label)
-        return [part for job in planned.values() for part in _parts(job)]
+                planned[run.key] = replace(before, seeds=tuple(sorted({*before.seeds, *seeds})))
+        return [
+            replace(part, folder=str(self.store.checkpoints(job.run)))
+            for job in planned.values()
+            for part in _parts(job)
+        ]
+
+    def _lacks(self, run: Run | Task, seed: int) -> bool:
+        """Whether a result is to be computed; one that can't be read is told where it is used.
+        Raises DitherError for one of another format: it stops all before any work.
+        """
+        try:
+            return not self.store.has(run, seed)
+        except OtherFormat:
+            raise
+        except DitherError:
+            return False
 
     def _absent(self, study: Study) -> str:
         """Why a figure's data are not here, or "" if they are; looked up, and fetched, once."""
@@ -192,12 +224,16 @@ class Session:
                 return self.absent[need]
         return ""
 
-    def _take(self, job: Job, outcome: Outcome) -> int:
+    def take(self, job: Job, outcome: Outcome) -> int:
         """Seal what came, or remember why nothing did; how many runs are finished by it."""
         for seed, rows in (outcome.rows or {}).items():
             if self.again:
                 self.store.discard(job.run, seed)
             self.store.seal(job.run, seed, rows, outcome.env or {})
+        if outcome.rows:
+            from dither.lab.training import checkpoint  # imports torch
+
+            checkpoint.remove(self.store.checkpoints(job.run), job.seeds)
         if outcome.trace:
             outcome.sentence = self.store.log(str(job), outcome.sentence, outcome.trace)
         if outcome.sentence:
@@ -214,7 +250,7 @@ class Session:
                 label = next(label for label, run in study.runs.items() if run.key == job.run.key)
                 study.failures[label] = outcome.sentence
                 failed = [seed for seed in job.seeds if seed not in (outcome.rows or {})]
-                if any(self.store.has(job.run, seed) for seed in failed):
+                if not all(self._lacks(job.run, seed) for seed in failed):
                     study.earlier = [*dict.fromkeys([*study.earlier, label])]
             if not study.waits:
                 self._conclude(study)
@@ -248,12 +284,13 @@ def _chosen(seeds: int | Iterable[int] | None) -> tuple[int, ...] | None:
     return chosen
 
 
-def _asked(studies: list[Study], only: Sequence[str]) -> list[Study]:
-    """The studies of which a run is asked for, with what is not noted in each; a run that figures
-    share is asked for by either's label. Raises DitherError for a pattern that fits none.
+def _asked(studies: list[Study], only: Sequence[str]) -> dict[str, set[str]]:
+    """{figure: the labels of its runs that are asked for}: all, or those that a pattern of `only`
+    fits. A run that figures share is asked for by the label of either. Raises DitherError for a
+    pattern that fits none.
     """
     if not only:
-        return studies
+        return {study.name: set(study.runs) for study in studies}
     labels = list(dict.fromkeys(label for study in studies for label in study.runs))
     for pattern in only:
         if labels and not any(fnmatchcase(label, pattern) for label in labels):
@@ -263,15 +300,12 @@ def _asked(studies: list[Study], only: Sequence[str]) -> list[Study]:
             raise DitherError(
                 f"--only {pattern}: no run is called that; {'near' if near else 'there is'}: {some}"
             )
-    asked = {
-        run.key
+    fits = {label for label in labels if any(fnmatchcase(label, pattern) for pattern in only)}
+    keys = {run.key for study in studies for label, run in study.runs.items() if label in fits}
+    return {
+        study.name: {label for label, run in study.runs.items() if run.key in keys}
         for study in studies
-        for label, run in study.runs.items()
-        if any(fnmatchcase(label, pattern) for pattern in only)
     }
-    for study in studies:
-        study.unasked = {label for label, run in study.runs.items() if run.key not in asked}
-    return [s for s in studies if s.problem or len(s.unasked) < len(s.runs)]
 
 
 def _opening(studies: list[Study], total: int, width: int, cluster: str | None) -> str:
@@ -296,6 +330,5 @@ def _opening(studies: list[Study], total: int, width: int, cluster: str | None) 
 
 def _parts(job: Job) -> list[Job]:
     size = TOGETHER if job.run.stacked else 1
-    return [
-        Job(job.run, job.seeds[i : i + size], job.label) for i in range(0, len(job.seeds), size)
-    ]
+    starts = range(0, len(job.seeds), size)
+    return [replace(job, seeds=job.seeds[i : i + size]) for i in starts]

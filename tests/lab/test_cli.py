@@ -53,12 +53,13 @@ def test_list(dither):
     code, out, err = dither("list")
     assert (code, err) == (0, "")
     assert out.splitlines()[:3] == [
-        "figure        claims    smoke    quick    paper  needs",
-        "toy2024/fig1       1      6 s    3 min        ?",
+        "figure        claims    smoke    quick decisive    paper  needs",
+        "toy2024/fig1       1      6 s    3 min        –        ?",
         "    Figure 1: a decay",
     ]
     assert (
-        out.splitlines()[5] == "toy2024/fig3       1        ?        ?        ?  imagenet (missing)"
+        out.splitlines()[5]
+        == "toy2024/fig3       1        ?        ?        –        ?  imagenet (missing)"
     )
 
 

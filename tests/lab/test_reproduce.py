@@ -335,7 +335,7 @@ def test_a_result_of_another_format_stops_before_any_work(toy, tmp_path):
 @pytest.mark.parametrize(
     ("more", "match"),
     [
-        ({"scale": "big"}, "'big' is none of smoke, quick, paper"),
+        ({"scale": "big"}, "'big' is none of smoke, quick, decisive, paper"),
         ({"jobs": 0}, "jobs = 0"),
         ({"seeds": 0}, "seeds = 0"),
         ({"seeds": [1, 1]}, "one twice"),

@@ -7,6 +7,7 @@ and names and compressed copies differ from place to place; one table then verif
 
 import gzip
 import hashlib
+import io
 import os
 import zlib
 from pathlib import Path
@@ -67,6 +68,8 @@ MIRRORS = {
         "http://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/",
     ),
 }
+GZIP = b"\x1f\x8b"  # how a gzipped file begins
+LARGEST_IDX = 64_000_000  # bytes; 60 000 images have 47 million
 SAID = 300  # letters of a mirror's error
 TIMEOUT = 30  # seconds without an answer before the next mirror is tried
 
@@ -76,14 +79,24 @@ def compressed(file: str) -> str:
     return f"{file}.gz" if file.endswith("-ubyte") else file
 
 
-def verified(payload: bytes, checksum: str, where: Path) -> bytes:
-    """The payload, if it has this checksum."""
+def mismatch(payload: bytes, checksum: str, where: Path) -> DitherError | None:
+    """What is wrong with a payload that has not this checksum."""
     kind = "md5" if len(checksum) == 32 else "sha256"
-    if (got := hashlib.new(kind, payload, usedforsecurity=False).hexdigest()) != checksum:
-        raise DitherError(
-            f"{where} is not the file it should be: the {kind} of its content is {got[:12]}…, "
-            f"expected {checksum[:12]}…; replace it or delete it"
-        )
+    if (got := hashlib.new(kind, payload, usedforsecurity=False).hexdigest()) == checksum:
+        return None
+    return DitherError(
+        f"{where} is not the file it should be: the {kind} of its content is {got[:12]}…, "
+        f"expected {checksum[:12]}…; replace it or delete it"
+    )
+
+
+def decoded(raw: bytes, largest: int) -> bytes:
+    """The gzipped bytes. Raises ValueError if there are more than `largest`, before they fill the
+    memory.
+    """
+    payload = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(largest + 1)
+    if len(payload) > largest:
+        raise ValueError(f"it holds more than {largest} bytes")
     return payload
 
 
@@ -91,11 +104,13 @@ def read(path: Path, file: str, checksum: str) -> bytes:
     """The verified content of a copy of `file` (of an idx file, gzipped or not: the decoded)."""
     raw = path.read_bytes()
     try:
-        idx = compressed(file) != file and raw[:2] == b"\x1f\x8b"
-        payload = gzip.decompress(raw) if idx else raw
-    except (EOFError, OSError, zlib.error) as error:
+        idx = compressed(file) != file and raw[:2] == GZIP
+        payload = decoded(raw, LARGEST_IDX) if idx else raw
+    except (EOFError, OSError, ValueError, zlib.error) as error:
         raise DitherError(f"{path} is damaged ({error}): replace it or delete it") from error
-    return verified(payload, checksum, path)
+    if wrong := mismatch(payload, checksum, path):
+        raise wrong
+    return payload
 
 
 def cache_folder() -> Path:

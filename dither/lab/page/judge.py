@@ -4,11 +4,12 @@ written to.
 What goes wrong in one claim or in the picture is told there, and hides nothing else.
 """
 
+import contextlib
 import io
 import math
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -245,11 +246,20 @@ def _drawn(study: Study, table: Table, store: Store, record: dict[str, Any]) -> 
     return {}
 
 
+def _envs(store: Store, runs: Iterable[Run | Task], seeds: Sequence[int]) -> Iterator[dict]:
+    """Where the readable results of a figure come from."""
+    for run in runs:
+        for seed in seeds:
+            with contextlib.suppress(DitherError):  # its run is told to be missing
+                if store.has(run, seed):
+                    yield store.env(run, seed)
+
+
 def _record(study: Study, store: Store) -> dict[str, Any]:
     """figure.json: what the page tells besides the claims."""
     title, caption = title_and_caption(catalogue.doc(study.name))
     runs = {run.key: run for run in study.runs.values()}.values()
-    envs = [store.env(run, seed) for run in runs for seed in study.seeds if store.has(run, seed)]
+    envs = list(_envs(store, runs, study.seeds))
     table = study.table
     return {
         "name": study.name,

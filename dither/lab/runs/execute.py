@@ -2,17 +2,23 @@
 
 import importlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dither.errors import DitherError
 from dither.lab.figure import Progress, Rows, Run, Task
 
+if TYPE_CHECKING:
+    from dither.lab.training.checkpoint import Keeper
 
-def execute(run: Run | Task, seeds: Sequence[int], progress: Progress) -> dict[int, Rows]:
-    """Train a Run, or call a Task's function, with each seed."""
+
+def execute(
+    run: Run | Task, seeds: Sequence[int], progress: Progress, keeper: "Keeper | None" = None
+) -> dict[int, Rows]:
+    """Train a Run, or call a Task's function, with each seed; keeper: of a Run's checkpoints."""
     if isinstance(run, Run):
         from dither.lab.training.loop import train
 
-        return train(run, seeds, progress)
+        return train(run, seeds, progress, keeper=keeper)
     module, name = run.function.split(":")
     function = getattr(importlib.import_module(module), name, None)
     if function is None:

@@ -15,6 +15,7 @@ class Job:
     run: Run | Task = field(compare=False)
     seeds: tuple[int, ...]
     label: str  # for people; no two runs of one command share it
+    folder: str = ""  # where its checkpoints are; "": none are kept
 
     def __str__(self) -> str:
         first, last = self.seeds[0], self.seeds[-1]

@@ -1,11 +1,15 @@
-"""Finished runs, one folder each: DIR/runs/<key>/<seed>/{rows.parquet, run.json, env.json}.
+"""Finished runs, one folder each: DIR/runs/<key>/<seed>/{rows.parquet, run.json, env.json,
+sha256.json}.
 
-A folder is written beside its place under another name and renamed at the end, so it is there whole
-or not at all, whoever else is writing and whenever the power fails. Nothing here is ever changed;
-`discard` moves a result out first.
+The last has the checksums of the others, which are compared at each reading; folders of earlier
+versions lack it and are read without. A folder is written beside its place under another name and
+renamed at the end, so it is there whole or not at all, whoever else is writing and whenever the
+power fails. Nothing here is ever changed; `discard` moves a result out first.
 """
 
 import contextlib
+import hashlib
+import io
 import json
 import os
 import re
@@ -25,8 +29,13 @@ from dither.lab.figure import Run, Task
 
 FORMAT = 1
 FILES = ("rows.parquet", "run.json", "env.json")
+SUMS = "sha256.json"
 SCHEMA = {"step": pl.Float64, "quantity": pl.String, "value": pl.Float64}
 STALE = 3600  # seconds after which a half-written folder belongs to nobody
+
+
+class OtherFormat(DitherError):
+    """A result that another version of dither wrote: nothing is damaged."""
 
 
 class Store:
@@ -48,10 +57,14 @@ class Store:
         for leftover in self.root.glob("runs/*/.*.tmp"):
             with contextlib.suppress(OSError):  # its writer may just have renamed it
                 if time.time() - leftover.stat().st_mtime > STALE:
-                    shutil.rmtree(leftover)
+                    _ = shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
     def folder(self, run: Run | Task, seed: int) -> Path:
         return self.root / "runs" / run.key / str(seed)
+
+    def checkpoints(self, run: Run | Task) -> Path:
+        """The folder of a run's checkpoints: a file for each program under way."""
+        return (self.root / "runs" / run.key).resolve()
 
     def has(self, run: Run | Task, seed: int) -> bool:
         """Whether the result is there, whole. Raises if another version of the format wrote it."""
@@ -62,30 +75,79 @@ class Store:
 
     def env(self, run: Run | Task, seed: int) -> dict[str, Any]:
         """Where a result comes from: versions, machine, seconds, commit."""
-        path = self.folder(run, seed) / "env.json"
-        try:
-            env = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DitherError(
-                f"{path} can't be read ({error}): delete its folder and run again"
-            ) from error
-        if (got := env.get("format")) != FORMAT:
-            raise DitherError(
-                f"{path.parent} was written in format {got} by dither {env.get('dither')}, this "
-                f"one reads format {FORMAT}: choose another folder with --out, or move {self.root} "
-                "away"
+        return self.env_of(self.folder(run, seed))
+
+    def env_of(self, folder: Path) -> dict[str, Any]:
+        """The same, of a result's folder."""
+        path = folder / "env.json"
+        env = self._json(path, self._bytes(path))
+        got = env.get("format")
+        if isinstance(got, int) and got != FORMAT:  # its checksums may be another format's, too
+            raise OtherFormat(
+                f"{folder} was written in format {got} by dither {env.get('dither')}, this one "
+                f"reads format {FORMAT}: choose another folder with --out, or move {self.root} away"
             )
+        self._payload(path)
+        if got != FORMAT:
+            raise self._damaged(path, "it names no format")
         return env
 
     def rows(self, run: Run | Task, seed: int) -> pl.DataFrame:
         """(step, quantity, value) of a finished run."""
-        path = self.folder(run, seed) / "rows.parquet"
+        return self.rows_of(self.folder(run, seed))
+
+    def rows_of(self, folder: Path) -> pl.DataFrame:
+        """The same, of a result's folder."""
+        path = folder / "rows.parquet"
+        payload = self._payload(path)
         try:
-            return pl.read_parquet(path)
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise DitherError(
-                f"{path} can't be read ({error}): delete its folder and run again"
-            ) from error
+            rows = pl.read_parquet(io.BytesIO(payload))
+        except BaseException as error:  # polars panics at some damage: no Exception
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+            raise self._damaged(path, str(error)) from error
+        if dict(rows.schema) != SCHEMA:
+            raise self._damaged(path, f"its columns are {', '.join(rows.columns)}")
+        return rows
+
+    def said_of(self, folder: Path) -> dict[str, Any]:
+        """What a result says of its run: its key, its seed, the run itself."""
+        path = folder / "run.json"
+        return self._json(path, self._payload(path))
+
+    def sums_of(self, folder: Path) -> dict[str, Any]:
+        """The checksums that a result was sealed with; none in a folder of earlier versions."""
+        path = folder / SUMS
+        if not path.is_file():
+            return {}
+        return self._json(path, self._bytes(path))
+
+    def _bytes(self, path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise self._damaged(path, error.strerror or str(error)) from error
+
+    def _payload(self, path: Path) -> bytes:
+        """The content of a result's file, compared with the checksum it was sealed with."""
+        sums = self.sums_of(path.parent)
+        payload = self._bytes(path)
+        if sums and sums.get(path.name) != hashlib.sha256(payload).hexdigest():
+            raise self._damaged(path, "it is not what was sealed")
+        return payload
+
+    def _json(self, path: Path, payload: bytes) -> dict[str, Any]:
+        try:
+            held = json.loads(payload)
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(path, str(error)) from error
+        if not isinstance(held, dict):
+            raise self._damaged(path, f"it holds a {type(held).__name__} instead of fields")
+        return held
+
+    def _damaged(self, path: Path, why: str) -> DitherError:
+        mend = f"`dither check {self.root} --repair` computes it again"
+        return DitherError(f"{path} can't be read ({why}): {mend}")
 
     def seal(self, run: Run | Task, seed: int, rows: pl.DataFrame, env: Mapping[str, Any]) -> None:
         """Write a finished run. If another process was first, its result stays and this one is
@@ -103,6 +165,8 @@ class Store:
                 (temp / "env.json").write_text(
                     json_text({"format": FORMAT, **env}), encoding="utf-8"
                 )
+                sums = {file: _sha256(temp / file) for file in FILES}
+                (temp / SUMS).write_text(json_text(sums), encoding="utf-8")
                 _flush(temp)
                 self._rename(temp, folder)
             finally:
@@ -157,6 +221,10 @@ def write(path: Path, content: str | bytes) -> None:
         raise DitherError(
             f"can't write {path} ({why}): choose another folder with --out"
         ) from error
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _whole(folder: Path) -> bool:

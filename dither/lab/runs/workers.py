@@ -1,9 +1,9 @@
-"""Who computes: this process, local processes with one thread each, or a Dask cluster; all through
+"""Who computes: this process, local processes, or a Dask cluster; one thread each, all through
 `concurrent.futures`.
 
 Each kind has outcomes(jobs, screen) → (job, Outcome) as they come. A run that raises, or takes its
 process down with it, is an Outcome like any other; what the others compute is not lost. Workers
-write nothing: the caller seals what it gets.
+write checkpoints only: the caller seals what it gets.
 """
 
 import asyncio
@@ -13,17 +13,19 @@ import logging
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from dither.errors import DitherError
+from dither.lab.figure import Run
 from dither.lab.runs import provenance
 from dither.lab.runs.execute import execute
 from dither.lab.runs.jobs import Job, Outcome
@@ -52,19 +54,31 @@ class Reporter:
             self.send(done, total)
 
 
-def work(job: Job, send: Callable[[float, float], None]) -> Outcome:
+def work(job: Job, send: Callable[[float, float], None], say: Callable[[str], None]) -> Outcome:
     """Execute a job, in whatever process this is."""
     start = time.perf_counter()
     try:
-        results = execute(job.run, job.seeds, Reporter(send))
-        rows = {seed: frame(results[seed]) for seed in job.seeds}
+        with _one_thread():
+            keeper = _keeper(job, say)
+            results = execute(job.run, job.seeds, Reporter(send), keeper)
+            rows = {seed: frame(results[seed]) for seed in job.seeds}
+            seconds = time.perf_counter() - start + (keeper.before if keeper else 0)
+            return Outcome(rows, provenance.environment(seconds, len(job.seeds)))
     except DitherError as error:
         return Outcome(sentence=str(error))
     except (
         Exception
     ) as error:  # a run is anybody's code: its bug is a result to report, the others go on
         return Outcome(sentence=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
-    return Outcome(rows, provenance.environment(time.perf_counter() - start, len(job.seeds)))
+
+
+def _keeper(job: Job, say: Callable[[str], None]) -> Any:
+    """Of a Run whose results' folder can be seen from here: a cluster's machine may not."""
+    if not (job.folder and isinstance(job.run, Run) and Path(job.folder).parent.is_dir()):
+        return None
+    from dither.lab.training.checkpoint import Keeper
+
+    return Keeper(Path(job.folder), job.run.key, lambda text: say(f"{job} · {text}"))
 
 
 class Here:
@@ -73,7 +87,8 @@ class Here:
     def outcomes(self, jobs: Sequence[Job], screen: Screen) -> Outcomes:
         for job in jobs:
             screen.start(job)
-            yield job, work(job, lambda done, total, job=job: screen.update(job, done, total))
+            send = partial(screen.update, job)
+            yield job, work(job, send, screen.say)
 
 
 class Processes:
@@ -211,7 +226,7 @@ def _result(future: cf.Future[Outcome]) -> Outcome:
 def _listen(reports: Any, screen: Screen) -> None:
     with contextlib.suppress(EOFError, OSError):
         while (report := reports.get()) is not None:
-            screen.update(*report)
+            _ = screen.say(report) if isinstance(report, str) else screen.update(*report)
 
 
 @contextlib.contextmanager
@@ -248,15 +263,25 @@ def _hold(leash: Connection) -> None:
 
 
 def _remote(job: Job) -> Outcome:
-    _one_thread()
-    return work(job, lambda done, total: _reports.put((job, done, total)))
+    return work(job, lambda done, total: _reports.put((job, done, total)), _reports.put)
 
 
 def _afar(job: Job) -> Outcome:
-    _one_thread()
-    return work(job, lambda done, total: None)
+    return work(job, lambda done, total: None, print)
 
 
-def _one_thread() -> None:
-    if torch := sys.modules.get("torch"):  # imported before the environment was set
-        torch.set_num_threads(1)
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums come out in one order, wherever a run is computed: with the caller's threads, a call in
+    this process would give other numbers than one in several.
+    """
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    try:
+        with threadpool_limits(1):
+            torch.set_num_threads(1)
+            yield
+    finally:
+        torch.set_num_threads(before)

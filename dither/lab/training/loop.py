@@ -25,6 +25,7 @@ from dither import loss as losses
 from dither.calling import output
 from dither.errors import DitherError
 from dither.lab.data.sets import Tensors, generator
+from dither.lab.training.checkpoint import Keeper
 from dither.lab.training.optimiser import SCHEDULES, Langevin
 from dither.lab.training.watch import (
     Accuracy,
@@ -45,9 +46,13 @@ BEAT = 0.2  # seconds between two words to the progress
 
 
 def train(
-    run: "Run", seeds: Sequence[int], progress: "Progress", device: str = "cpu"
+    run: "Run",
+    seeds: Sequence[int],
+    progress: "Progress",
+    device: str = "cpu",
+    keeper: Keeper | None = None,
 ) -> "dict[int, Rows]":
-    """Train a run with each seed."""
+    """Train a run with each seed; from its last checkpoint, if the keeper has one."""
     if run.schedule not in SCHEDULES:
         raise DitherError(f"run: schedule {run.schedule!r} is none of {', '.join(SCHEDULES)}")
     seeds = tuple(dict.fromkeys(seeds))
@@ -58,7 +63,12 @@ def train(
         with torch.random.fork_rng():  # dropout layers draw from torch's default generator
             torch.manual_seed(draw.key("dropout", *group))
             training = Training(run, group, stacked, device)
-            rows |= training(_Part(progress, i, len(groups)))
+            if keeper is not None and (state := keeper.load(group)) is not None:
+                training.restore(state)
+                keeper.say(f"goes on from step {training.step} of {training.steps}")
+            rows |= training(_Part(progress, i, len(groups)), keeper)
+            if keeper is not None and len(groups) > 1:  # the next may be killed
+                keeper.save(group, training.state())
     return rows
 
 
@@ -71,14 +81,16 @@ class Training:
         spec = run.model
         self.model = spec.build_stacked(seeds) if stacked else spec.build(seeds[0])
         self.model = self.model.to(device).train()
+        if run.precision == "double":
+            self.data, self.model = self.data.double(), self.model.double()
         mine = list(seeds) if stacked else seeds[0]
         self.noise = injected(run, self.model, mine, self.data.x_train)
         if self.noise is not None and run.objective != "noise":
             self.noise.pause()
         nodes = list(self.noise.parameters()) if self.noise is not None else []
         self.optimiser = run.optimiser.build(self.model.parameters(), nodes)
-        if isinstance(run.optimiser, Langevin):
-            run.optimiser.after(self.optimiser, mine)
+        langevin = isinstance(run.optimiser, Langevin)
+        self.after = run.optimiser.after(self.optimiser, mine) if langevin else None
         self.loss = _Loss(losses.get(run.loss), seeds)
         self.orders = [generator(seed, "order") for seed in seeds]
         self.n = self.data.y_train.shape[int(stacked and run.data.per_seed)]
@@ -89,25 +101,69 @@ class Training:
         self.alive = list(range(len(seeds)))
         self.unseen: list[Tensor] = []  # losses [S] of the last steps
         self.step = self.epoch = 0
+        self.seen = 0  # batches of this epoch
+        self.shuffled: list[Tensor] = []  # the states of `orders` before they drew this epoch's
+        self.looked = False
 
-    def __call__(self, progress: "_Part") -> "dict[int, Rows]":
-        self.look(turn=True)
+    def __call__(self, progress: "_Part", keeper: Keeper | None = None) -> "dict[int, Rows]":
+        if not self.looked:
+            self.look(turn=True)
+            self.looked = True
         while self.step < self.steps and self.alive:
-            for i, (x, y) in enumerate(self.batches(), 1):
+            for x, y in self.batches(self.seen):
                 self.unseen.append(self.descend(x, y))
                 self.step += 1
-                self.epoch += i == self.per_epoch
-                self.look(turn=i == self.per_epoch)
+                self.seen = (self.seen + 1) % self.per_epoch
+                turn = self.seen == 0
+                self.epoch += turn
+                self.look(turn=turn)
                 progress.update(self.step, self.steps)
+                if keeper is not None:
+                    keeper.tick(self.seeds, self.state)
                 if self.step == self.steps or not self.alive:
                     break
         progress.finish(self.steps)
         return self.rows
 
+    # -------------------------------------------------------------------------------- checkpoints
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, between two steps."""
+        orders = self.shuffled if self.seen else [g.get_state() for g in self.orders]
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "noise": None if self.noise is None else self.noise.state_dict(),
+            "after": None if self.after is None else self.after.state_dict(),
+            "orders": orders,
+            "random": torch.get_rng_state(),
+            "rows": self.rows,
+            "alive": self.alive,
+            "unseen": self.unseen,
+            "position": (self.step, self.epoch, self.seen),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`, for a training that has not begun."""
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.noise is not None:
+            self.noise.load_state_dict(state["noise"])
+        if self.after is not None:
+            self.after.load_state_dict(state["after"])
+        for order, held in zip(self.orders, state["orders"], strict=True):
+            order.set_state(held)
+        torch.set_rng_state(state["random"])
+        self.rows, self.alive, self.unseen = state["rows"], state["alive"], state["unseen"]
+        self.step, self.epoch, self.seen = state["position"]
+        self.looked = True
+
     # -------------------------------------------------------------------------------- one step
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """An epoch in each seed's own order; a stack gets x [S, B, …] and y [S, B, …]."""
+    def batches(self, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """An epoch in each seed's own order, without its first `skip` batches; a stack gets
+        x [S, B, …] and y [S, B, …].
+        """
         x, y = self.data.x_train, self.data.y_train
         own = self.run.data.per_seed
         if self.stacked and not own:
@@ -115,8 +171,9 @@ class Training:
         if self.batch == self.n:
             yield x, y
             return
+        self.shuffled = [g.get_state() for g in self.orders]
         order = torch.stack([torch.randperm(self.n, generator=g) for g in self.orders])
-        for chosen in order.to(x.device).split(self.batch, 1):  # [S, B]
+        for chosen in order.to(x.device).split(self.batch, 1)[skip:]:  # [S, B]
             if not self.stacked:
                 yield x[chosen[0]], y[chosen[0]]
             elif own:
@@ -139,7 +196,12 @@ class Training:
 
     def slopes(self, x: Tensor, y: Tensor) -> Tensor:
         """The objective's gradient into the parameters; the objective, per replica [S]."""
-        total, each = self.objective(x, y.flatten(0, 1) if self.stacked else y)
+        y = y.flatten(0, 1) if self.stacked else y
+        narrow = self.run.precision == "bf16"
+        if narrow and x.ndim == 4:  # bf16 convolutions are faster so
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=narrow):
+            total, each = self.objective(x, y)
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
         return each.detach()

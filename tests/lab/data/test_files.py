@@ -1,20 +1,20 @@
 """CIFAR-10, SVHN, USPS, MNIST: wrong files, missing ones, a server; figures that use them."""
 
 import bz2
+import gzip
 import pickle
 import threading
-import urllib.error
+import tracemalloc
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
-import sklearn.datasets
-import torch
 from toys import (
+    BATCHES,
     IMAGES,
-    RNG,
     TOYS,
     N,
     archive,
@@ -49,7 +49,12 @@ def world(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", TOYS)
 def test_a_wrong_file_is_an_error(world, name):
     file = next(iter(TOYS[name]))
-    write(world / "cache" / name, name, **{file: TOYS[name][file] + b"\0"})
+    others = {  # of these the content counts, not the bytes
+        "cifar-10": archive(dict.fromkeys(BATCHES, BATCHES["test_batch"])),
+        "usps": TOYS["usps"]["usps.t.bz2"],
+    }
+    wrong = others.get(name, TOYS[name][file] + b"\0")
+    write(world / "cache" / name, name, **{file: wrong})
     with pytest.raises(DitherError, match=rf"{file}.* is not the file .* replace it or delete it"):
         raw(name)
 
@@ -80,27 +85,8 @@ def test_a_missing_file_is_one_sentence_that_says_where_it_goes(world, name):
     assert needs.fetchable(name)
 
 
-def test_without_scikit_learns_copy_california_says_where_it_goes(world, monkeypatch):
-    with pytest.raises(DitherError, match=r"california: .*sklearn/cal_housing_py3.pkz is missing"):
-        Data("california").load()
-    assert needs.found("california") is None
-    assert f"put cal_housing_py3.pkz into {world / 'sklearn'}" in needs.advice("california")
-
-    def offline(*, download_if_missing, **_):
-        assert download_if_missing
-        raise urllib.error.URLError("no network")
-
-    monkeypatch.setattr(sklearn.datasets, "fetch_california_housing", offline)
-    with pytest.raises(DitherError, match=r"no network.* put it there, or set SCIKIT_LEARN_DATA"):
-        needs.bring("california")
-
-
-def test_california_is_a_table_like_boston(monkeypatch):
-    tables = RNG.normal(size=(50, 8)), RNG.normal(size=50)
-    monkeypatch.setattr(readers, "california", lambda: tables)
-    data = Data("california").load()
-    assert (data.x_train.shape, data.y_test.shape) == ((40, 8), (10, 1))
-    torch.testing.assert_close(data.x_train.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
+def batch_of(labels) -> bytes:
+    return pickle.dumps({b"data": pixels(2, 3072), b"labels": labels})
 
 
 def test_mnist_is_not_taken_for_fashion_mnist(world, monkeypatch):
@@ -117,6 +103,13 @@ def test_mnist_is_not_taken_for_fashion_mnist(world, monkeypatch):
     [
         (readers.unpickle, b"", "no batch of CIFAR-10"),
         (readers.unpickle, pickle.dumps({b"data": 1}), r"no batch of CIFAR-10 \(b'labels'\)"),
+        (
+            readers.unpickle,
+            pickle.dumps({b"data": 1, b"labels": 2}),
+            "data are a int, labels a int",
+        ),
+        (readers.unpickle, batch_of([[[0]] * 9]), "a label is no whole number"),
+        (readers.unpickle, batch_of(np.zeros((2, 9), int)), r"labels are int64 \(2, 9\)"),
         (readers.unpickle, python2_batch(pixels(2, 12), [1, 2]), r"expected uint8 \[n, 3072\]"),
         (readers.unpickle, python2_batch(pixels(2, 3072), [1]), "2 images, but 1 labels"),
         (readers.unpickle, python2_batch(pixels(1, 3072), [10]), "labels from 10 to 10, expected"),
@@ -135,8 +128,33 @@ def test_what_is_no_such_file_says_so(parse, payload, message):
         parse(payload, "toy")
 
 
+def bombs() -> dict[str, tuple[str, str, bytes]]:
+    """Small files that hold hundreds of megabytes: data set → (file, limit, payload)."""
+    zeros = bytes(300_000_000)
+    return {
+        "mnist": ("train-images-idx3-ubyte.gz", "damaged", gzip.compress(zeros, 1)),
+        "cifar-10": (readers.TAR, "not the file", gzip.compress(zeros, 1)),
+        "usps": ("usps.bz2", "not the file", bz2.compress(zeros, 1)),
+    }
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar-10", "usps"])
+def test_a_file_that_unpacks_without_end_is_stopped_at_a_limit(world, monkeypatch, name):
+    file, said, payload = bombs()[name]
+    write(world / "cache" / name, name)
+    (world / "cache" / name / file).write_bytes(payload)
+    for limit in ("LARGEST_TAR", "LARGEST_TEXT"):
+        monkeypatch.setattr(readers, limit, 1000)
+    monkeypatch.setattr(files, "LARGEST_IDX", 100_000)
+    tracemalloc.start()
+    with pytest.raises(DitherError, match=said):
+        raw(name)
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
+
+
 def test_an_archive_without_a_batch_says_so(world, monkeypatch):
-    tar = archive({"data_batch_1": b"only one"})
+    tar = archive({"data_batch_1": BATCHES["data_batch_1"]})
     monkeypatch.setitem(files.SUMS, "cifar-10", {readers.TAR: md5(tar)})
     path = world / "cache/cifar-10" / readers.TAR
     path.parent.mkdir(parents=True)
@@ -206,10 +224,16 @@ def test_table_1_goes_from_mnist_to_usps_where_both_are(world):
     assert isinstance(run, Run)
     run = replace(run, data=replace(run.data, train=3, test=3))
     rows = train(run, [0], Silent())[0]
-    assert table1.usps()[0].shape == (2 * N, 1, 28, 28)
+    assert {part: x.shape for part, (x, _) in table1.usps().items()} == {
+        "train": (N, 1, 28, 28), "test": (N, 1, 28, 28)
+    }  # fmt: skip
     seen = Table.of({"FC none": {0: rows}})
     assert table1.target(seen) == "accuracy/usps"
-    assert table1.shifted(seen, "FC none")[0] * 2 * N == pytest.approx(round(rows[-1][2] * 2 * N))
+    found = {quantity: value for _, quantity, value in rows}
+    assert table1.shifted(seen, "FC none")[0] == pytest.approx(found["accuracy/usps"])
+    for quantity, n in {"accuracy/usps": N, "accuracy/usps all": 2 * N}.items():
+        assert found[quantity] * n == pytest.approx(round(found[quantity] * n), abs=1e-5)
+    assert abs(2 * found["accuracy/usps all"] - found["accuracy/usps"]) <= 1
     table1.usps.cache_clear()
 
 

@@ -334,7 +334,7 @@ def test_boston_is_standardised_per_column():
         torch.testing.assert_close(std, torch.ones(values.shape[1]), atol=1e-5, rtol=0)
 
 
-HERE = [name for name in NAMES if name not in (*files.SUMS, "mnist-rgb", "california")]
+HERE = [name for name in NAMES if name not in (*files.SUMS, "mnist-rgb")]
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist", *HERE])

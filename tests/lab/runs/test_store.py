@@ -44,7 +44,7 @@ def test_a_result_says_what_it_is(store):
 def test_nothing_else_is_left_behind(store):
     store.seal(RUN, 3, ROWS, ENV)
     names = sorted(path.name for path in store.folder(RUN, 3).parent.rglob("*"))
-    assert names == ["3", "env.json", "rows.parquet", "run.json"]
+    assert names == ["3", "env.json", "rows.parquet", "run.json", "sha256.json"]
 
 
 def test_the_first_of_two_writers_stays(store):
@@ -144,7 +144,7 @@ def test_a_result_of_another_format_is_neither_used_nor_touched(store):
 def test_a_damaged_file_is_named(store, file):
     store.seal(RUN, 0, ROWS, ENV)
     (store.folder(RUN, 0) / file).write_bytes(b"PAR1 no")
-    with pytest.raises(DitherError, match=f"{file} can't be read .*: delete its folder"):
+    with pytest.raises(DitherError, match=f"{file} can't be read .*: `dither check .* --repair`"):
         store.env(RUN, 0) and store.rows(RUN, 0)
 
 

@@ -1,0 +1,107 @@
+"""Are the results in a folder as they were sealed? Those that are not are computed again."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dither.errors import DitherError
+from dither.lab import catalogue, reproduce
+from dither.lab.runs.jobs import Job
+from dither.lab.runs.screen import Quiet, Screen
+from dither.lab.runs.store import FILES, OtherFormat, Store
+from dither.lab.runs.workers import Here, Processes
+
+
+@dataclass
+class Found:
+    """What a look through a folder of results gave.
+
+    damaged     {folder of a result: what is wrong with it}
+    unsealed    how many whole results have no checksums: an earlier version wrote them
+    """
+
+    whole: int = 0
+    unsealed: int = 0
+    damaged: dict[Path, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        said = f"{self.whole} result{'s are' if self.whole != 1 else ' is'} whole"
+        if self.unsealed:
+            said += f", of which {self.unsealed} can be read but have no checksum"
+        return f"{said}; {len(self.damaged)} damaged"
+
+
+def check(store: Store) -> Found:
+    """Read every result of a store. Raises DitherError if there is none, or if another version of
+    dither wrote one.
+    """
+    if not (store.root / "runs").is_dir():
+        raise DitherError(f"there are no results in {store.root}: `dither reproduce` makes some")
+    found = Found()
+    for folder in sorted(store.root.glob("runs/*/*/")):
+        if folder.name.startswith("."):  # a writer's, or a run's under way
+            continue
+        try:
+            sums = _read(store, folder)
+        except OtherFormat:
+            raise
+        except DitherError as error:
+            found.damaged[folder] = str(error)
+        else:
+            found.whole += 1
+            found.unsealed += not sums
+    return found
+
+
+def _read(store: Store, folder: Path) -> bool:
+    """Whether a whole result has checksums."""
+    if lost := [file for file in FILES if not (folder / file).is_file()]:
+        raise DitherError(f"{folder} lacks {', '.join(lost)}")
+    store.env_of(folder)
+    store.rows_of(folder)
+    said = store.said_of(folder)
+    if (said.get("key"), str(said.get("seed"))) != (folder.parent.name, folder.name):
+        raise DitherError(f"{folder} holds the run {said.get('key')}, seed {said.get('seed')}")
+    return bool(store.sums_of(folder))
+
+
+def repair(
+    store: Store, damaged: dict[Path, str], jobs: int = 1, screen: Screen | None = None
+) -> list[str]:
+    """Compute the damaged results anew, each replaced once the new one is there.
+
+    Sentences about those that could not be: no figure has the run any more, or it failed.
+    """
+    session = reproduce.Session(store, screen or Quiet(), again=True)
+    known, plan, said = dict(_runs()), [], []
+    for folder in damaged:
+        job = known.get(folder.parent.name)
+        if job is None or not folder.name.isdecimal():
+            said.append(f"{folder}: no figure has this run; delete the folder")
+            continue
+        here = str(store.checkpoints(job.run))
+        plan.append(Job(job.run, (int(folder.name),), job.label, here))
+    if not plan:
+        return said
+    store.prepare()
+    width = min(jobs, len(plan))
+    workers = Processes(width) if width > 1 else Here()
+    session.screen.begin(len(plan))
+    try:
+        with contextlib.closing(workers.outcomes(plan, session.screen)) as outcomes:
+            for job, outcome in outcomes:
+                session.take(job, outcome)
+    finally:
+        session.screen.close()
+    return said + [f"{job}: {why}" for job, why in session.failures.items()]
+
+
+def _runs() -> Iterator[tuple[str, Job]]:
+    """Every run of every figure at every scale: (its key, a job without seeds)."""
+    for name in catalogue.names():
+        with contextlib.suppress(DitherError):  # a figure that can't be imported hides no other
+            figure = catalogue.find(name)
+            for scale in figure.scales:
+                for label, run in figure.at(scale).items():
+                    yield run.key, Job(run, (), f"{name} · {label}")
