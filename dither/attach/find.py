@@ -8,6 +8,7 @@ from dataclasses import is_dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 
 from dither.attach.site import CONV, Site, Sites
@@ -17,6 +18,7 @@ from dither.noise.noises import describe, lacks, side_of
 SHARDED = ("FullyShardedDataParallel", "FSDPModule")  # fully_shard makes a subclass of the latter
 
 
+SCRIPTED = torch.jit.ScriptModule
 WRAPPERS = ("DistributedDataParallel", "OptimizedModule", "DataParallel")
 
 
@@ -82,9 +84,28 @@ def find(model: nn.Module, what: Any) -> Sites:
             + ("; ".join(f"{name or 'the model'}: {why}" for name, why in skipped.items()))
             + ("" if skipped else "name modules by pattern, for example {'*:out': …}")
         )
+    _check_scripted(model, sites)
     for index, site in enumerate(sites):
         site.index = index
     return Sites(sites, skipped)
+
+
+def _check_scripted(model: nn.Module, sites: list[Site]) -> None:
+    """No site inside TorchScript, scripted or traced, which runs no hooks and reads no shadows."""
+    compiled = {  # module inside → name of the outermost compiled one
+        id(inner): name or "the model"
+        for name, outer in reversed(list(model.named_modules()))
+        if isinstance(outer, SCRIPTED)
+        for inner in outer.modules()
+    }
+    for site in sites:
+        modules = [site.module, *(owner for owner, _ in site.owners)]
+        name = next((compiled[id(m)] for m in modules if id(m) in compiled), None)
+        if name is not None:
+            raise DitherError(
+                f"noise can't reach {site.name!r}: {name!r} is compiled by TorchScript (traced or "
+                "scripted); inject into the module it was made from, or name sites outside it"
+            )
 
 
 def _check_noise(noise: Any, where: str) -> None:

@@ -102,12 +102,16 @@ class Injection(Clock, nn.Module):
         """Take every hook off the model; its output is bit for bit what it was. Harmless when
         called twice.
         """
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self.unhook()
         self.unshadow()
         self.removed = True
         forget_compiled()
+
+    def unhook(self) -> None:
+        """Take every hook off the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def __enter__(self) -> Injection:
         return self
