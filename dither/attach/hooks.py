@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from dither.attach.recompute import in_backward
 from dither.errors import DitherError
 
 # What a hook leaves in a copy of the model: takes anything and does nothing. It is of the standard
@@ -41,12 +42,13 @@ class Enter(Hook):
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         noise = self.noise
-        if noise.reader is not None:
-            return
         if torch.compiler.is_compiling():
-            if module is noise.model:
+            if module is noise.model and noise.reader is None:
                 noise.shadow_traced()
-        else:
+            return
+        if module is noise.model and not in_backward():
+            noise.turn_of.enter()
+        if noise.reader is None:
             noise.enter(module, args, kwargs)
 
 
@@ -55,13 +57,16 @@ class Leave(Hook):
 
     def __call__(self, module: nn.Module, args: tuple, out: Any) -> None:
         noise = self.noise
-        if noise.reader is not None:
-            return
         if torch.compiler.is_compiling():
-            if module is noise.model:
+            if module is noise.model and noise.reader is None:
                 noise.unshadow()
-        else:
-            noise.leave(module)
+            return
+        try:
+            if noise.reader is None:
+                noise.leave(module)
+        finally:
+            if module is noise.model and not in_backward():
+                noise.turn_of.leave()
 
 
 class Before(Hook):

@@ -6,8 +6,10 @@ ever written to a parameter, the graph keeps W + δ for the backward, and the op
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +20,11 @@ from dither.attach.compiled import Traced, forget_compiled, register
 from dither.attach.find import replicas
 from dither.attach.hooks import Enter, real
 from dither.attach.ranks import agreed, rank, ranks
-from dither.attach.recompute import Ledger, in_backward, recursive, sample_of
+from dither.attach.recompute import Ledger, in_backward, sample_of
 from dither.attach.seeds import ordinals, seeds
 from dither.attach.shadow import Statistics, clear, current, put, take
 from dither.attach.site import Site, Sites, groups, label
+from dither.attach.threads import OneAtATime, calls
 from dither.noise.draw import Source, key
 from dither.noise.here import Here
 from dither.noise.noises import Node, at, plus
@@ -68,6 +71,8 @@ class Injection(Clock, nn.Module):
         self.modules_of_sites = list({id(s.module): s.module for s in self.ordered}.values())
         self.handle = register(self)
         self.statistics: Statistics | None = None  # of BatchNorms, kept from noisy forwards
+        self.collecting = False  # the running forward collects statistics that are kept from noise
+        self.turn_of = OneAtATime(model)
         self.reader: Any = None  # explicit and expected read the sites through this instead
         self.layouts: dict[Any, Any] = {}  # where parameters have their samples, learnt by explicit
         self._inside: list[int] = []  # the modules whose forward is running, outermost first
@@ -131,8 +136,9 @@ class Injection(Clock, nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.update(_moment(), handle=register(self), wrapper=self.model, removed=True)
+        self.turn_of = OneAtATime(self.model)
         for site in self.shadowed:
-            site.put, site.under = None, []
+            site.put, site.under, site.again = None, [], None
 
     def get_extra_state(self) -> dict[str, Any]:
         """Seed and clock, so that a resumed run goes on as if it had never stopped."""
@@ -158,13 +164,14 @@ class Injection(Clock, nn.Module):
 
     def on(self, module: nn.Module) -> bool:
         """Whether a module is noisy now: like dropout, in its train mode."""
-        return not self.paused and (self.when == "always" or module.training)
+        off = self.paused or self.collecting
+        return not off and (self.when == "always" or module.training)
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """A forward starts; the outermost begins a step."""
         if getattr(module, "_is_replica", False):  # DataParallel around it, after inject
             raise replicas(type(module).__name__)
-        if module is self.model and id(module) in self._inside and not recursive(module):
+        if module is self.model and id(module) in self._inside and _left(module):
             for noise in on_model(module):  # Ctrl-C ran no hooks: clear away what it left
                 noise._inside.clear()
                 for site in noise.shadowed:
@@ -185,9 +192,11 @@ class Injection(Clock, nn.Module):
                 pass
         if not self._inside:
             self.unshadow()
+            self.collecting = False
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """A new step, unless it is recomputed for a backward, or nothing is noisy."""
+        self.collecting = self.statistics is not None and self.statistics.collected()
         if in_backward():
             if self.shadowed or self.statistics:
                 stamp = self._ledger.recall(id(module), sample_of(args, kwargs))
@@ -326,8 +335,12 @@ class Injection(Clock, nn.Module):
                 continue
             scale, noise = self.scale(site, step), self.noise_at(site, step)
             if scale and noise.sigma:
-                here = self.here(site, current(site))
-                put(site, plus(noise, here, self.source(site, step, micro, 0), scale))
+                again = partial(self._displaced, site, current(site), step, micro)
+                put(site, again(), again)
+
+    def _displaced(self, site: Site, w: Tensor, step: int, micro: int) -> Tensor:
+        source = self.source(site, step, micro, 0)
+        return plus(self.noise_at(site, step), self.here(site, w), source, self.scale(site, step))
 
     def shadow_traced(self) -> None:
         """The same while torch.compile traces: the draw happens when the compiled code runs."""
@@ -353,6 +366,7 @@ def _moment() -> dict[str, Any]:
         "reader": None,
         "held": False,
         "mirror": False,
+        "collecting": False,
         "layouts": {},
         "_inside": [],
         "_calls": {},
@@ -361,7 +375,12 @@ def _moment() -> dict[str, Any]:
     }
 
 
-_OF_THE_MOMENT = {*_moment(), "handle", "wrapper"}
+_OF_THE_MOMENT = {*_moment(), "handle", "wrapper", "turn_of"}
+
+
+def _left(module: nn.Module) -> bool:
+    """Whether a forward that began is on the stack no more, beside the one that begins now."""
+    return calls(module, sys._getframe(1)) < 2
 
 
 def on_model(model: nn.Module) -> list[Injection]:

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.utils.checkpoint
-from torch import Tensor, nn
+from torch import Tensor
 
 Stamp = tuple[int, int, int]  # (step, micro, call)
 
@@ -36,16 +36,6 @@ def in_backward() -> bool:
 def may_be_recomputed() -> bool:
     """Whether something keeps autograd from saving here: checkpoints do, by no_grad or by hooks."""
     return not torch.is_grad_enabled() or _hooks(False) is not None
-
-
-def recursive(module: nn.Module) -> bool:
-    """Whether a module is called inside its own forward."""
-    frame, calls = sys._getframe(1), 0
-    while frame is not None:
-        if frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is module:
-            calls += 1
-        frame = frame.f_back
-    return calls > 1
 
 
 def sample_of(args: tuple, kwargs: Mapping[str, Any]) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ class Site:
     turn: int = 0
     put: Tensor | None = None  # the shadow of a parameter, and what was under it
     under: list[Any] = field(default_factory=list)
+    again: Callable[[], Tensor] | None = None  # computes the shadow's value anew
 
     def __post_init__(self) -> None:
         self.unit = replace(self.noise, sigma=1.0)  # compiled code gets σ together with the draw
