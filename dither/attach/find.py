@@ -32,13 +32,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
     for name, module in whole.named_modules():
         if isinstance(module, nn.DataParallel) and len(module.device_ids or ()) > 1:
             raise replicas(name or "the model")
-        if any(kind.__name__ in SHARDED for kind in type(module).__mro__):
-            raise DitherError(
-                f"noise can't reach sharded weights: {name or 'the model'!r} is under FSDP; inject "
-                "into each rank's "
-                "unsharded model, or use DistributedDataParallel"
-            )
+        check_whole(name or "the model", module)
     return model
+
+
+def check_whole(name: str, module: nn.Module) -> None:
+    """Raises DitherError where FSDP shards a module's weights."""
+    if any(kind.__name__ in SHARDED for kind in type(module).__mro__):
+        raise DitherError(
+            f"noise can't reach sharded weights: {name!r} is under FSDP; inject into each rank's "
+            "unsharded model, or use DistributedDataParallel"
+        )
 
 
 def replicas(name: str) -> DitherError:
@@ -131,7 +135,11 @@ def _default(model: nn.Module, noise: Any) -> tuple[list[Site], dict[str, str]]:
     others.
     """
     if noise_on_parameters(noise):
-        return _matches(model, "*", noise), {}
+        return _matches(model, "*", noise), {
+            name: f"its numbers are complex ({p.dtype}), and noise is on real ones"
+            for name, p in model.named_parameters()
+            if p.is_complex()
+        }
     skipped = {}
     sites = []
     inside = {
@@ -230,6 +238,13 @@ def _parameters(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
         for i in owners
         if any(fnmatchcase(n, pattern) for n in names[i])
     ]
+    unreal = [n for n, p in model.named_parameters() if p.is_complex() and fnmatchcase(n, pattern)]
+    if unreal and pattern != "*":
+        raise DitherError(
+            f"weight noise at {unreal[0]!r} needs real numbers: got "
+            f"{model.get_parameter(unreal[0]).dtype}; keep the parameter as real and imaginary "
+            "parts (torch.view_as_complex in the forward)"
+        )
     if not found:
         every = [n for alike in names.values() for n in alike]
         head = pattern.removesuffix(":in").removesuffix(":out")
@@ -241,11 +256,7 @@ def _parameters(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
             )
         raise _nothing(pattern, pattern, every, "parameter", model)
     for site in found:
-        if type(site.parameter).__name__ == "DTensor":
-            raise DitherError(
-                f"weight noise can't reach {site.name!r}: it is a DTensor, sharded over ranks; use "
-                "DistributedDataParallel, or inject before sharding and train unsharded"
-            )
+        _ = site.parameter  # raises where it is sharded
     return found
 
 

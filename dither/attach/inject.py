@@ -12,17 +12,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from dither.attach.compiled import forget_compiled
 from dither.attach.find import find, unwrapped
 from dither.attach.hooks import After, Before, Enter, Leave, Recall
 from dither.attach.injection import Injection
 from dither.attach.ranks import averaged
 from dither.attach.shadow import Statistics, put, take
 from dither.attach.site import CONV, Site, label
-from dither.calling import call, evaluating
+from dither.calling import call, evaluating, unfused
 from dither.errors import DitherError
 from dither.noise.draw import Source
 from dither.noise.noises import Node
+from dither.torch_internals import forget_compiled
 
 __all__ = ["Injection", "inject", "put", "take"]
 
@@ -208,7 +208,7 @@ def _shapes(noise: Injection, example: Any) -> dict[str, tuple[int, ...]]:
     noise.reader = reader
     try:
         _attach(noise)
-        with evaluating(noise.model), torch.no_grad():
+        with evaluating(noise.model), unfused(), torch.no_grad():
             call(noise.model, example)
     finally:
         noise.reader = None

@@ -6,9 +6,9 @@ ever written to a parameter, the graph keeps W + δ for the backward, and the op
 
 from __future__ import annotations
 
-import sys
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,21 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from dither.attach.clock import Clock
-from dither.attach.compiled import Traced, forget_compiled, register
-from dither.attach.find import replicas
+from dither.attach.compiled import Traced, register
+from dither.attach.draws import Draws
+from dither.attach.find import check_whole, replicas
 from dither.attach.hooks import Enter, real
-from dither.attach.ranks import agreed, rank, ranks
-from dither.attach.recompute import Ledger, in_backward, sample_of
+from dither.attach.ranks import ranks
+from dither.attach.recompute import Ledger, sample_of
 from dither.attach.seeds import ordinals, seeds
 from dither.attach.shadow import Statistics, clear, current, put, take
-from dither.attach.site import Site, Sites, groups, label
-from dither.attach.threads import OneAtATime, calls
-from dither.noise.draw import Source, key
-from dither.noise.here import Here
-from dither.noise.noises import Node, at, plus
+from dither.attach.site import Site, Sites, groups
+from dither.attach.threads import OneAtATime
+from dither.calling import unfused
+from dither.noise.noises import plus
+from dither.torch_internals import calls, forget_compiled, in_backward
 
 
-class Injection(Clock, nn.Module):
+class Injection(Clock, Draws, nn.Module):
     """The noise of one `inject`: its sites, its trained vectors, its clock, and the way to take it
     off.
 
@@ -63,11 +64,16 @@ class Injection(Clock, nn.Module):
         beside = [n for n in on_model(model) if not n.sites.keys().isdisjoint(sites)]
         self.ordinals = ordinals(self.seeds, [(n.seeds, n.ordinals) for n in beside])
         self.seed_given = seed is not None or ranks() > 1  # else the ranks have yet to agree
+        self.compared = False  # whether the ranks have compared their seeds
         self.nodes = nn.ParameterDict()
         self.paused = self.removed = False
         self.groups = groups(sites, by)
         self.ordered = list(sites.values())
         self.shadowed = [site for site in self.ordered if site.side == "parameter"]
+        self.owned: dict[int, list[tuple[Site, str]]] = {}  # a module's own noisy parameters
+        for site in self.shadowed:
+            for owner, name in site.owners:
+                self.owned.setdefault(id(owner), []).append((site, name))
         self.modules_of_sites = list({id(s.module): s.module for s in self.ordered}.values())
         self.handle = register(self)
         self.statistics: Statistics | None = None  # of BatchNorms, kept from noisy forwards
@@ -77,6 +83,8 @@ class Injection(Clock, nn.Module):
         self.layouts: dict[Any, Any] = {}  # where parameters have their samples, learnt by explicit
         self._inside: list[int] = []  # the modules whose forward is running, outermost first
         self._calls: dict[int, int] = {}
+        self._unfused = ExitStack()
+        self._alone: set[int] = set()  # modules of which it was said that they run alone
         self._ledger = Ledger()
         self._handles: list[Any] = []
 
@@ -138,7 +146,7 @@ class Injection(Clock, nn.Module):
         self.__dict__.update(_moment(), handle=register(self), wrapper=self.model, removed=True)
         self.turn_of = OneAtATime(self.model)
         for site in self.shadowed:
-            site.put, site.under, site.again = None, [], None
+            site.let_go()
 
     def get_extra_state(self) -> dict[str, Any]:
         """Seed and clock, so that a resumed run goes on as if it had never stopped."""
@@ -171,6 +179,8 @@ class Injection(Clock, nn.Module):
         """A forward starts; the outermost begins a step."""
         if getattr(module, "_is_replica", False):  # DataParallel around it, after inject
             raise replicas(type(module).__name__)
+        if self.shadowed:
+            check_whole(type(module).__name__, module)
         if module is self.model and id(module) in self._inside and _left(module):
             for noise in on_model(module):  # Ctrl-C ran no hooks: clear away what it left
                 noise._inside.clear()
@@ -178,6 +188,8 @@ class Injection(Clock, nn.Module):
                     clear(site)
                 noise.unshadow()
         if not self._inside:
+            if not module.training:  # fused layers of eval mode call none of their parts
+                self._unfused.enter_context(unfused())
             self.begin(module, args, kwargs)
         self._inside.append(id(module))
         if self.shadowed and self.on(module):  # a checkpoint may recompute this module alone
@@ -191,6 +203,7 @@ class Injection(Clock, nn.Module):
             while self._inside.pop() != id(module):
                 pass
         if not self._inside:
+            self._unfused.close()
             self.unshadow()
             self.collecting = False
 
@@ -207,6 +220,23 @@ class Injection(Clock, nn.Module):
             for site in self.shadowed:  # compiled code goes on from here
                 site.step, site.micro, site.turn = self.step, self.micro, self.turn
             self.shadow(module, *self.now(self))
+            if self.shadowed and module is not self.model and id(module) not in self._alone:
+                self._alone.add(id(module))
+                self._warn_of_parents(module)
+
+    def _warn_of_parents(self, module: nn.Module) -> None:
+        """Say which noise is absent where a part of the model is called by itself."""
+        for site in self.shadowed:
+            over = [owner for owner, _ in site.owners if owner is not module]
+            parent = next((owner for owner in over if module in owner.modules()), None)
+            if parent is not None and self.on(parent):
+                warnings.warn(
+                    f"weight noise on {site.name!r} is absent: {type(module).__name__} is called "
+                    f"outside a call of {type(parent).__name__}, whose parameter it is; call the "
+                    "whole model, model(x), or leave that parameter out of the noise",
+                    stacklevel=2,
+                )
+                return
 
     def acts(self, step: int) -> bool:
         """Whether anything is displaced in a step."""
@@ -227,49 +257,6 @@ class Injection(Clock, nn.Module):
         return self.now(site)
 
     # ------------------------------------------------------------------------------------ the draws
-
-    def here(self, site: Site, h: Tensor) -> Here:
-        """The site as the noise's faces see it."""
-        w = self.nodes[label(site.name)] if isinstance(site.noise, Node) else None
-        return Here(h, w, self.stack, self.batch_dim, site.name)
-
-    def source(
-        self, site: Site, step: int, micro: int, call: int, *, reflect: bool = False
-    ) -> Source:
-        """Keyed by seed, site, step and call; activations by the rank too, parameters not.
-
-        micro: ~m for the mirror image of m's.
-        """
-        if not self.seed_given and ranks() > 1:
-            self.seeds, self.seed_given = agreed(self.seeds), True
-        micro, reflect = (~micro, not reflect) if micro < 0 else (micro, reflect)
-        where = () if site.side == "parameter" else (micro, call, rank())
-        return Source(self.keys(site.name, step - 1, *where), reflect=reflect)
-
-    def keys(self, *words: object) -> list[int]:
-        """The key of each seed, and of this injection among those that share it and a site."""
-        both = zip(self.seeds, self.ordinals, strict=True)
-        return [key(s, *(["injection", n] if n else []), *words) for s, n in both]
-
-    def scale(self, site: Site, step: int) -> float:
-        """What `draw` leaves of σ for a parameter in a step: 1, 1/√M, or 1 for one tensor and 0 for
-        the others.
-        """
-        if site.side != "parameter" or self.draw == "each":
-            return 1.0
-        m = len(self.groups)
-        if self.draw == "all":
-            return m**-0.5
-        chosen = step - 1 if self.draw == "cycle" else self.keys("which", step - 1)[0]
-        return float(site.name in self.groups[chosen % m])
-
-    def share(self, site: Site) -> float:
-        """The mean over steps of `scale`²: how much of σ² a parameter gets in R."""
-        return 1.0 if site.side != "parameter" or self.draw == "each" else 1 / len(self.groups)
-
-    def noise_at(self, site: Site, step: int | None = None) -> Any:
-        """The site's noise with σ read off the schedule at a step (the current one by default)."""
-        return at(site.noise, max((self.step if step is None else step) - 1, 0))
 
     def activation(self, site: Site, h: Tensor, module: nn.Module) -> Tensor | None:
         """Give h + δ where the noise is on, None where it is off. Called by the hooks."""
@@ -370,6 +357,8 @@ def _moment() -> dict[str, Any]:
         "layouts": {},
         "_inside": [],
         "_calls": {},
+        "_unfused": ExitStack(),
+        "_alone": set(),
         "_ledger": Ledger(),
         "_handles": [],
     }
@@ -380,7 +369,7 @@ _OF_THE_MOMENT = {*_moment(), "handle", "wrapper", "turn_of"}
 
 def _left(module: nn.Module) -> bool:
     """Whether a forward that began is on the stack no more, beside the one that begins now."""
-    return calls(module, sys._getframe(1)) < 2
+    return calls(module) < 2
 
 
 def on_model(model: nn.Module) -> list[Injection]:

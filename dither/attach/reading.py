@@ -15,6 +15,7 @@ from dither.attach.injection import Injection
 from dither.attach.shadow import put, take
 from dither.attach.site import Site
 from dither.calling import eager
+from dither.torch_internals import forget_parametrised
 
 
 class Reader(Protocol):
@@ -81,9 +82,14 @@ def leaves(noise: Injection) -> Iterator[dict[str, Tensor]]:
     sites = [s for s in noise.sites.values() if s.side == "parameter"]
     frozen = [s for s in sites if not s.parameter.requires_grad]
     try:
-        for site in frozen:
-            put(site, site.parameter.detach().requires_grad_())
+        for site in sites:
+            site.held = site.parameter
+            if site in frozen:
+                put(site, site.held.detach().requires_grad_())
+        forget_parametrised()
         yield {s.name: getattr(*s.owners[0]) for s in sites}
     finally:
-        for site in frozen:
+        for site in sites:
             take(site)
+            site.let_go()
+        forget_parametrised()

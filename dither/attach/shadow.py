@@ -17,6 +17,7 @@ from torch.nn.parameter import UninitializedBuffer
 
 from dither.attach.site import Site
 from dither.errors import DitherError
+from dither.torch_internals import as_plain, data_of, forget_parametrised
 
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -28,8 +29,7 @@ class Shadow(Tensor):
     here. A copy or a pickle of a shadow is the parameter.
     """
 
-    # a plain tensor to all functions, as nn.Parameter is
-    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
+    __torch_function__ = as_plain
 
     parameter: Tensor
     versions: list[tuple[Tensor, int]]  # of the shadow and of each `.data` of it
@@ -48,13 +48,13 @@ class Shadow(Tensor):
 
     @property
     def data(self) -> Tensor:
-        alias = _DATA.__get__(self)
+        alias = data_of.__get__(self)
         self.versions.append((alias, alias._version))
         return alias
 
     @data.setter
     def data(self, value: Tensor) -> None:
-        _DATA.__set__(self, value)
+        data_of.__set__(self, value)
         self.versions.append((self, -1))
 
     def __deepcopy__(self, memo: dict) -> Any:
@@ -62,9 +62,6 @@ class Shadow(Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _itself, (self.parameter,)
-
-
-_DATA: Any = torch._C.TensorBase.data
 
 
 def current(site: Site) -> Tensor:
@@ -81,11 +78,12 @@ def put(site: Site, value: Tensor, again: Callable[[], Tensor] | None = None) ->
     """
     if not torch.compiler.is_compiling():
         value = Shadow.of(value, site.parameter)
-    site.put, site.again = value, again
+    site.put, site.again, site.held = value, again, site.parameter
     site.under = [owner.__dict__.get(name) for owner, name in site.owners]
     for owner, name in site.owners:
         owner.__dict__[name] = value
         _flat(owner)
+    forget_parametrised()
 
 
 def take(site: Site) -> None:
@@ -102,7 +100,8 @@ def take(site: Site) -> None:
             else:
                 owner.__dict__[name] = before
             _flat(owner)
-    site.put, site.under, site.again = None, [], None
+    site.let_go()
+    forget_parametrised()
 
 
 def clear(site: Site) -> None:
@@ -110,7 +109,7 @@ def clear(site: Site) -> None:
     for owner, name in site.owners:
         owner.__dict__.pop(name, None)
         _flat(owner)
-    site.put, site.under, site.again = None, [], None
+    site.let_go()
 
 
 def keep(site: Site) -> None:
@@ -131,6 +130,16 @@ def keep(site: Site) -> None:
         else:
             same = (now == site.again()) | (now != now)  # nan is no number to keep
             below.copy_(torch.where(same, below, now))
+
+
+def check_held(site: Site, owner: nn.Module, name: str) -> None:
+    """Raises DitherError where a module is called with another parameter than the displaced one."""
+    if site.held is not None and owner._parameters.get(name) is not site.held:
+        raise DitherError(
+            f"noise can't reach {site.name!r}: the forward runs {type(owner).__name__} with other "
+            "parameters in its place (torch.func.functional_call); name a parameter that the "
+            "forward reads, or call functional_call around the whole model"
+        )
 
 
 class Statistics:

@@ -6,9 +6,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 from torch import nn
+
+from dither.torch_internals import calls
 
 PAUSE = 0.05  # seconds between two looks at a thread that is waited for
 
@@ -69,13 +70,3 @@ class OneAtATime:
     def _busy(self, thread: int) -> bool:
         frame = sys._current_frames().get(thread)
         return frame is not None and (self.readings > 0 or calls(self.model, frame) > 0)
-
-
-def calls(module: nn.Module, frame: FrameType | None) -> int:
-    """How many calls of a module are on a stack."""
-    found = 0
-    while frame is not None:
-        if frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is module:
-            found += 1
-        frame = frame.f_back
-    return found
