@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import PackedSequence
 
 from dither.errors import DitherError
 
 
 def call(model: nn.Module, x: Any) -> Any:
     """model(x), model(*x) for a tuple or list, model(**x) for a mapping."""
-    if isinstance(x, Tensor):
+    if isinstance(x, Tensor | PackedSequence):
         return model(x)
     if isinstance(x, Mapping):
         return model(**x)
@@ -31,7 +32,7 @@ def output(model: nn.Module, x: Any) -> Tensor:
     """The model's output tensor z [B, …]: itself, its `logits`, or the first of a tuple."""
     z = call(model, x)
     if isinstance(z, Tensor):
-        return z
+        return _checked(z)
     logits = z.get("logits") if isinstance(z, Mapping) else getattr(z, "logits", None)
     if logits is None and isinstance(z, tuple | list) and z and isinstance(z[0], Tensor):
         logits = z[0]
@@ -40,7 +41,22 @@ def output(model: nn.Module, x: Any) -> Tensor:
             "the model must give a tensor, something with .logits, or a tuple of tensors: got "
             f"{type(z).__name__}"
         )
-    return logits
+    return _checked(logits)
+
+
+def _checked(z: Tensor) -> Tensor:
+    """Real numbers, at least one for each sample."""
+    if not z.dim():
+        raise DitherError(
+            "the model must give an output for each sample, [B, …]: got one number for the batch; "
+            "take the mean or the loss outside the model"
+        )
+    if not z.is_floating_point():
+        raise DitherError(
+            f"the model must give real numbers: got {z.dtype}; give logits in place of classes, "
+            "and for complex numbers their real and imaginary parts (torch.view_as_real)"
+        )
+    return z
 
 
 def tensors(x: Any) -> list[Tensor]:
@@ -114,12 +130,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Compiled submodules run as they are written."""
-    if hasattr(torch.compiler, "set_stance"):  # torch ≥ 2.6
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    else:
+    """Modules run as they are written: compiled ones, and the fused transformer layers of eval
+    mode, which call none of their parts.
+    """
+    stance = getattr(torch.compiler, "set_stance", None)  # torch ≥ 2.6
+    with nullcontext() if stance is None else stance("force_eager"), unfused():
         yield
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Transformer layers call their parts, and give no nested tensors for padded batches."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def twice(on: bool) -> Any:

@@ -1,19 +1,115 @@
-"""Private parts of torch that dither leans on, each with the versions it was seen in and a test of
-its name.
+"""What dither asks of torch that torch does not promise: each private name stands here once.
 
-Seen in torch 2.4 to 2.13, unless a function says otherwise. A new torch that renames one of them
-fails `tests/test_torch_internals.py` with that name.
+Seen in torch 2.13, and written for 2.4 and later. tests/test_torch_internals.py asks for each by
+name, so that a torch that has changed says which one.
 """
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
+from torch import nn
+from torch.nn.utils import parametrize
+
+_functorch: Any = torch._C._functorch  # pyright: ignore
+_autograd: Any = torch._C._autograd  # pyright: ignore
+_CHECKPOINTS = torch.utils.checkpoint.__file__
+
+
+def backward_task() -> int:
+    """The number of the backward pass that this thread is in; −1 outside of any."""
+    return torch._C._current_graph_task_id()
+
+
+def in_backward() -> bool:
+    """A forward inside a backward pass is a recomputation (activation checkpointing)."""
+    return backward_task() != -1
+
+
+def saves_elsewhere() -> bool:
+    """Whether hooks for saved tensors are on, by which a checkpoint keeps autograd from saving."""
+    top = getattr(_autograd, "_top_saved_tensors_default_hooks", None)
+    return top is None or top(False) is not None
+
+
+def stretches() -> tuple[list[Any], list[Any]]:
+    """The records of the checkpoints around here, the innermost first: (run for the first time,
+    recomputed).
+
+    torch keeps one record per checkpointed stretch of a network: a `_CheckpointFrame`, or where
+    the checkpoint is reentrant the node of `CheckpointFunction`. It names them in local variables
+    of its own frames, which are read off the stack.
+    """
+    fresh, again = [], []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == _CHECKPOINTS:
+            name, has = frame.f_code.co_name, frame.f_locals
+            if name == "checkpoint" and "gen" in has and has["gen"].gi_frame is not None:
+                fresh.append(has["gen"].gi_frame.f_locals["new_frame"])
+            elif name in ("forward", "backward") and "ctx" in has:
+                (fresh if name == "forward" else again).append(has["ctx"])
+            elif name == "unpack_hook" and "frame" in has:
+                again.append(has["frame"])
+        frame = frame.f_back
+    return fresh, again
+
+
+def calls(module: nn.Module, frame: FrameType | None = None) -> int:
+    """How many calls of a module are on a stack, by default on that of this thread."""
+    found, frame = 0, frame or sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is module:
+            found += 1
+        frame = frame.f_back
+    return found
+
+
+def inside_vmap() -> bool:
+    """Whether torch.func.vmap is among the transforms around here."""
+    if _functorch.maybe_current_level() is None:
+        return False
+    kinds = (interpreter.key() for interpreter in _functorch.get_interpreter_stack() or ())
+    return any(kind == _functorch.TransformType.Vmap for kind in kinds)
+
+
+def functional(t: torch.Tensor) -> bool:
+    """Whether a tensor is a wrapper of a torch.func transform."""
+    return _functorch.is_functorch_wrapped_tensor(t)
+
+
+def forget_parametrised() -> None:
+    """Inside `torch.nn.utils.parametrize.cached()`: compute parametrised tensors anew, because
+    what they are made from has changed.
+    """
+    if parametrize._cache_enabled:
+        parametrize._cache.clear()
+
+
+def asked_by_torchscript() -> bool:
+    """Whether torch.jit, which looks at hooks to compile them, is three calls up: it asked for an
+    attribute, whose property asked a function, which asks here.
+    """
+    caller = sys._getframe(3)
+    return str(caller.f_globals.get("__name__")).startswith("torch.jit")
+
+
+def forget_compiled() -> None:
+    """Compiled code does not look at hooks again: make it trace anew."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+
+
+# What makes a subclass of Tensor a plain tensor to all functions, as nn.Parameter is.
+as_plain: Any = torch._C._disabled_torch_function_impl  # pyright: ignore
+data_of: Any = torch._C.TensorBase.data  # the property `Tensor.data`
 
 _GUARDS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 _unguarded: dict[Any, Any] = {}
@@ -42,7 +138,7 @@ def _never(*_: Any) -> bool:
 
 def inside_functorch() -> bool:
     """Whether a transform of torch.func (grad, vmap, jvp …) is under way."""
-    return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore
+    return _functorch.maybe_current_level() is not None
 
 
 class _Plain:

@@ -36,6 +36,8 @@ class After:
     def __init__(
         self, optimiser: Optimizer, sigma: Sigma, seed: int | Sequence[int] | None, law: Law
     ) -> None:
+        while isinstance(inner := getattr(optimiser, "optimizer", None), Optimizer):
+            optimiser = inner  # as accelerate wraps it: the inner one takes the steps
         if not hasattr(optimiser, "register_step_post_hook"):
             raise DitherError(
                 "noise after the step hangs on an optimiser of torch's: got "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import sys
 import weakref
 from typing import Any
 
@@ -26,12 +25,6 @@ def register(injection: Any) -> int:
     number = next(_NUMBERS)
     _INJECTIONS[number] = injection
     return number
-
-
-def forget_compiled() -> None:
-    """Compiled code does not look at hooks again: make it trace anew."""
-    if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()
 
 
 class Traced:

@@ -8,6 +8,7 @@ from dataclasses import is_dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 
 from dither.attach.site import CONV, Site, Sites
@@ -17,6 +18,7 @@ from dither.noise.noises import describe, lacks, side_of
 SHARDED = ("FullyShardedDataParallel", "FSDPModule")  # fully_shard makes a subclass of the latter
 
 
+SCRIPTED = torch.jit.ScriptModule
 WRAPPERS = ("DistributedDataParallel", "OptimizedModule", "DataParallel")
 
 
@@ -30,13 +32,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
     for name, module in whole.named_modules():
         if isinstance(module, nn.DataParallel) and len(module.device_ids or ()) > 1:
             raise replicas(name or "the model")
-        if any(kind.__name__ in SHARDED for kind in type(module).__mro__):
-            raise DitherError(
-                f"noise can't reach sharded weights: {name or 'the model'!r} is under FSDP; inject "
-                "into each rank's "
-                "unsharded model, or use DistributedDataParallel"
-            )
+        check_whole(name or "the model", module)
     return model
+
+
+def check_whole(name: str, module: nn.Module) -> None:
+    """Raises DitherError where FSDP shards a module's weights."""
+    if any(kind.__name__ in SHARDED for kind in type(module).__mro__):
+        raise DitherError(
+            f"noise can't reach sharded weights: {name!r} is under FSDP; inject into each rank's "
+            "unsharded model, or use DistributedDataParallel"
+        )
 
 
 def replicas(name: str) -> DitherError:
@@ -82,9 +88,28 @@ def find(model: nn.Module, what: Any) -> Sites:
             + ("; ".join(f"{name or 'the model'}: {why}" for name, why in skipped.items()))
             + ("" if skipped else "name modules by pattern, for example {'*:out': …}")
         )
+    _check_scripted(model, sites)
     for index, site in enumerate(sites):
         site.index = index
     return Sites(sites, skipped)
+
+
+def _check_scripted(model: nn.Module, sites: list[Site]) -> None:
+    """No site inside TorchScript, scripted or traced, which runs no hooks and reads no shadows."""
+    compiled = {  # module inside → name of the outermost compiled one
+        id(inner): name or "the model"
+        for name, outer in reversed(list(model.named_modules()))
+        if isinstance(outer, SCRIPTED)
+        for inner in outer.modules()
+    }
+    for site in sites:
+        modules = [site.module, *(owner for owner, _ in site.owners)]
+        name = next((compiled[id(m)] for m in modules if id(m) in compiled), None)
+        if name is not None:
+            raise DitherError(
+                f"noise can't reach {site.name!r}: {name!r} is compiled by TorchScript (traced or "
+                "scripted); inject into the module it was made from, or name sites outside it"
+            )
 
 
 def _check_noise(noise: Any, where: str) -> None:
@@ -110,7 +135,11 @@ def _default(model: nn.Module, noise: Any) -> tuple[list[Site], dict[str, str]]:
     others.
     """
     if noise_on_parameters(noise):
-        return _matches(model, "*", noise), {}
+        return _matches(model, "*", noise), {
+            name: f"its numbers are complex ({p.dtype}), and noise is on real ones"
+            for name, p in model.named_parameters()
+            if p.is_complex()
+        }
     skipped = {}
     sites = []
     inside = {
@@ -209,6 +238,13 @@ def _parameters(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
         for i in owners
         if any(fnmatchcase(n, pattern) for n in names[i])
     ]
+    unreal = [n for n, p in model.named_parameters() if p.is_complex() and fnmatchcase(n, pattern)]
+    if unreal and pattern != "*":
+        raise DitherError(
+            f"weight noise at {unreal[0]!r} needs real numbers: got "
+            f"{model.get_parameter(unreal[0]).dtype}; keep the parameter as real and imaginary "
+            "parts (torch.view_as_complex in the forward)"
+        )
     if not found:
         every = [n for alike in names.values() for n in alike]
         head = pattern.removesuffix(":in").removesuffix(":out")
@@ -220,11 +256,7 @@ def _parameters(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
             )
         raise _nothing(pattern, pattern, every, "parameter", model)
     for site in found:
-        if type(site.parameter).__name__ == "DTensor":
-            raise DitherError(
-                f"weight noise can't reach {site.name!r}: it is a DTensor, sharded over ranks; use "
-                "DistributedDataParallel, or inject before sharding and train unsharded"
-            )
+        _ = site.parameter  # raises where it is sharded
     return found
 
 

@@ -1,7 +1,8 @@
 """The hooks that `inject` hangs on a model.
 
-They are classes at module level. A copy or pickle of the model gets `nothing` in their place: a
-copy is a clean model.
+They are classes at module level. A copy of the model gets `Nothing` in their place, a pickle a
+function of the standard library that takes anything and does nothing: a copy is a clean model, and
+a pickle can be opened where there is no dither.
 """
 
 from __future__ import annotations
@@ -16,21 +17,47 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from dither.attach.shadow import check_held
 from dither.errors import DitherError
+from dither.torch_internals import asked_by_torchscript, in_backward
 
-# What a hook leaves in a copy of the model: takes anything and does nothing. It is of the standard
-# library, so that a pickled model can be opened where there is no dither.
-nothing = contextlib.nullcontext().__exit__
+
+def _name(hook: Any) -> str:
+    """What TorchScript asks of a hook that it compiles. Raises DitherError there."""
+    if asked_by_torchscript():
+        raise DitherError(
+            "TorchScript can't compile a model with noise on it, nor a copy that was taken with "
+            "noise on it: script it after noise.remove(), or copy it then"
+        )
+    raise AttributeError(f"{type(hook).__name__!r} object has no attribute '__name__'")
+
+
+class Nothing:
+    """What a hook leaves in a deep copy of the model."""
+
+    @property
+    def __name__(self) -> str:
+        return _name(self)
+
+    def __call__(self, *_: Any) -> None:
+        return None
+
+    def __reduce__(self) -> tuple:
+        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 class Hook:
-    """A hook of an injection that copies and pickles as `nothing`."""
+    """A hook of an injection that copies and pickles as one that does nothing."""
 
     def __init__(self, noise: Any) -> None:
         self.noise = noise
 
+    @property
+    def __name__(self) -> str:
+        return _name(self)
+
     def __deepcopy__(self, memo: dict) -> Callable:
-        return nothing
+        return Nothing()
 
     def __reduce__(self) -> tuple:
         return getattr, (contextlib.nullcontext(), "__exit__")
@@ -41,13 +68,16 @@ class Enter(Hook):
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         noise = self.noise
-        if noise.reader is not None:
-            return
         if torch.compiler.is_compiling():
-            if module is noise.model:
+            if module is noise.model and noise.reader is None:
                 noise.shadow_traced()
-        else:
+            return
+        if module is noise.model and not in_backward():
+            noise.turn_of.enter()
+        if noise.reader is None:
             noise.enter(module, args, kwargs)
+        for site, name in noise.owned.get(id(module), ()):
+            check_held(site, module, name)
 
 
 class Leave(Hook):
@@ -55,13 +85,16 @@ class Leave(Hook):
 
     def __call__(self, module: nn.Module, args: tuple, out: Any) -> None:
         noise = self.noise
-        if noise.reader is not None:
-            return
         if torch.compiler.is_compiling():
-            if module is noise.model:
+            if module is noise.model and noise.reader is None:
                 noise.unshadow()
-        else:
-            noise.leave(module)
+            return
+        try:
+            if noise.reader is None:
+                noise.leave(module)
+        finally:
+            if module is noise.model and not in_backward():
+                noise.turn_of.leave()
 
 
 class Before(Hook):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from numbers import Integral
 from typing import Any
 
@@ -11,17 +12,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from dither.attach.compiled import forget_compiled
 from dither.attach.find import find, unwrapped
 from dither.attach.hooks import After, Before, Enter, Leave, Recall
 from dither.attach.injection import Injection
 from dither.attach.ranks import averaged
 from dither.attach.shadow import Statistics, put, take
 from dither.attach.site import CONV, Site, label
-from dither.calling import call, evaluating
+from dither.calling import call, evaluating, unfused
 from dither.errors import DitherError
 from dither.noise.draw import Source
 from dither.noise.noises import Node
+from dither.torch_internals import forget_compiled
 
 __all__ = ["Injection", "inject", "put", "take"]
 
@@ -84,18 +85,21 @@ def inject(
             f"inject: draw={draw!r} and by={by!r} say how weight noise is drawn; there is none here"
         )
     noise = Injection(root, sites, seed, draw, by, when, batch_dim)
-    if statistics == "keep":
-        noise.statistics = Statistics(root)
-    noise.__dict__["wrapper"] = model if isinstance(model, DistributedDataParallel) else root
-    _check_stack(noise)
-    shapes = _shapes(noise, example) if example is not None else {}
-    _check_lazy(noise)
-    for site in noise.sites.values():
-        if isinstance(site.noise, Node):
-            w = _vectors(noise, site, shapes.get(site.name))
-            w.register_post_accumulate_grad_hook(averaged)  # they are not among DDP's parameters
-            noise.nodes[label(site.name)] = w
-    _attach(noise)
+    with ExitStack() as undo:  # whatever is raised from here on, the model is left as it was
+        undo.callback(noise.remove)
+        if statistics == "keep":
+            noise.statistics = Statistics(root)
+        noise.__dict__["wrapper"] = model if isinstance(model, DistributedDataParallel) else root
+        _check_stack(noise)
+        shapes = _shapes(noise, example) if example is not None else {}
+        _check_lazy(noise)
+        for site in noise.sites.values():
+            if isinstance(site.noise, Node):
+                w = _vectors(noise, site, shapes.get(site.name))
+                w.register_post_accumulate_grad_hook(averaged)  # DDP does not know of them
+                noise.nodes[label(site.name)] = w
+        _attach(noise)
+        undo.pop_all()
     return noise
 
 
@@ -143,10 +147,13 @@ def _check_lazy(noise: Injection) -> None:
 
 
 def _attach(noise: Injection) -> None:
-    """Hang the hooks: entering comes before all else, leaving after the sites' own."""
+    """Hang the hooks: entering comes before all else, leaving after the sites' own. A module of
+    TorchScript takes none and needs none: no site is inside it.
+    """
     weights = any(s.side == "parameter" for s in noise.sites.values())
     whole = weights or noise.statistics is not None
-    watched = list(noise.model.modules()) if whole else [noise.model]
+    below = [m for m in noise.model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    watched = below if whole else [noise.model]
     handles = noise._handles
     for module in watched:
         handles.append(
@@ -199,15 +206,13 @@ def _shapes(noise: Injection, example: Any) -> dict[str, tuple[int, ...]]:
     """One forward of the example in eval mode, and back: {site: shape}."""
     reader = Recall()
     noise.reader = reader
-    _attach(noise)
     try:
-        with evaluating(noise.model), torch.no_grad():
+        _attach(noise)
+        with evaluating(noise.model), unfused(), torch.no_grad():
             call(noise.model, example)
     finally:
         noise.reader = None
-        for handle in noise._handles:
-            handle.remove()
-        noise._handles.clear()
+        noise.unhook()
     for name, shape in reader.shapes.items():
         noise.sites[name].seen = shape
     return reader.shapes

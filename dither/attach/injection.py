@@ -6,28 +6,32 @@ ever written to a parameter, the graph keeps W + δ for the backward, and the op
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dither.attach.clock import Clock
-from dither.attach.compiled import Traced, forget_compiled, register
-from dither.attach.find import replicas
+from dither.attach.compiled import Traced, register
+from dither.attach.draws import Draws
+from dither.attach.find import check_whole, replicas
 from dither.attach.hooks import Enter, real
-from dither.attach.ranks import agreed, rank, ranks
-from dither.attach.recompute import Ledger, in_backward, recursive, sample_of
+from dither.attach.ranks import ranks
+from dither.attach.recompute import Ledger, sample_of
 from dither.attach.seeds import ordinals, seeds
 from dither.attach.shadow import Statistics, clear, current, put, take
-from dither.attach.site import Site, Sites, groups, label
-from dither.noise.draw import Source, key
-from dither.noise.here import Here
-from dither.noise.noises import Node, at, plus
+from dither.attach.site import Site, Sites, groups
+from dither.attach.threads import OneAtATime
+from dither.calling import unfused
+from dither.noise.noises import plus
+from dither.torch_internals import calls, forget_compiled, in_backward
 
 
-class Injection(Clock, nn.Module):
+class Injection(Clock, Draws, nn.Module):
     """The noise of one `inject`: its sites, its trained vectors, its clock, and the way to take it
     off.
 
@@ -60,18 +64,27 @@ class Injection(Clock, nn.Module):
         beside = [n for n in on_model(model) if not n.sites.keys().isdisjoint(sites)]
         self.ordinals = ordinals(self.seeds, [(n.seeds, n.ordinals) for n in beside])
         self.seed_given = seed is not None or ranks() > 1  # else the ranks have yet to agree
+        self.compared = False  # whether the ranks have compared their seeds
         self.nodes = nn.ParameterDict()
         self.paused = self.removed = False
         self.groups = groups(sites, by)
         self.ordered = list(sites.values())
         self.shadowed = [site for site in self.ordered if site.side == "parameter"]
+        self.owned: dict[int, list[tuple[Site, str]]] = {}  # a module's own noisy parameters
+        for site in self.shadowed:
+            for owner, name in site.owners:
+                self.owned.setdefault(id(owner), []).append((site, name))
         self.modules_of_sites = list({id(s.module): s.module for s in self.ordered}.values())
         self.handle = register(self)
         self.statistics: Statistics | None = None  # of BatchNorms, kept from noisy forwards
+        self.collecting = False  # the running forward collects statistics that are kept from noise
+        self.turn_of = OneAtATime(model)
         self.reader: Any = None  # explicit and expected read the sites through this instead
         self.layouts: dict[Any, Any] = {}  # where parameters have their samples, learnt by explicit
         self._inside: list[int] = []  # the modules whose forward is running, outermost first
         self._calls: dict[int, int] = {}
+        self._unfused = ExitStack()
+        self._alone: set[int] = set()  # modules of which it was said that they run alone
         self._ledger = Ledger()
         self._handles: list[Any] = []
 
@@ -102,12 +115,16 @@ class Injection(Clock, nn.Module):
         """Take every hook off the model; its output is bit for bit what it was. Harmless when
         called twice.
         """
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self.unhook()
         self.unshadow()
         self.removed = True
         forget_compiled()
+
+    def unhook(self) -> None:
+        """Take every hook off the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def __enter__(self) -> Injection:
         return self
@@ -127,8 +144,9 @@ class Injection(Clock, nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.update(_moment(), handle=register(self), wrapper=self.model, removed=True)
+        self.turn_of = OneAtATime(self.model)
         for site in self.shadowed:
-            site.put, site.under = None, []
+            site.let_go()
 
     def get_extra_state(self) -> dict[str, Any]:
         """Seed and clock, so that a resumed run goes on as if it had never stopped."""
@@ -154,19 +172,24 @@ class Injection(Clock, nn.Module):
 
     def on(self, module: nn.Module) -> bool:
         """Whether a module is noisy now: like dropout, in its train mode."""
-        return not self.paused and (self.when == "always" or module.training)
+        off = self.paused or self.collecting
+        return not off and (self.when == "always" or module.training)
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """A forward starts; the outermost begins a step."""
         if getattr(module, "_is_replica", False):  # DataParallel around it, after inject
             raise replicas(type(module).__name__)
-        if module is self.model and id(module) in self._inside and not recursive(module):
+        if self.shadowed:
+            check_whole(type(module).__name__, module)
+        if module is self.model and id(module) in self._inside and _left(module):
             for noise in on_model(module):  # Ctrl-C ran no hooks: clear away what it left
                 noise._inside.clear()
                 for site in noise.shadowed:
                     clear(site)
                 noise.unshadow()
         if not self._inside:
+            if not module.training:  # fused layers of eval mode call none of their parts
+                self._unfused.enter_context(unfused())
             self.begin(module, args, kwargs)
         self._inside.append(id(module))
         if self.shadowed and self.on(module):  # a checkpoint may recompute this module alone
@@ -180,10 +203,13 @@ class Injection(Clock, nn.Module):
             while self._inside.pop() != id(module):
                 pass
         if not self._inside:
+            self._unfused.close()
             self.unshadow()
+            self.collecting = False
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """A new step, unless it is recomputed for a backward, or nothing is noisy."""
+        self.collecting = self.statistics is not None and self.statistics.collected()
         if in_backward():
             if self.shadowed or self.statistics:
                 stamp = self._ledger.recall(id(module), sample_of(args, kwargs))
@@ -194,6 +220,23 @@ class Injection(Clock, nn.Module):
             for site in self.shadowed:  # compiled code goes on from here
                 site.step, site.micro, site.turn = self.step, self.micro, self.turn
             self.shadow(module, *self.now(self))
+            if self.shadowed and module is not self.model and id(module) not in self._alone:
+                self._alone.add(id(module))
+                self._warn_of_parents(module)
+
+    def _warn_of_parents(self, module: nn.Module) -> None:
+        """Say which noise is absent where a part of the model is called by itself."""
+        for site in self.shadowed:
+            over = [owner for owner, _ in site.owners if owner is not module]
+            parent = next((owner for owner in over if module in owner.modules()), None)
+            if parent is not None and self.on(parent):
+                warnings.warn(
+                    f"weight noise on {site.name!r} is absent: {type(module).__name__} is called "
+                    f"outside a call of {type(parent).__name__}, whose parameter it is; call the "
+                    "whole model, model(x), or leave that parameter out of the noise",
+                    stacklevel=2,
+                )
+                return
 
     def acts(self, step: int) -> bool:
         """Whether anything is displaced in a step."""
@@ -214,49 +257,6 @@ class Injection(Clock, nn.Module):
         return self.now(site)
 
     # ------------------------------------------------------------------------------------ the draws
-
-    def here(self, site: Site, h: Tensor) -> Here:
-        """The site as the noise's faces see it."""
-        w = self.nodes[label(site.name)] if isinstance(site.noise, Node) else None
-        return Here(h, w, self.stack, self.batch_dim, site.name)
-
-    def source(
-        self, site: Site, step: int, micro: int, call: int, *, reflect: bool = False
-    ) -> Source:
-        """Keyed by seed, site, step and call; activations by the rank too, parameters not.
-
-        micro: ~m for the mirror image of m's.
-        """
-        if not self.seed_given and ranks() > 1:
-            self.seeds, self.seed_given = agreed(self.seeds), True
-        micro, reflect = (~micro, not reflect) if micro < 0 else (micro, reflect)
-        where = () if site.side == "parameter" else (micro, call, rank())
-        return Source(self.keys(site.name, step - 1, *where), reflect=reflect)
-
-    def keys(self, *words: object) -> list[int]:
-        """The key of each seed, and of this injection among those that share it and a site."""
-        both = zip(self.seeds, self.ordinals, strict=True)
-        return [key(s, *(["injection", n] if n else []), *words) for s, n in both]
-
-    def scale(self, site: Site, step: int) -> float:
-        """What `draw` leaves of σ for a parameter in a step: 1, 1/√M, or 1 for one tensor and 0 for
-        the others.
-        """
-        if site.side != "parameter" or self.draw == "each":
-            return 1.0
-        m = len(self.groups)
-        if self.draw == "all":
-            return m**-0.5
-        chosen = step - 1 if self.draw == "cycle" else self.keys("which", step - 1)[0]
-        return float(site.name in self.groups[chosen % m])
-
-    def share(self, site: Site) -> float:
-        """The mean over steps of `scale`²: how much of σ² a parameter gets in R."""
-        return 1.0 if site.side != "parameter" or self.draw == "each" else 1 / len(self.groups)
-
-    def noise_at(self, site: Site, step: int | None = None) -> Any:
-        """The site's noise with σ read off the schedule at a step (the current one by default)."""
-        return at(site.noise, max((self.step if step is None else step) - 1, 0))
 
     def activation(self, site: Site, h: Tensor, module: nn.Module) -> Tensor | None:
         """Give h + δ where the noise is on, None where it is off. Called by the hooks."""
@@ -322,8 +322,12 @@ class Injection(Clock, nn.Module):
                 continue
             scale, noise = self.scale(site, step), self.noise_at(site, step)
             if scale and noise.sigma:
-                here = self.here(site, current(site))
-                put(site, plus(noise, here, self.source(site, step, micro, 0), scale))
+                again = partial(self._displaced, site, current(site), step, micro)
+                put(site, again(), again)
+
+    def _displaced(self, site: Site, w: Tensor, step: int, micro: int) -> Tensor:
+        source = self.source(site, step, micro, 0)
+        return plus(self.noise_at(site, step), self.here(site, w), source, self.scale(site, step))
 
     def shadow_traced(self) -> None:
         """The same while torch.compile traces: the draw happens when the compiled code runs."""
@@ -349,15 +353,23 @@ def _moment() -> dict[str, Any]:
         "reader": None,
         "held": False,
         "mirror": False,
+        "collecting": False,
         "layouts": {},
         "_inside": [],
         "_calls": {},
+        "_unfused": ExitStack(),
+        "_alone": set(),
         "_ledger": Ledger(),
         "_handles": [],
     }
 
 
-_OF_THE_MOMENT = {*_moment(), "handle", "wrapper"}
+_OF_THE_MOMENT = {*_moment(), "handle", "wrapper", "turn_of"}
+
+
+def _left(module: nn.Module) -> bool:
+    """Whether a forward that began is on the stack no more, beside the one that begins now."""
+    return calls(module) < 2
 
 
 def on_model(model: nn.Module) -> list[Injection]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.distributed
+
+from dither.errors import DitherError
 
 
 def ranks() -> int:
@@ -20,6 +24,22 @@ def agreed(seeds: tuple[int, ...]) -> tuple[int, ...]:
     box = [seeds]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def compare(seeds: tuple[int, ...]) -> None:
+    """Raises DitherError, on every rank, where the ranks have different seeds: each would perturb
+    its weights in its own way, and Nodes' vectors would differ for good.
+    """
+    found: list[Any] = [None] * ranks()
+    torch.distributed.all_gather_object(found, seeds)
+    if len(set(found)) > 1:
+        shown = ", ".join(
+            f"{s[0] if len(s) == 1 else list(s)} on rank {r}" for r, s in enumerate(found)
+        )
+        raise DitherError(
+            f"the noise needs one seed on all ranks: got {shown}; pass the same seed to inject "
+            "everywhere (activations draw by rank all the same), or none"
+        )
 
 
 def averaged(parameter: torch.Tensor) -> None:

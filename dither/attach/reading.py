@@ -5,7 +5,7 @@ other injection's.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from dither.attach.injection import Injection
 from dither.attach.shadow import put, take
 from dither.attach.site import Site
 from dither.calling import eager
+from dither.torch_internals import forget_parametrised
 
 
 class Reader(Protocol):
@@ -49,14 +50,18 @@ def silenced(model: nn.Module) -> Iterator[None]:
     """No noise of any injection inside, also of those that are always on; their clocks stand
     still.
     """
-    before = [(n, n.reader) for n in injections(model)]
-    for noise, _ in before:
-        noise.reader = Silent()
-    try:
-        yield
-    finally:
-        for noise, was in before:
-            noise.reader = was
+    found = sorted(injections(model), key=lambda n: -n.handle)  # as a forward enters them
+    with ExitStack() as others:
+        for noise in found:
+            others.enter_context(noise.turn_of.reading())
+        before = [(n, n.reader) for n in found]
+        for noise in found:
+            noise.reader = Silent()
+        try:
+            yield
+        finally:
+            for noise, was in before:
+                noise.reader = was
 
 
 def injections(model: nn.Module) -> list[Injection]:
@@ -76,10 +81,15 @@ def leaves(noise: Injection) -> Iterator[dict[str, Tensor]]:
     """
     sites = [s for s in noise.sites.values() if s.side == "parameter"]
     frozen = [s for s in sites if not s.parameter.requires_grad]
-    for site in frozen:
-        put(site, site.parameter.detach().requires_grad_())
     try:
+        for site in sites:
+            site.held = site.parameter
+            if site in frozen:
+                put(site, site.held.detach().requires_grad_())
+        forget_parametrised()
         yield {s.name: getattr(*s.owners[0]) for s in sites}
     finally:
-        for site in frozen:
+        for site in sites:
             take(site)
+            site.let_go()
+        forget_parametrised()

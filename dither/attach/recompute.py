@@ -1,75 +1,34 @@
 """How a forward that activation checkpointing recomputes finds the draws of the first time again.
 
-PyTorch keeps one record per checkpointed stretch of a network (`_CheckpointFrame`, or the node of
-`CheckpointFunction`), and the same record is on the Python stack in the forward and in the
-recomputation. Stamps are kept under it, in the order of the calls. Under a foreign checkpoint a
-forward is known again by a few of its input's numbers instead.
+torch keeps one record per checkpointed stretch of a network, and the same record is on the Python
+stack in the forward and in the recomputation (`torch_internals.stretches`). Stamps are kept under
+it, in the order of the calls. Under a foreign checkpoint a forward is known again by a few of its
+input's numbers instead.
 """
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.utils.checkpoint
-from torch import Tensor, nn
+from torch import Tensor
+
+from dither.torch_internals import backward_task, in_backward, saves_elsewhere, stretches
 
 Stamp = tuple[int, int, int]  # (step, micro, call)
-
-_FILE = torch.utils.checkpoint.__file__
-_hooks = getattr(
-    torch._C._autograd,  # pyright: ignore
-    "_top_saved_tensors_default_hooks",
-    lambda _: True,
-)
-
-
-def in_backward() -> bool:
-    """A forward inside a backward pass is a recomputation (activation checkpointing)."""
-    return torch._C._current_graph_task_id() != -1
 
 
 def may_be_recomputed() -> bool:
     """Whether something keeps autograd from saving here: checkpoints do, by no_grad or by hooks."""
-    return not torch.is_grad_enabled() or _hooks(False) is not None
-
-
-def recursive(module: nn.Module) -> bool:
-    """Whether a module is called inside its own forward."""
-    frame, calls = sys._getframe(1), 0
-    while frame is not None:
-        if frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is module:
-            calls += 1
-        frame = frame.f_back
-    return calls > 1
+    return not torch.is_grad_enabled() or saves_elsewhere()
 
 
 def sample_of(args: tuple, kwargs: Mapping[str, Any]) -> Tensor | None:
     """The tensor by which a module's call is known again."""
     return next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
-
-
-def stretches() -> tuple[list[Any], list[Any]]:
-    """The records of the checkpoints around here, the innermost first: (run for the first time,
-    recomputed).
-    """
-    fresh, again = [], []
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_filename == _FILE:
-            name, has = frame.f_code.co_name, frame.f_locals
-            if name == "checkpoint" and "gen" in has and has["gen"].gi_frame is not None:
-                fresh.append(has["gen"].gi_frame.f_locals["new_frame"])
-            elif name in ("forward", "backward") and "ctx" in has:
-                (fresh if name == "forward" else again).append(has["ctx"])
-            elif name == "unpack_hook" and "frame" in has:
-                again.append(has["frame"])
-        frame = frame.f_back
-    return fresh, again
 
 
 class Calls:
@@ -116,7 +75,7 @@ class Ledger:
 
     def recall(self, place: Any, h: Tensor | None) -> Stamp | None:
         """The stamp of the forward that is recomputed here, or None."""
-        task = torch._C._current_graph_task_id()
+        task = backward_task()
         for stretch in stretches()[1]:
             calls = self.stretches.get(stretch)
             stamp = calls and calls.next(place, task)

@@ -8,6 +8,7 @@ the shadow while `parameters()`, `state_dict()` and the optimiser see W.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,8 +17,51 @@ from torch.nn.parameter import UninitializedBuffer
 
 from dither.attach.site import Site
 from dither.errors import DitherError
+from dither.torch_internals import as_plain, data_of, forget_parametrised
 
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
+
+
+class Shadow(Tensor):
+    """W + δ, in a parameter's place. It knows whether a forward has written to it.
+
+    torch counts writes in a tensor's version, but not those through `.data`: these are counted
+    here. A copy or a pickle of a shadow is the parameter.
+    """
+
+    __torch_function__ = as_plain
+
+    parameter: Tensor
+    versions: list[tuple[Tensor, int]]  # of the shadow and of each `.data` of it
+
+    @staticmethod
+    def of(value: Tensor, parameter: Tensor) -> Shadow:
+        """A tensor as the shadow of a parameter."""
+        shadow = value.as_subclass(Shadow)
+        shadow.parameter = parameter
+        shadow.versions = [(value, value._version)]
+        return shadow
+
+    def written(self) -> bool:
+        """Whether anything was written to it since it was made."""
+        return any(alias._version != version for alias, version in self.versions)
+
+    @property
+    def data(self) -> Tensor:
+        alias = data_of.__get__(self)
+        self.versions.append((alias, alias._version))
+        return alias
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        data_of.__set__(self, value)
+        self.versions.append((self, -1))
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        return copy.deepcopy(self.parameter, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _itself, (self.parameter,)
 
 
 def current(site: Site) -> Tensor:
@@ -26,15 +70,20 @@ def current(site: Site) -> Tensor:
     return owner.__dict__.get(name, site.parameter)
 
 
-def put(site: Site, value: Tensor) -> None:
-    """Let the parameter's owners read `value`, until `take`."""
+def put(site: Site, value: Tensor, again: Callable[[], Tensor] | None = None) -> None:
+    """Let the parameter's owners read `value`, until `take`.
+
+    again  computes the value anew. With it, what a forward writes to the parameter in place is
+           kept (`keep`); without, it is lost.
+    """
     if not torch.compiler.is_compiling():
-        _copyable(value, site.parameter)
-    site.put = value
+        value = Shadow.of(value, site.parameter)
+    site.put, site.again, site.held = value, again, site.parameter
     site.under = [owner.__dict__.get(name) for owner, name in site.owners]
     for owner, name in site.owners:
         owner.__dict__[name] = value
         _flat(owner)
+    forget_parametrised()
 
 
 def take(site: Site) -> None:
@@ -43,6 +92,7 @@ def take(site: Site) -> None:
     """
     if site.put is None:
         return
+    keep(site)
     for (owner, name), before in zip(site.owners, site.under, strict=True):
         if owner.__dict__.get(name) is site.put:
             if before is None:
@@ -50,7 +100,8 @@ def take(site: Site) -> None:
             else:
                 owner.__dict__[name] = before
             _flat(owner)
-    site.put, site.under = None, []
+    site.let_go()
+    forget_parametrised()
 
 
 def clear(site: Site) -> None:
@@ -58,7 +109,37 @@ def clear(site: Site) -> None:
     for owner, name in site.owners:
         owner.__dict__.pop(name, None)
         _flat(owner)
-    site.put, site.under = None, []
+    site.let_go()
+
+
+def keep(site: Site) -> None:
+    """What a forward has written to a shadow, such as an initialisation from the data, a clamp or
+    `max_norm`, is written to what the shadow stands for.
+
+    That is W, or the shadow of another injection. Elements whose value has changed take the new
+    one; all others stay as they are, without δ.
+    """
+    shadow = site.put
+    if site.again is None or not isinstance(shadow, Shadow) or not shadow.written():
+        return
+    below = site.parameter if site.under[0] is None else site.under[0]
+    with torch.no_grad():
+        now = shadow.detach().as_subclass(Tensor)
+        if now.shape != below.shape:
+            below.data = now
+        else:
+            same = (now == site.again()) | (now != now)  # nan is no number to keep
+            below.copy_(torch.where(same, below, now))
+
+
+def check_held(site: Site, owner: nn.Module, name: str) -> None:
+    """Raises DitherError where a module is called with another parameter than the displaced one."""
+    if site.held is not None and owner._parameters.get(name) is not site.held:
+        raise DitherError(
+            f"noise can't reach {site.name!r}: the forward runs {type(owner).__name__} with other "
+            "parameters in its place (torch.func.functional_call); name a parameter that the "
+            "forward reads, or call functional_call around the whole model"
+        )
 
 
 class Statistics:
@@ -77,6 +158,13 @@ class Statistics:
                 "yet: run one forward first"
             )
         self.shown: list[tuple[nn.Module, str, Tensor]] = []
+        self.momenta = [(m, m.momentum) for m in dict(self.buffers)]
+
+    def collected(self) -> bool:
+        """Whether the statistics are being collected anew, as `torch.optim.swa_utils.update_bn`
+        does: it takes the momentum of a BatchNorm away, so that all batches count alike.
+        """
+        return any(m.momentum is None and before is not None for m, before in self.momenta)
 
     def put(self) -> None:
         """Let the modules in train mode use copies."""
@@ -85,7 +173,7 @@ class Statistics:
             if owner.training and buffer is not None and name not in owner.__dict__:
                 copied = buffer.clone()
                 if not torch.compiler.is_compiling():
-                    _copyable(copied, buffer)
+                    copied = Shadow.of(copied, buffer)
                 owner.__dict__[name] = copied
                 self.shown.append((owner, name, copied))
 
@@ -101,15 +189,6 @@ def _flat(owner: nn.Module) -> None:
     """Recurrent modules read a list of their own."""
     if isinstance(owner, nn.RNNBase):
         owner.__dict__["_flat_weights"] = [getattr(owner, n) for n in owner._flat_weights_names]
-
-
-def _copyable(value: Tensor, parameter: Tensor) -> None:
-    """A copy or pickle taken while the shadow is up, or after Ctrl-C left it there, gets the
-    parameter.
-    """
-    shadow: Any = value
-    shadow.__deepcopy__ = lambda memo: copy.deepcopy(parameter, memo)
-    shadow.__reduce_ex__ = lambda protocol: (_itself, (parameter,))
 
 
 def _itself(parameter: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from dither.errors import DitherError
 from dither.noise.noises import describe
 
 CONV = nn.modules.conv._ConvNd
@@ -34,15 +35,36 @@ class Site:
     turn: int = 0
     put: Tensor | None = None  # the shadow of a parameter, and what was under it
     under: list[Any] = field(default_factory=list)
+    again: Callable[[], Tensor] | None = None  # computes the shadow's value anew
+    held: Tensor | None = None  # the parameter itself, while it is displaced or read
 
     def __post_init__(self) -> None:
         self.unit = replace(self.noise, sigma=1.0)  # compiled code gets σ together with the draw
 
     @property
     def parameter(self) -> Tensor:
-        """The parameter as the model holds it now (it may have been moved since)."""
+        """The parameter as the model holds it now (it may have been moved since).
+
+        Raises DitherError where it is there no more, or sharded.
+        """
         module, name = self.owners[0]
-        return module._parameters[name]  # pyright: ignore[reportReturnType]
+        held: Any = module._parameters  # of TorchScript: a mapping without `get`
+        found = held[name] if name in held.keys() else None  # noqa: SIM118
+        if found is None:
+            raise DitherError(
+                f"what is noisy at {self.name!r} is no longer in the model: the parameter was "
+                "replaced, pruned or parametrised after inject; call remove() and inject again"
+            )
+        if type(found).__name__ == "DTensor":
+            raise DitherError(
+                f"weight noise can't reach {self.name!r}: it is a DTensor, sharded over ranks; use "
+                "DistributedDataParallel, or inject before sharding and train unsharded"
+            )
+        return found
+
+    def let_go(self) -> None:
+        """Nothing is in the parameter's place any more."""
+        self.put, self.under, self.again, self.held = None, [], None, None
 
 
 class Sites(dict[str, Site]):
@@ -57,10 +79,7 @@ class Sites(dict[str, Site]):
     def __repr__(self) -> str:
         rows = [("site", "of", "noise", "shape")]
         for site in self.values():
-            shape = site.parameter.shape if site.side == "parameter" else site.seen
-            missing = "in compiled code" if site.step else "not called yet"
-            shown = missing if shape is None else "×".join(map(str, shape)) or "scalar"
-            rows.append((site.name, type(site.module).__name__, describe(site.noise), shown))
+            rows.append((site.name, type(site.module).__name__, describe(site.noise), _shape(site)))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = [
             "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -69,6 +88,14 @@ class Sites(dict[str, Site]):
         return "\n".join(lines)
 
     __str__ = __repr__
+
+
+def _shape(site: Site) -> str:
+    shape, missing = site.seen, "in compiled code" if site.step else "not called yet"
+    if site.side == "parameter":
+        module, name = site.owners[0]
+        shape, missing = getattr(module._parameters.get(name), "shape", None), "not there any more"
+    return missing if shape is None else "×".join(map(str, shape)) or "scalar"
 
 
 def label(name: str) -> str:

@@ -11,7 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning
 
+from dither.errors import DitherError
 from dither.integrations.attached import Attached
 
 
@@ -49,6 +51,15 @@ class Noise(Callback):
         if trainer.global_step and self.noise is not None and not self.attached.waiting:
             self.attached.restore(self.attached.state())
         self.attached.attach(pl_module.get_submodule(self.module))
+        callbacks: list[Any] = getattr(trainer, "callbacks", [])
+        others = [c for c in callbacks if isinstance(c, BaseFinetuning)]
+        if others and any(True for _ in self.attached.parameters()):
+            self.attached.detach()
+            raise DitherError(
+                f"{type(others[0]).__name__} knows an optimiser's parameters by the model's names, "
+                "and the vectors of noise nodes (Node) have none there: freeze by "
+                "requires_grad_(False) without that callback, or take another noise"
+            )
         self.attached.teach(trainer.optimizers)
 
     def on_train_batch_start(

@@ -148,6 +148,10 @@ def aligned(z: Tensor, y: Tensor, ignored: int = -100) -> tuple[Tensor, Tensor]:
             "cross_entropy of one output is 0 whatever it is: use 'logistic' for two classes, "
             "'half_square' or nn.MSELoss() for numbers"
         )
+    if y.is_complex():
+        raise DitherError(f"targets are class numbers or probabilities: got {y.dtype}")
+    if not y.is_floating_point():
+        y = y.long()  # torch takes no other integers, and no bool
     if y.is_floating_point() and y.shape != z.shape:
         raise DitherError(
             f"probabilities must have the outputs' shape: got y {tuple(y.shape)} and z "

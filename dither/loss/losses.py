@@ -11,7 +11,7 @@ T, C] is a sequence; an image [B, C, H, W] is one sample of C·H·W outputs.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,11 +214,12 @@ class AnyLoss:
     function: Callable[[Tensor, Tensor], Tensor]
 
     def per_sample(self, z: Tensor, y: Tensor) -> Tensor:
-        value = self.function(z, y)
+        value = self._value(z, y)
         if value.shape == z.shape[:1]:
             return value
         if value.dim() == 0:
-            alone = [self.function(z[i : i + 1], y[i : i + 1]) for i in range(z.shape[0])]
+            b = z.shape[0]
+            alone = [self._value(z[i : i + 1], sample(y, i, b)) for i in range(b)]
             each = torch.stack([v.reshape(()) for v in alone])
             if not torch.allclose(each.mean(), value, rtol=1e-4, atol=1e-8):
                 raise DitherError(
@@ -232,6 +233,15 @@ class AnyLoss:
             f"{tuple(value.shape)} for B = {z.shape[0]}; use reduction='none' and sum what "
             "belongs to a sample"
         )
+
+    def _value(self, z: Tensor, y: Any) -> Tensor:
+        value = self.function(z, y)
+        if not isinstance(value, Tensor):
+            raise DitherError(
+                "a loss must give a tensor, one number per sample [B] or their mean: got "
+                f"{type(value).__name__}"
+            )
+        return value
 
     def columns(self, z: Tensor, y: Tensor) -> Columns:
         self._check_apart(z, y)
@@ -278,7 +288,13 @@ class AnyLoss:
         keep = torch.is_grad_enabled() and z.requires_grad
         with torch.enable_grad():
             at = z if keep else z.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.per_sample(at, y).sum(), at, create_graph=True)
+            total = self.per_sample(at, y).sum()
+            if not total.requires_grad:
+                raise DitherError(
+                    "the loss has no gradient by the model's outputs: it must be computed from "
+                    "them with torch, without detach(), no_grad() or numpy"
+                )
+            (slope,) = torch.autograd.grad(total, at, create_graph=True)
             rows = [
                 torch.autograd.grad(
                     entry.sum(), at, create_graph=keep, retain_graph=True, allow_unused=True
@@ -296,6 +312,19 @@ class AnyLoss:
 def _own_generator() -> torch.Generator:
     """Of the system's randomness: a check draws from no generator that a run depends on."""
     return torch.Generator().manual_seed(secrets.randbits(62))
+
+
+def sample(y: Any, i: int, batch: int) -> Any:
+    """The targets of sample i: of each tensor of `batch` rows one row, also in tuples, lists and
+    mappings; anything else as it is.
+    """
+    if isinstance(y, Tensor):
+        return y[i : i + 1] if y.dim() and len(y) == batch else y
+    if isinstance(y, Mapping):
+        return {name: sample(part, i, batch) for name, part in y.items()}
+    if isinstance(y, tuple | list):
+        return type(y)(sample(part, i, batch) for part in y)
+    return y
 
 
 def get(loss: Any) -> Any:

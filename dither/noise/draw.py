@@ -14,7 +14,9 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from dither.errors import DitherError
 from dither.noise import fill
+from dither.torch_internals import inside_vmap
 
 
 def key(*words: object) -> int:
@@ -60,6 +62,11 @@ class Source:
         return draw.neg_() if self.reflect else draw
 
     def _fill(self, like: Tensor, write: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
+        if inside_vmap():
+            raise DitherError(
+                "noise can't be drawn inside torch.func.vmap, where all samples would share one "
+                "draw: call the model on the batch, or take the noise off inside (noise.off())"
+            )
         out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
         generators = self._on(like.device)
         if len(generators) == 1:

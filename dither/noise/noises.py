@@ -29,6 +29,7 @@ from dither.noise.laws import (
     Uniform,
     gaussian,
 )
+from dither.torch_internals import functional
 
 Sigma = Any  # a number ≥ 0, or a schedule: Callable[[int], float]; read off before it is used
 
@@ -81,7 +82,7 @@ def _in_place(noise: Any, h: Tensor) -> bool:
         and type(noise.law) in (Gaussian, Uniform, TwoPoint, TwoGaussian, Dropout)
         and isinstance(noise.sigma, float | int)
         and h.dtype in (torch.float32, torch.float64)
-        and not torch._C._functorch.is_functorch_wrapped_tensor(h)  # pyright: ignore
+        and not functional(h)
     )
 
 

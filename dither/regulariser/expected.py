@@ -52,6 +52,8 @@ def expected(
             f"a standard error needs at least 2 draws (4 in antithetic pairs): got draws={draws}"
         )
     check_usable(noise, y, each)
+    for site in noise.shadowed:
+        _ = site.parameter  # raises where it is gone
     check_devices(noise.model, x, y)
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
     with evaluating(noise.model), torch.no_grad():
@@ -59,7 +61,7 @@ def expected(
         with reading(noise, quiet):
             z = output(noise.model, x)
             clean = each.per_sample(wide(z), y)
-            n = _together(noise, x, z, quiet)
+            n = _together(noise, x, z, quiet, draws)
         if not antithetic:
             return Estimate.of(_draws(noise, x, y, each, clean, draws, seed, n, reflect=False))
         pairs = [
@@ -190,23 +192,40 @@ class _Shadows:
                 take(site)
 
 
-def _together(noise: Injection, x: Any, z: Tensor, seen: Draw) -> int:
+def _together(noise: Injection, x: Any, z: Tensor, seen: Draw, most: int) -> int:
     """How many draws one forward can take: more than one only where samples go their own ways.
 
-    That is tried: beside other samples, x must give what it gives alone, and every site's tensor
-    must grow with the samples; one that they share (of positions, say) has one draw a forward.
+    That is tried, without noise. Before and after other samples, and in every place of the whole
+    stacked batch, x must give what it gives alone; every site's tensor must grow with the samples:
+    one that they share (of positions, say) has one draw a forward. A model that refuses other
+    batches than its own takes them one at a time.
     """
     shared = any(s.side == "parameter" for s in noise.sites.values())
     if shared or noise.batch_dim or noise.stack or not _stackable(x, len(z)):
         return 1
-    others = x.flip(0) * 0.5 + 1 if x.is_floating_point() else x.flip(0)
-    alone, largest, seen.met = seen.met, seen.largest, []
-    both = output(noise.model, torch.cat([x, others]))
-    if not all(map(_doubled, alone, seen.met)) or len(alone) != len(seen.met):
+    n = min(most, ROWS // max(1, len(z)), ELEMENTS // max(1, x.numel(), seen.largest))
+    if n < 2:
         return 1
-    if both.shape[0] != 2 * len(z) or not torch.allclose(both[: len(z)], z, rtol=1e-3, atol=1e-5):
+    others = x.flip(0) * 5 + 1 if x.is_floating_point() else x.flip(0)
+    alone = seen.met
+    try:
+        for stacked, first in ((torch.cat([x, others]), True), (torch.cat([others, x]), False)):
+            seen.met = []
+            both = output(noise.model, stacked)
+            grown = len(alone) == len(seen.met) and all(map(_doubled, alone, seen.met))
+            if not grown or len(both) != 2 * len(z) or not _same(both.chunk(2)[not first], z):
+                return 1
+        whole = output(noise.model, _repeated(x, n))
+    except Exception:  # the model's own; if it is not of the stacking, the next forward raises it
         return 1
-    return max(1, min(ROWS // max(1, len(z)), ELEMENTS // max(1, x.numel(), largest)))
+    every = whole.chunk(n) if len(whole) == n * len(z) else ()
+    return n if every and all(_same(part, z) for part in every) else 1
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal but for rounding, which differs with the size of a batch."""
+    tolerance = 256 * torch.finfo(b.dtype).eps * b.abs().max()
+    return a.shape == b.shape and bool(((a - b).abs() <= tolerance).all())
 
 
 def _doubled(alone: tuple[Site, torch.Size], both: tuple[Site, torch.Size]) -> bool:

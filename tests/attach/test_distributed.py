@@ -126,6 +126,35 @@ def dtensors_are_refused(number):
         dither.inject(model, dither.Weight(0.1))
 
 
+def different_seeds_are_told_on_every_rank(number):
+    for noise in (dither.Weight(0.1), dither.Additive(0.1), dither.Node(1.0)):
+        with dither.inject(net(), noise, seed=7 + number) as injected:
+            with pytest.raises(dither.DitherError, match="7 on rank 0, 8 on rank 1"):
+                injected.model(torch.ones(2, 4))
+            with torch.no_grad():  # no training: a rank may look at its own noise alone
+                injected.model(torch.ones(2, 4))
+
+
+def sharding_after_inject_is_refused(number):
+    from torch.distributed.fsdp import fully_shard
+
+    for layers, said in (((), "Sequential' is under FSDP"), ((0,), "Sequential' is under FSDP")):
+        model = net()
+        noise = dither.inject(model, dither.Weight(0.1), seed=0)
+        for layer in layers:
+            fully_shard(model[layer])
+        fully_shard(model)
+        with pytest.raises(dither.DitherError, match=said):
+            model(torch.ones(2, 4))
+        noise.remove()
+    model = nn.Sequential(net(), nn.Linear(3, 2))
+    noise = dither.inject(model, dither.Weight(0.1), seed=0)
+    fully_shard(model[0][0])
+    with pytest.raises(dither.DitherError, match=r"can't reach '0\.0\.weight': it is a DTensor"):
+        model(torch.ones(2, 4))
+    noise.remove()
+
+
 def test_two_ranks():
     scenario = (
         weights_agree_and_activations_differ,
@@ -134,6 +163,8 @@ def test_two_ranks():
         training_on_R_stays_in_step,
         nodes_stay_in_step,
         dtensors_are_refused,
+        different_seeds_are_told_on_every_rank,
+        sharding_after_inject_is_refused,
     )
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

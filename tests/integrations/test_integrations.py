@@ -111,6 +111,30 @@ def test_a_fit_of_lightning_is_the_loop_by_hand(case, accumulate):
     clean(net)
 
 
+def test_callbacks_of_lightning_that_noise_does_not_go_with_are_told():
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    from dither.integrations.lightning import Noise
+
+    class Freezing(callbacks.BaseFinetuning):
+        def freeze_before_training(self, pl_module):
+            self.freeze(pl_module.net[0])
+
+        def finetune_function(self, pl_module, epoch, optimizer):
+            pass
+
+    nodes, weights = {"net.2": dither.Node(1.0)}, dither.Weight(0.1)
+    pruning = callbacks.ModelPruning("l1_unstructured", amount=0.3)
+    for what, other, said in (
+        (nodes, Freezing(), "Freezing knows"),
+        (weights, pruning, r"'net\.[02]\.\w+' is no longer in the model"),
+    ):
+        net = plain()
+        callback = Noise(what, seed=0)
+        with pytest.raises(dither.DitherError, match=said):
+            fitted(net, [callback, other], 1, 2)
+        assert callback.noise.removed
+
+
 def test_a_fit_that_goes_on_from_a_checkpoint_draws_what_it_would_have_drawn(tmp_path):
     pytest.importorskip("lightning.pytorch")
     from dither.integrations.lightning import Noise

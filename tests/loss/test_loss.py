@@ -251,7 +251,7 @@ def test_saturated_softmax_has_finite_columns_and_gradients(size):
     close(total + 1, (p * (1 - p)).sum() + 1)
 
 
-# -------------------------------------------------------------------------------------- callables
+# ---------------------------------------------------------------------------------------- callables
 
 
 def saddle(z, y):
@@ -325,7 +325,7 @@ def test_the_hessian_of_a_callable_agrees_with_cross_entropys_own():
     close(dense(own.columns(z.detach(), Y), z), dense(CrossEntropy().columns(z, Y), z))
 
 
-# ------------------------------------------------------------------- losses linear in the output
+# ---------------------------------------------------------------------- losses linear in the output
 
 
 @pytest.mark.parametrize("shape", [(B, C), (B, C, 2)])

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import CASES, MLP, NOISES
 from oracles import close, half, two_sided
 from torch import nn
@@ -137,3 +138,52 @@ def test_estimates():
     assert (e - 1).value == 2
     assert (e - 1).sem == e.sem
     assert str(Estimate(0.12345, 0.01234)) == "0.1235 ± 0.012"
+
+
+# ------------------------------------------------------------------- several draws in one forward
+
+
+class OfIndex(nn.Module):
+    """What a sample gets depends on its number in the batch, or on the batch, in several ways."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.a, self.b, self.how = nn.Linear(3, 5), nn.Linear(5, 3), how
+        self.sigma = 0.0  # of the oracle's own noise
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        z = self.b(h + self.sigma * torch.randn_like(h))
+        if self.how == "ramp":
+            return z * (1 + torch.arange(len(x)).to(x)[:, None] % 5)
+        if self.how == "second quarter":
+            return z * (1 + ((torch.arange(len(x)) // 4) % 4 == 1).to(x)[:, None])
+        if self.how == "batch written in":
+            return z.view(4, 3)
+        if self.how == "range checked" and not bool((x.abs() <= 1).all()):
+            raise ValueError("inputs lie in [−1, 1]")
+        if self.how == "largest of the batch":
+            return z / z.abs().max()
+        if self.how == "those before it":
+            return z + z.cumsum(0)
+        return z
+
+
+WAYS = ("plain", "ramp", "second quarter", "batch written in", "range checked")
+MIXED = ("largest of the batch", "those before it")
+
+
+@pytest.mark.parametrize("how", [*WAYS, *MIXED])
+def test_draws_that_share_a_forward_are_as_good_as_one_at_a_time(how, seed):
+    """The same noise on the same model, once stacked where that is possible, and once by a loop."""
+    torch.manual_seed(seed)
+    model = OfIndex(how).double().eval()
+    x, y = torch.rand(4, 3, dtype=torch.float64), torch.tensor([0, 2, 1, 1])
+    sigma, n = 0.2, 2000
+    with dither.inject(model, {"b:in": dither.Additive(sigma)}, seed=0) as noise:
+        found = dither.expected(noise, x, y, draws=n, seed=1)
+    with torch.no_grad():
+        clean, model.sigma = F.cross_entropy(model(x), y), sigma
+        loop = torch.stack([F.cross_entropy(model(x), y) for _ in range(n)])
+    sem = (found.sem**2 + loop.var().item() / n) ** 0.5
+    assert abs(found.value - (loop.mean() - clean).item()) < 4.9 * sem
