@@ -1,6 +1,7 @@
 # dither: every target builds what it needs; with nothing changed, nothing is installed again.
 #   make reproduce   every figure at the quick scale → results/index.html
 #   make test        the test suite
+#   make fuzz        random models against a dense oracle
 #   make check       what a change must pass: ruff, pyright, tests
 #   make venv        the environment only, in .venv
 PYTHON ?= python3
@@ -16,7 +17,7 @@ MNIST := /usr/share/datasets/fashion-mnist
 export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: reproduce test check lint types bench docs data venv clean
+.PHONY: reproduce test fuzz check lint types bench docs data venv clean
 .DEFAULT_GOAL := test
 
 $(READY): requirements.lock pyproject.toml
@@ -44,6 +45,10 @@ data: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 15 $(ARGS)
+
+# Random models against a dense oracle: make fuzz ARGS="--count 20000 --seed 1"
+fuzz: $(READY)
+	$(BIN)/python tests/fuzz/run.py $(ARGS)
 
 check: lint types test
 

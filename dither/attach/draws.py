@@ -1,4 +1,4 @@
-"""Which draw an injection takes: its keys, a parameter's part of σ, the noise at a step."""
+"""Which draw an injection takes: its keys, a parameter's share of σ, the noise at a step."""
 
 from __future__ import annotations
 

@@ -264,7 +264,7 @@ class AnyLoss:
             each = self.per_sample(at, y)
             if not each.requires_grad:
                 return
-            half = (torch.rand(len(z), generator=_own_generator()) < 0.5).to(each)
+            half = _half(len(z)).to(each)
             (part,) = torch.autograd.grad((each * half).sum(), at, retain_graph=True)
             (whole,) = torch.autograd.grad(each.sum(), at)
         rest = part - whole * half.view(-1, *[1] * (z.dim() - 1))
@@ -309,9 +309,14 @@ class AnyLoss:
         return (h + h.mT) / 2  # [B, D, D]
 
 
-def _own_generator() -> torch.Generator:
-    """Of the system's randomness: a check draws from no generator that a run depends on."""
-    return torch.Generator().manual_seed(secrets.randbits(62))
+def _half(batch: int) -> Tensor:
+    """A random half of the samples [B], not all alike; of the system's randomness, as a check
+    draws from no generator that a run depends on.
+    """
+    while True:
+        bits = secrets.randbits(batch)
+        if 0 < bits < 2**batch - 1:
+            return torch.tensor([bits >> i & 1 for i in range(batch)])
 
 
 def sample(y: Any, i: int, batch: int) -> Any:

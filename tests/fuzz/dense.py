@@ -1,0 +1,102 @@
+"""The dense oracle: R = ½ tr(Dᵀ Jᵀ H J D) and the whole second order ½ tr(Dᵀ ∇²L D), from
+Jacobians and Hessians of the whole batch. D Dᵀ is the covariance of the noise at a site.
+
+It shares nothing with the library: its own probes, its own Hessians of the losses, loops.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def run(model, x):
+    with sdpa_kernel(SDPBackend.MATH):  # the fused forms can't be differentiated twice
+        return model(*x) if isinstance(x, tuple) else model(x)
+
+
+LOSSES = {
+    "cross_entropy": lambda z, y: F.cross_entropy(z, y),
+    "half_square": lambda z, y: (z - y).square().sum() / 2 / len(z),
+    "logistic": lambda z, y: F.binary_cross_entropy_with_logits(z, y, reduction="sum") / len(z),
+}
+
+
+def targets(loss, z):
+    if loss == "cross_entropy":
+        return torch.randint(z.shape[1], (len(z),))
+    return torch.randn_like(z) if loss == "half_square" else torch.randint(2, z.shape).to(z)
+
+
+def hessian(loss, z):
+    """∂²L/∂z² [BC, BC] of the batch mean, by the formula."""
+    batch, classes = z.shape
+    if loss == "half_square":
+        return torch.eye(batch * classes, dtype=z.dtype) / batch
+    p = z.sigmoid() if loss == "logistic" else z.softmax(1)
+    if loss == "logistic":
+        return torch.diag((p * (1 - p)).flatten()) / batch
+    return torch.block_diag(*[torch.diag(q) - torch.outer(q, q) for q in p]) / batch
+
+
+def root(noise, h):
+    """D [elements, directions] at a tensor h: δ = D ε with ε white."""
+    scale = noise.sigma * noise.law.variance**0.5
+    n = h.numel()
+    if type(noise).__name__ == "Multiplicative":
+        return scale * torch.diag(h.flatten())
+    return scale * torch.eye(n, dtype=h.dtype)
+
+
+def rows(outputs, at, graph):
+    """∂outputs/∂at as a matrix; zeros where there is no path."""
+    found = []
+    for value in outputs.flatten():
+        g = None
+        if value.requires_grad:
+            (g,) = torch.autograd.grad(
+                value, at, retain_graph=True, create_graph=graph, allow_unused=True
+            )
+        found.append((torch.zeros_like(at) if g is None else g).flatten())
+    return torch.stack(found)
+
+
+def oracle(model: nn.Module, x, y, loss, noises):
+    """{site: (R, full)} for {site: noise}; a site is a parameter's name, or "module:in|out"."""
+    met, handles = [], []
+
+    def probe(name, h):
+        zero = torch.zeros_like(h, requires_grad=True)
+        met.append((name, h.clone(), zero))
+        return h + zero
+
+    for name in noises:
+        module, _, side = name.rpartition(":")
+        if side == "in" and module:
+            handles.append(
+                model.get_submodule(module).register_forward_pre_hook(
+                    lambda m, a, name=name: (probe(name, a[0]), *a[1:])
+                )
+            )
+        elif side == "out" and module:
+            handles.append(
+                model.get_submodule(module).register_forward_hook(
+                    lambda m, a, out, name=name: probe(name, out)
+                )
+            )
+    z = run(model, x)
+    for handle in handles:
+        handle.remove()
+    named = dict(model.named_parameters())
+    met += [(name, named[name], named[name]) for name in noises if name in named]
+    value, H = LOSSES[loss](z, y), hessian(loss, z)
+    found = {name: (0.0, 0.0) for name in noises}
+    for name, h, at in met:
+        D = root(noises[name], h)
+        JD = rows(z, at, graph=True) @ D
+        (slope,) = torch.autograd.grad(value, at, create_graph=True, allow_unused=True)
+        curved = torch.zeros(h.numel(), h.numel()) if slope is None else rows(slope, at, False)
+        R, full = found[name]
+        term = 0.5 * (D.T @ curved.to(D) @ D).diagonal().sum()
+        found[name] = (R + 0.5 * (JD * (H @ JD)).sum(), full + float(term.detach()))
+    return value, found
