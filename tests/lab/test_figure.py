@@ -66,6 +66,7 @@ CHANGES = {
     "schedule": "cosine",
     "watch": (Net(),),
     "statistics": "keep",
+    "precision": "bf16",
 }
 
 
