@@ -106,7 +106,7 @@ def test_repair_computes_what_is_damaged_and_nothing_else(results):
     assert not check.check(store).damaged
     for folder, held in before.items():
         assert after[folder]["rows.parquet"] == held["rows.parquet"]
-        assert (after[folder] == held) == (folder not in (a, b))
+        assert after[folder] == held or folder in (a, b)
 
 
 def test_a_run_that_no_figure_has_is_told(results):

@@ -158,7 +158,7 @@ def test_failed_runs_are_told_at_the_end(dither, tmp_path, monkeypatch):
     [
         ("show toy2024/fig4", "no figure is called 'toy2024/fig4'; did you mean toy2024/fig"),
         ("reproduce toy2042", "no figure is called 'toy2042'; did you mean toy2024"),
-        ("reproduce --scale big", "scale 'big' is none of smoke, quick, paper"),
+        ("reproduce --scale big", "scale 'big' is none of smoke, quick, decisive, paper"),
         ("reproduce --seeds 3:x", "--seeds 3:x: give a number (3) or a range (0:3)"),
         ("reproduce --seeds 0", "seeds = 0 names none"),
         ("reproduce --seeds 3:1", "--seeds 3:1 is empty: give a number (3) or a range (0:3)"),

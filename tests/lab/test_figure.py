@@ -66,6 +66,7 @@ CHANGES = {
     "schedule": "cosine",
     "watch": (Net(),),
     "statistics": "keep",
+    "precision": "bf16",
 }
 
 
@@ -215,7 +216,7 @@ def test_departures_are_those_of_the_scale():
 def test_a_figure_of_something_else():
     with pytest.raises(DitherError, match="'a' is a str, not a Run or a Task"):
         Figure(lambda: {"a": "b"}, print).at("smoke")
-    with pytest.raises(DitherError, match="'big' is none of smoke, quick, paper"):
+    with pytest.raises(DitherError, match="'big' is none of smoke, quick, decisive, paper"):
         Figure(dict, print).at("big")
 
 
