@@ -208,8 +208,11 @@ def test_table_1_goes_from_mnist_to_usps_where_both_are(world):
     rows = train(run, [0], Silent())[0]
     assert table1.usps()[0].shape == (2 * N, 1, 28, 28)
     seen = Table.of({"FC none": {0: rows}})
-    assert table1.target(seen) == "accuracy/usps"
-    assert table1.shifted(seen, "FC none")[0] * 2 * N == pytest.approx(round(rows[-1][2] * 2 * N))
+    assert table1.target(seen) == "accuracy/usps test"
+    for quantity, digits in (("accuracy/usps", 2 * N), ("accuracy/usps test", N)):
+        right = seen.last("FC none", quantity)[0] * digits
+        assert right == pytest.approx(round(right))
+    assert table1.shifted(seen, "FC none") == seen.last("FC none", "accuracy/usps test")
     table1.usps.cache_clear()
 
 
