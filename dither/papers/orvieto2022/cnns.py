@@ -174,11 +174,11 @@ LESS = 0.1  # of SGD's rise
 TEXTS: dict[str, tuple[str, str, Callable[[Table, dict[str, str]], list[Comparison]]]] = {
     "toy": (
         "O16",
-        "toy CNN: the test loss rises less from its best with either noise, by a tenth of "
-        "SGD's rise",
+        "toy CNN: the test loss rises less from its best with either noise, by a "
+        "tenth of SGD's rise",
         steadier,
     ),
-    "wide": ("O17", "wide CNN: layer-wise noise ends at a test loss 5 % below full noise's", beats),
+    "wide": ("O17", "wide CNN: layer-wise noise ends 5 % below full noise's test loss", beats),
 }
 
 

@@ -6,8 +6,8 @@ A ReLU network with BatchNorm on Fashion-MNIST, trained with noise of one σ on 
 each), on one tensor per step (cyclic or at random), on one layer per step, on weights without
 biases, with the noise stopped before the end, in antithetic pairs, with BatchNorm's running
 statistics kept from the noisy forwards (and set by clean ones), and the relatives of weight noise:
-Anti-PGD, whose weights carry the noise, and Langevin-like noise after the step. One R holds for all that have
-one M; the first panel is what of E[Δℓ] it leaves, by Monte Carlo.
+Anti-PGD, whose weights carry the noise, and Langevin-like noise after the step. One R holds for all
+that have one M; the first panel is what of E[Δℓ] it leaves, by Monte Carlo.
 """
 
 from collections.abc import Iterator
@@ -286,7 +286,7 @@ figure = Figure(
         "Anti-PGD and Langevin have σ/√M on every tensor and end one step before the last; with "
         "their noise on the weights they need not come to a training loss of 0.1",
         "changed after first results: 95 % intervals of paired differences against 5 % (had been "
-        "every seed, and two standard errors, which many seeds or few decide); all must have learnt",
+        "every seed, and two standard errors); all must have learnt",
         "quick: 1024 images, 400 steps",
     ],
     needs=("fashion-mnist",),

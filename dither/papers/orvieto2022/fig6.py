@@ -77,8 +77,8 @@ def named(
 
 def sgd(t: Table, data: str) -> str:
     """The label of SGD's run on these data, of whatever width; "" if there is none."""
-    found = [b for b in t.labels if b.startswith("SGD,") and b.endswith(SAID[data])]
-    return next((b for b in found if "σ" not in b), "")
+    found = (b for b in t.labels if b.startswith("SGD,") and b.endswith(SAID[data]))
+    return next(found, "")
 
 
 def channels(label: str) -> int:

@@ -337,10 +337,10 @@ DEPARTURES = [
     "0.4 of the rule's rate (at all of it the loss jumps, and a seed with layer-wise noise dies)",
     "quick: MLP3 at the main text's σ = .05 alone (at App. F.1's .1 both noises lose accuracy)",
     "changed after first results: paired differences with 95 % intervals against a point of "
-    "accuracy and 5 % of a trace (had been one standard error); n ≥ 5; each net compared must have learnt, "
-    "but for full noise in O14, which says that it hurts; O13 of MLP3 is asked at both σ",
-    "O14 and O15 of the 5000-wide nets are not judged below 1000 units: full noise is averaged less "
-    "in a narrow net",
+    "accuracy and 5 % of a trace (had been one standard error); n ≥ 5; each net compared must have "
+    "learnt, but for full noise in O14, which says that it hurts; O13 of MLP3 is asked at both σ",
+    "O14 and O15 of the 5000-wide nets are not judged below 1000 units: full noise is averaged "
+    "less in a narrow net",
     "smoke: 16 units, 64 images, 8 steps",
 ]
 
