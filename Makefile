@@ -44,6 +44,7 @@ data: $(READY)
 	@$(BIN)/dither data fetch fashion-mnist
 
 test: $(READY)
+	@$(MAKE) --no-print-directory data || echo "Fashion-MNIST is not to be had: the tests of it stand aside"
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 15 $(ARGS)
 
 # Random models against a dense oracle: make fuzz ARGS="--count 20000 --seed 1"

@@ -2,9 +2,6 @@
 
 import pytest
 import torch
-from tasks import paper
-
-from dither.lab import reproduce as runner
 
 torch.set_num_threads(1)  # small nets, several test processes, sums in one order
 
@@ -19,6 +16,9 @@ def seed() -> int:
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """toy(fig1=plain(…), …) → reproduce, with results in tmp_path/results."""
+    from tasks import paper
+
+    from dither.lab import reproduce as runner
 
     def toy(**figures):
         paper(tmp_path / "papers", monkeypatch, **figures)
@@ -29,3 +29,16 @@ def toy(tmp_path, monkeypatch):
         return reproduce
 
     return toy
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Tests of Fashion-MNIST stand aside where it is not to be had."""
+    try:
+        return (yield)
+    except Exception as error:
+        from dither.lab.data import needs
+
+        if "fashion-mnist" in str(error) and not needs.found("fashion-mnist"):
+            pytest.skip("Fashion-MNIST is not on this machine: `make data` installs or fetches it")
+        raise

@@ -7,7 +7,7 @@ if their m differ: a random m, drawn anew at each call, misses a pair with chanc
 chance 2^−k. The masks of the bits of the samples' numbers miss no pair.
 
 What is let pass has ‖violation‖ ≤ √ε ‖g‖ (ε of the type), which moves R by 2√ε of that column's
-share at most. Derived in docs/math.md, §12.
+share at most. Derived in docs/math.md, §19.
 """
 
 from __future__ import annotations

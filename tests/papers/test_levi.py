@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -35,19 +36,26 @@ def verdict(figure, claim: str, table: Table):
     return next(c for c in figure.claims if c.id == claim).check(table)
 
 
-def scores(figure, scale="smoke", seeds=2, default=0.6, **changed) -> Table:
-    """A table in which every run scores `default` everywhere; changed {label: accuracy}."""
+EVEN = 0.601  # a share of at least 1 000 images
+
+
+def scores(figure, scale="smoke", seeds=5, default=EVEN, spread=0.001, **changed) -> Table:
+    """A table in which every run scores `default` everywhere; changed {label: accuracy}. Seeds and
+    runs differ by a few thousandths.
+    """
     names = ["accuracy/train", "accuracy/test", "accuracy/shifted", "vanishing"]
+    names += ["accuracy/usps test"] * (figure is table1.figure)
     names += [corrupted(s) for s in LEVELS]
     names += [attacked(m, t, e) for m in ("fgsm", "pgd") for t in ("loss", "margin")
               for e in STRENGTHS]  # fmt: skip
     rows = {}
-    for label in figure.at(scale):
-        value = changed.get(label, default)
-        fixed = {"accuracy/train": 0.95, "vanishing": 0.1}
-        one = [(9.0, q, fixed.get(q, value)) for q in names]
-        rows[label] = {seed: [(9.0, "diverged", 9.0)] if value is None else one
-                       for seed in range(seeds)}  # fmt: skip
+    fixed = {"accuracy/train": 0.95, "vanishing": 0.1}
+    for i, label in enumerate(figure.at(scale)):
+        value, rows[label] = changed.get(label, default), {}
+        for seed in range(seeds):
+            own = 0.0 if value is None else value + spread * ((3 * seed + i) % seeds - seeds // 2)
+            one = [(9.0, q, fixed.get(q, own)) for q in names]
+            rows[label][seed] = [(9.0, "diverged", 9.0)] if value is None else one
     return Table.of(rows)
 
 
@@ -215,6 +223,11 @@ def test_figure_2s_claims(claim):
     assert verdict(fig2.figure, claim, scores(fig2.figure, **{label: value}))[0] is True
     worse = {label: 1.2 - value}
     assert verdict(fig2.figure, claim, scores(fig2.figure, **worse))[0] is False
+    few = scores(fig2.figure, seeds=4, **{label: value})
+    assert verdict(fig2.figure, claim, few)[0] is None
+    if claim.startswith(("L1", "L2")):  # a lead of half a point is none
+        half = scores(fig2.figure, spread=0.0002, **{label: EVEN + 0.005})
+        assert verdict(fig2.figure, claim, half)[0] is False
 
 
 def test_a_diverged_run_counts_as_chance_and_is_told():
@@ -223,9 +236,24 @@ def test_a_diverged_run_counts_as_chance_and_is_told():
     early = Table(table.frame.vstack(Table.of(start).frame))  # what was seen before it diverged
     assert (methods.final(early, "FC in catapult", "accuracy/test") == 0.1).all()
     holds, seen = verdict(fig2.figure, "L1", table)
-    assert holds is False
+    assert holds is None
+    assert seen["why"].startswith("not learnt in every run: FC in catapult (")
     assert (seen["FC in catapult"] == 0.1).all()
     assert seen["FC in catapult: share diverged"] == 1.0
+    picture = io.BytesIO()
+    fig2.figure.plot(table).savefig(picture, format="svg")
+    assert "in catapult: diverged at step 9" in picture.getvalue().decode()
+
+
+def test_every_net_that_is_compared_must_have_learnt():
+    """One net at chance in one seed, be it a baseline: nothing that compares it is judged."""
+    frame = scores(fig2.figure, **{"FC in catapult, scan": 0.7}).frame
+    one = (pl.col("run") == "FC dropout") & (pl.col("seed") == 2)
+    one &= pl.col("quantity") == "accuracy/train"
+    dead = Table(frame.with_columns(value=pl.when(one).then(0.1).otherwise(pl.col("value"))))
+    assert "FC dropout" in verdict(fig2.figure, "L1 scan", dead)[1]["why"]
+    assert verdict(fig2.figure, "L3", dead)[0] is None
+    assert verdict(fig2.figure, "L3 CNN", dead)[0] is not None
 
 
 def test_nothing_is_judged_where_nothing_is_learnt():
@@ -240,8 +268,8 @@ def test_nothing_is_judged_where_nothing_is_learnt():
 @pytest.mark.parametrize(
     ("figure", "claim", "changed", "holds"),
     [
-        (table2, "L11", {"FC in decay": 0.586, "FC full decay": 0.7}, True),
-        (table2, "L11", {"FC in decay": 0.584, "FC full decay": 0.7}, False),
+        (table2, "L11", {"FC in decay": 0.591, "FC full decay": 0.7}, True),
+        (table2, "L11", {"FC in decay": 0.58, "FC full decay": 0.7}, False),
         (table2, "L12", {"FC CDT .2": 0.5, "FC CDT .4": 0.5}, True),
         (table2, "L12", {"FC CDT .4": 0.5}, False),
         (table1, "L9", {"CNN in catapult": 0.7, "CNN full catapult": 0.65}, True),
@@ -260,7 +288,9 @@ def test_nothing_is_judged_where_nothing_is_learnt():
         (fig6, "L13 ours", {}, True),
         (fig7, "L16", {"FC in decay, uniform": 0.62}, True),
         (fig7, "L16", {"FC in decay, uniform": 0.64}, False),
-        (fig7, "L16 catapult", {"FC in catapult, two-Gaussian": None}, False),
+        (fig7, "L16", {"FC in decay, two-Gaussian": 0.54}, False),
+        (fig7, "L16 catapult", {"FC in catapult, two-Gaussian": 0.4}, True),
+        (fig7, "L16 catapult", {"FC in catapult, uniform": 0.65}, False),
         (fig8, "L17 CNN Adam decay", {"CNN none, Adam": 0.5}, True),
         (fig8, "L17 CNN Adam decay", {"CNN none, Adam": 0.7}, False),
         (nodes, "N1", {"FC constant": 0.62}, True),
@@ -277,10 +307,40 @@ def test_what_a_scale_leaves_out_is_not_judged():
     assert "not trained at this scale" in seen["why"]
 
 
+@pytest.mark.parametrize("n", [60, 200, 500, 999])
+def test_few_attacked_images_are_counted_and_not_judged(n):
+    """Accuracies are whole numbers of images: how many there are can be read off them."""
+    rng = np.random.default_rng(n)
+    frame = scores(fig6.figure, **{"FC dropout": 0.7}).frame
+    whole = (rng.random(len(frame)) * n).round() / n
+    t = Table(frame.with_columns(value=np.where(frame["quantity"] == "accuracy/train", 1, whole)))
+    assert fig6.images(t, ["FC none", "FC dropout"]) == n
+    holds, seen = verdict(fig6.figure, "L13", t)
+    assert holds is None
+    assert seen["why"].startswith(f"{n} test images were attacked")
+
+
+def test_the_best_of_several_is_chosen_on_the_other_seeds():
+    """Else the best of many equal ones would be above them by chance."""
+    values = {"a": np.array([0.0, 1.0, 0.0]), "b": np.array([0.0, 0.0, 2.0])}
+    assert fig6.best_of(values).tolist() == [0.0, 0.0, 0.0]
+    assert fig6.best_of({"a": np.array([3.0, 1.0])}).tolist() == [3.0, 1.0]
+
+
+def test_table_1_judges_the_papers_pair_alone():
+    t = scores(table1.figure, **{"CNN in catapult": 0.7, "CNN full catapult": 0.65})
+    ours = Table(t.frame.filter(~pl.col("quantity").str.starts_with("accuracy/usps")))
+    every = Table(
+        t.frame.with_columns(pl.col("quantity").replace("accuracy/usps test", "accuracy/usps"))
+    )
+    assert verdict(table1.figure, "L9", t)[0] is True
+    assert "not MNIST → USPS" in verdict(table1.figure, "L9", ours)[1]["why"]
+    assert "9 298" in verdict(table1.figure, "L9", every)[1]["why"]
+    assert verdict(table1.figure, "L10 source CNN", ours)[0] is not None
+
+
 def test_masking_fails_its_claim():
     frame = scores(fig6.figure).frame
-    import polars as pl
-
     loss = pl.col("quantity").str.starts_with("fgsm on the loss") & (pl.col("run") == "FC dropout")
     masked = Table(frame.with_columns(value=pl.when(loss).then(0.9).otherwise(pl.col("value"))))
     assert verdict(fig6.figure, "L13 ours", masked)[0] is False
@@ -352,7 +412,7 @@ def diagram(measured: float = 1.0, told: int = 1) -> Table:
         for name, at in (("decay", 1.0), ("catapult", 10.0), ("divergent", 14.0)):
             one += [(0.0, f"predicted {name}", at), (0.0, f"measured {name}", measured * at)]
         one += [(r, "sigma", 10 * r) for r in (0.3, 0.6)] + [(r, "phase", told) for r in (0.3, 0.6)]
-        rows[label] = {0: one, 1: one}
+        rows[label] = dict.fromkeys(range(5), one)
     return Table.of(rows)
 
 

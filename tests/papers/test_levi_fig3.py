@@ -130,7 +130,7 @@ def told(
             f"catapult, {name}": net(flat, loss, w, 0.5),
             f"divergent, {name}": net(flat, (10, end, end), w, noisy),
         }
-    return Table.of({label: {0: part, 1: part} for label, part in parts.items()})
+    return Table.of({label: dict.fromkeys(range(5), part) for label, part in parts.items()})
 
 
 @pytest.mark.parametrize(
@@ -142,6 +142,7 @@ def told(
         ("L6 (clipped)", {}, True),
         ("L6 (clipped)", {"node": (1, 0.3, 0.5)}, False),
         ("L6 (logits)", {"node": (1, 0.9, 0.7)}, False),
+        ("L6 (logits)", {"node": (1, 0.3, 0.33)}, True),  # a climb of 3 % is none
         ("L7 (logits)", {}, True),
         ("L7 (logits)", {"loss": (10, 40, 20)}, False),
         ("L7 (clipped)", {"loss": (10, 11, 2)}, False),
@@ -165,8 +166,9 @@ def test_a_run_that_diverged_has_not_recovered():
         (0, fig3.NOISY, 0.1),
         (50, "diverged", 50),
     ]
-    rows = {label: {0: part} for label in ("divergent, logits", "catapult, logits")}
-    rows["decay, logits"] = {0: [(600, fig3.NODE, 1.0)]}
+    five = dict.fromkeys(range(5), part)
+    rows = {label: five for label in ("divergent, logits", "catapult, logits")}
+    rows["decay, logits"] = {seed: [(600, fig3.NODE, 1.0)] for seed in range(5)}
     table = Table.of(rows)
     assert verdict("L8 (logits)", table)[0] is True
     assert verdict("L7 (logits)", table)[0] is False

@@ -117,7 +117,7 @@ def told(drift=0.0, node=(1.0, 0.5, 0.1), peak=2.0, divergent=1e9, share=1.0) ->
         for equation in ("eq 13", "eq 15")
         for event in ("decays", "recovers", "diverges", "told by kλ > 4")
     ]
-    return Table.of({label: {0: part, 1: part} for label, part in rows.items()})
+    return Table.of({label: dict.fromkeys(range(5), part) for label, part in rows.items()})
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_the_convex_solution_as_a_network_has_its_value_and_no_scale_is_better(s
 @pytest.mark.parametrize(("gap", "holds"), [(1e-9, True), (-1e-9, True), (2e-4, False)])
 def test_the_solution_is_attained_or_not(gap, holds):
     rows = [(0, "gap as a network", gap), (0, "directions", 4), (0, "duality gap", 1e-8)]
-    table = Table.of({"plane": {s: rows for s in (0, 1)}})
+    table = Table.of({"plane": dict.fromkeys(range(5), rows)})
     assert verdict(function_space, "D3 solution", table)[0] is holds
 
 
@@ -272,8 +272,10 @@ def test_figures_run_and_draw(name):
 )
 def test_reaching_means_the_noise_and_not_the_control(noise, control, holds):
     found = {f"gap {simple.NOISE}": noise, f"gap {simple.GD}": control}
-    table = Table.of({"net": {s: [(0, q, v) for q, v in found.items()] for s in (0, 1)}})
-    assert simple.reaches(table, "net")[0] is holds
+    rows = [(0, q, v) for q, v in found.items()]
+    for n, said in ((5, holds), (4, None)):
+        table = Table.of({"net": dict.fromkeys(range(n), rows)})
+        assert simple.reaches(table, "net")[0] is said
 
 
 @pytest.mark.parametrize(
@@ -285,17 +287,36 @@ def test_attained_means_to_1e_4_both_ways(gaps, holds):
 
 
 @pytest.mark.parametrize(
-    ("full", "layer", "on_R", "holds"),
-    [(2.0, 1.05, 1.01, True), (1.05, 1.05, 1.01, False), (2.0, 2.0, 1.01, False),
-     (2.0, 1.05, 1.5, None)],
+    ("claim", "full", "layer", "on_R", "holds"),
+    [("O10", 2.0, 1.5, 1.01, True), ("O10", 2.9, 1.5, 1.01, False), ("O10", 2.0, 1.5, 1.5, None),
+     ("O11", 4.0, 2.0, 1.01, True), ("O11", 2.0, 2.0, 1.01, False), ("O11", 4.0, 2.9, 1.01, False),
+     ("O11", 4.0, 2.0, 1.5, None), ("O11 order", 4.0, 2.0, 1.01, True),
+     ("O11 order", 2.0, 2.0, 1.01, False), ("O10 within", 1.05, 1.05, 1.01, True),
+     ("O10 within", 2.0, 1.05, 1.01, False), ("O11 within", 4.0, 1.05, 1.01, True)],
 )  # fmt: skip
-def test_fig2_needs_full_noise_to_miss_the_minimum(full, layer, on_R, holds):
-    low = fig2.minima(Table.of({"x": {0: [(0, "L + R", 1.0)], 1: [(0, "L + R", 1.0)]}}))
+def test_fig2_compares_distances_to_the_minimum(claim, full, layer, on_R, holds):
+    seeds = range(5)
+    low = fig2.minima(Table.of({"x": {s: [(0, "L + R", 1.0)] for s in seeds}}))
     levels = {fig2.GD: 3.0, fig2.FULL: full, fig2.LAYER: layer, fig2.ON_R: on_R}
     found = {
-        f"{m}, 300": {s: [(0, "L + R", v * low[s])] for s in (0, 1)} for m, v in levels.items()
+        f"{m}, {units}": {s: [(0, "L + R", v * low[s])] for s in seeds}
+        for m, v in levels.items()
+        for units in fig2.UNITS
     }
-    assert verdict(fig2, "O11", Table.of(found))[0] is holds
+    assert verdict(fig2, claim, Table.of(found))[0] is holds
+
+
+@pytest.mark.parametrize(("full", "holds"), [(1.5, True), (1.05, False)])
+def test_what_is_left_at_a_rate_of_0_is_full_noise_on_300_units(full, holds):
+    seeds = range(5)
+    low = fig2.minima(Table.of({"x": {s: [(0, "L + R", 1.0)] for s in seeds}}))
+    ends = {(m, u): 1.02 for m in (fig2.FULL, fig2.LAYER) for u in fig2.UNITS}
+    ends[fig2.FULL, 300] = full
+    rows = {
+        f"{m}, {u}, annealed": {s: [(0, "L + R", v * low[s])] for s in seeds}
+        for (m, u), v in ends.items()
+    }
+    assert verdict(fig2, "floor", Table.of(rows))[0] is holds
 
 
 # ------------------------------------------------------------------------------ ways of drawing
@@ -326,10 +347,14 @@ def test_one_R_for_all_ways_and_the_mirrored_half_is_the_mirror_image():
 def test_flatter_compares_with_no_noise(cyclic, holds):
     name = f"trace at loss {drawing.LEVEL:g}"
     levels = dict.fromkeys(drawing.WAYS, 0.5) | {"no noise": 1.0, "cyclic": cyclic}
-    found = {w: {s: [(1, "trace", v), (0, name, v)] for s in (0, 1)} for w, v in levels.items()}
-    table = Table.of(found)
-    assert verdict(drawing, "flatter", table)[0] is holds
-    assert verdict(drawing, "flatter at one loss", table)[0] is holds
+    for loss, said in ((0.1, holds), (1.5, None)):
+        found = {
+            w: {s: [(1, "trace", v), (0, name, v), (1, "loss/train", loss)] for s in range(5)}
+            for w, v in levels.items()
+        }
+        table = Table.of(found)
+        assert verdict(drawing, "flatter", table)[0] is said
+        assert verdict(drawing, "flatter at one loss", table)[0] is holds
 
 
 # --------------------------------------------------------------------------- where minimisers are

@@ -8,9 +8,12 @@ margin max_{j≠y} z_j − z_y, which can't saturate. The paper's claims are jud
 the loss, and once more on the margin.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
-from dither.lab import Array, Claim, Figure, Run, Table
+from dither.lab import Array, Claim, Figure, Run, Table, Verdict
+from dither.lab.rule import above, decide, not_above
 from dither.papers import style
 from dither.papers.levi2022.looks import STRENGTHS, attacked
 from dither.papers.levi2022.methods import (
@@ -18,17 +21,22 @@ from dither.papers.levi2022.methods import (
     COLOURS,
     DEPARTURES,
     NINR,
+    POINT,
+    RULED,
     SCALES,
+    SEEDS,
     Setting,
-    at_least,
     compared,
     final,
-    judged,
     lines,
+    shown,
+    unlearnt,
 )
 
 SHOWN = (*BASELINES, *NINR)
 DECAYS = ("in decay", "full decay")
+LEAST = 1000  # attacked images below which nothing is judged
+MASKED = 0.05  # of accuracy
 
 
 def runs(fc: Setting, cnn: Setting) -> dict[str, Run]:
@@ -50,47 +58,80 @@ def mean_under(method: str, target: str = "loss"):
     return lambda t, label: under(method, target)(t, label)[:, 1:].mean(1)
 
 
+def images(t: Table, labels: Iterable[str]) -> int:
+    """How many images were attacked, at least: the smallest n of which all shares are whole
+    numbers; up to `LEAST`.
+    """
+    seen = [under(m, target)(t, label).ravel() for label in labels for m in ("fgsm", "pgd")
+            for target in ("loss", "margin")]  # fmt: skip
+    shares = np.unique(np.concatenate(seen))
+    n = np.arange(1, LEAST + 1)[:, None]
+    whole = (np.abs(n * shares - np.round(n * shares)) < 1e-3).all(1)
+    return int(whole.argmax()) + 1 if whole.any() else LEAST
+
+
+def unjudged(t: Table, net: str) -> str:
+    """Why nothing can be said of a net; "" if it can."""
+    labels = [f"{net} {m}" for m in SHOWN]
+    n = images(t, labels)
+    if n < LEAST:
+        return f"{n} test images were attacked; it takes {LEAST} to tell single points apart"
+    return unlearnt(t, labels)
+
+
+def best_of(values: dict[str, Array]) -> Array:
+    """Of each seed the value of the method that is best in the mean of the other seeds, [S]."""
+    table = np.stack(list(values.values()))  # [M, S]
+    others = table.sum(1, keepdims=True) - table
+    return np.take_along_axis(table, others.argmax(0)[None], 0)[0]
+
+
 def first(net: str, method: str, ours: tuple[str, ...], target: str = "loss"):
-    """Whether the best of ours is above all others."""
+    """The best of ours above each other method. The best is chosen on the other seeds."""
 
-    def check(t: Table):
+    def check(t: Table) -> Verdict:
         value = mean_under(method, target)
-        best = max(ours, key=lambda m: value(t, f"{net} {m}").mean())
-        others = [f"{net} {m}" for m in SHOWN if m not in ours]
-        return at_least(t, [f"{net} {best}"], others, value)
+        seen = {m: value(t, f"{net} {m}") for m in SHOWN}
+        top = best_of({m: seen[m] for m in ours})
+        name = ours[0] if len(ours) == 1 else "the best NINR"
+        asked = [above(f"{name} − {m}", top, seen[m], by=POINT) for m in SHOWN if m not in ours]
+        numbers = shown(t, [f"{net} {m}" for m in SHOWN], value)
+        return decide(*asked, unless=unjudged(t, net), numbers=numbers)
 
-    return judged(net, check)
+    return check
 
 
 def above_plain(net: str):
     """L15: each decay node above L2 and none, under both attacks."""
 
-    def check(t: Table):
-        numbers, holds = {}, []
-        for method in ("fgsm", "pgd"):
-            ours, others = ([f"{net} {m}" for m in ms] for ms in (DECAYS, ("L2", "none")))
-            held, seen = at_least(t, ours, others, mean_under(method))
-            holds.append(held)
-            numbers |= {f"{method}: {label}": v for label, v in seen.items()}
-        return all(holds), numbers
+    def check(t: Table) -> Verdict:
+        seen = {(a, m): mean_under(a)(t, f"{net} {m}") for a in ("fgsm", "pgd") for m in SHOWN}
+        asked = [
+            above(f"{attack}: {m} − {other}", seen[attack, m], seen[attack, other], by=POINT)
+            for attack in ("fgsm", "pgd")
+            for m in DECAYS
+            for other in ("L2", "none")
+        ]
+        numbers = {f"{attack}: {m}": v for (attack, m), v in seen.items()}
+        return decide(*asked, unless=unjudged(t, net), numbers=numbers)
 
-    return judged(net, check)
+    return check
 
 
 def masked(net: str):
     """Ours: how often the gradient vanishes, and what an attack on the margin leaves."""
 
-    def check(t: Table):
+    def check(t: Table) -> Verdict:
         share = {f"{m}: no gradient": final(t, f"{net} {m}", "vanishing", 1.0) for m in SHOWN}
-        gap = {
-            f"{m}: FGSM, loss − margin": mean_under("fgsm")(t, f"{net} {m}")
-            - mean_under("fgsm", "margin")(t, f"{net} {m}")
+        loss, margin = mean_under("fgsm"), mean_under("fgsm", "margin")
+        asked = [
+            not_above(f"{m}: FGSM, loss − margin", loss(t, f"{net} {m}"), margin(t, f"{net} {m}"),
+                      within=MASKED)
             for m in SHOWN
-        }
-        worst = max(v.mean() for v in gap.values())
-        return bool(worst < 0.05), share | gap
+        ]  # fmt: skip
+        return decide(*asked, unless=unjudged(t, net), numbers=share)
 
-    return judged(net, check)
+    return check
 
 
 def plot(t: Table):
@@ -122,12 +163,15 @@ def plot(t: Table):
 
 def for_each(net: str, tail: str) -> list[Claim]:
     return [
-        Claim(f"L13{tail}", f"{net}, FGSM: dropout best", first(net, "fgsm", ("dropout",))),
-        Claim(f"L14{tail}", f"{net}, PGD: NINR best", first(net, "pgd", NINR)),
-        Claim(f"L15{tail}", f"{net}: decay NINR above L2 and none under both", above_plain(net)),
-        Claim(f"L13 margin{tail}", f"{net}, FGSM on the margin: dropout best",
+        Claim(f"L13{tail}", f"{net}, FGSM: dropout is above each other method, by more than 1 "
+              "point", first(net, "fgsm", ("dropout",))),
+        Claim(f"L14{tail}", f"{net}, PGD: the best NINR is above L2, dropout and none, by more "
+              "than 1 point", first(net, "pgd", NINR)),
+        Claim(f"L15{tail}", f"{net}: decay NINR, in and full, is above L2 and none under both, "
+              "by more than 1 point", above_plain(net)),
+        Claim(f"L13 margin{tail}", f"{net}, FGSM on the margin: dropout is above each other",
               first(net, "fgsm", ("dropout",), "margin")),
-        Claim(f"L14 margin{tail}", f"{net}, PGD on the margin: NINR best",
+        Claim(f"L14 margin{tail}", f"{net}, PGD on the margin: the best NINR is above the others",
               first(net, "pgd", NINR, "margin")),
         Claim(f"L13 ours{tail}", f"{net}: nobody is robust by masking (FGSM on the loss leaves "
               "less than 5 points more than on the margin)", masked(net)),
@@ -143,12 +187,16 @@ figure = Figure(
     claims=[*for_each("FC", ""), *for_each("CNN", " CNN")],
     departures=[
         *DEPARTURES,
+        RULED,
+        "changed after first results: fewer than 1 000 attacked images are not judged (had been "
+        "any number), and the best NINR of a seed is chosen on the other seeds",
         "the paper names no strengths, steps or step sizes: δ of 0.02, 0.05 and 0.1 of a pixel's "
         "range, 10 steps of δ/4; 'best' is judged on the mean over the three",
         "a run that diverged counts as chance, 10 %, and as without gradients",
         "paper: the first 1 000 test images are attacked",
         "quick: the first 200 (FC) and 60 (CNN) test images are attacked",
     ],
+    seeds=SEEDS,
     needs=("fashion-mnist",),
-    cost={"smoke": 0.2, "quick": 7, "paper": 6000},  # alone; after fig2 its runs are there
+    cost={"smoke": 0.2, "quick": 12, "paper": 6000},  # alone; after fig2 its runs are there
 )

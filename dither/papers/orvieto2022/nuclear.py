@@ -16,7 +16,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from dither.lab import Array, Claim, Figure, LinearNet, Progress, Table, Task, generator
+from dither.lab import Array, Claim, Figure, LinearNet, Progress, Table, Task, Verdict, generator
+from dither.lab.rule import above, decide, near
 from dither.papers import style
 from dither.papers.orvieto2022 import convex
 from dither.papers.orvieto2022.simple import COLOURS, GD, NOISE, Row, attained, compared, draw_gaps
@@ -24,6 +25,7 @@ from dither.papers.orvieto2022.simple import reaches as reached
 
 SIGMA, N, WIDTHS, RANK = 0.2, 40, (10, 20, 5), 2
 SHOWN = min(WIDTHS)
+HALF = 0.5  # of a rank
 
 
 def problem(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,24 +66,28 @@ def runs(steps: int, starts: int, iterations: int) -> dict[str, Task]:
     return {"net": Task.of(task, steps=steps, starts=starts, iterations=iterations)}
 
 
-def minimum(t: Table):
+def minimum(t: Table) -> Verdict:
     return attained(t, "net")
 
 
-def reaches(t: Table):
+def reaches(t: Table) -> Verdict:
     return reached(t, "net")
 
 
-def low_rank(t: Table):
-    """How many singular values exceed 1 % of the largest."""
-    ranks = {name: _rank(t.series("net", f"singular value {name}")[1]) for name in (GD, NOISE)}
-    known = _rank(t.series("net", "singular value convex")[1])
-    holds = (ranks[NOISE] == known).all() and (ranks[NOISE] < ranks[GD]).all()
-    third = {}
+def low_rank(t: Table) -> Verdict:
+    """How many singular values exceed 1 % of the largest, in the mean over seeds to half a one."""
+    gd, noise, known = (
+        _rank(t.series("net", f"singular value {name}")[1]) for name in (GD, NOISE, "convex")
+    )
+    third = {"convex": known}
     for name in (GD, NOISE):
         values = t.series("net", f"singular value {name}")[1]
         third[f"third over first, {name}"] = values[:, RANK] / values[:, 0]
-    return bool(holds), {**ranks, "convex": known, **third}
+    return decide(
+        near(f"rank, {NOISE} − convex", noise, known, within=HALF),
+        above(f"rank, {GD} − {NOISE}", gd, noise, by=HALF),
+        numbers=third,
+    )
 
 
 def _rank(values: Array) -> Array:
@@ -117,8 +123,10 @@ figure = Figure(
     departures=[
         "§2.4 has no experiment; ours: n = 40, widths 10-20-5, rank 2 planted, noise 0.1, σ = 0.2",
         "GD starts from the same point as GD with noise",
+        "changed after first results: means over seeds with 95 % intervals and n ≥ 5 (had been "
+        "bare means, or every seed)",
         "smoke: 40 steps, far from converged",
     ],
-    seeds={"smoke": 2, "quick": 3, "paper": 10},
-    cost={"smoke": 0.1, "quick": 0.5, "paper": 15},
+    seeds={"smoke": 2, "quick": 5, "paper": 10},
+    cost={"smoke": 0.1, "quick": 0.8, "paper": 15},
 )  # fmt: skip

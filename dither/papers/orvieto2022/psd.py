@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dither.lab import Array, Claim, Figure, Progress, Table, Task, generator
+from dither.lab import Array, Claim, Figure, Progress, Table, Task, Verdict, generator
 from dither.papers import style
 from dither.papers.orvieto2022 import convex
 from dither.papers.orvieto2022.simple import (
@@ -35,6 +35,7 @@ from dither.papers.orvieto2022.simple import (
     attained,
     compared,
     draw_gaps,
+    ends,
 )
 
 SIGMA, D, R, RANK = 0.1, 10, 12, 3
@@ -100,15 +101,13 @@ def above(t: Table, name: str, method: str) -> Array:
     return t.last("psd", f"above the minimum of {name}, {method}")
 
 
-def reaches(t: Table):
+def reaches(t: Table) -> Verdict:
     """As the paper has it: R's own problem, strength σ²(d + 1)."""
-    noise, control = above(t, "R", NOISE), above(t, "R", GD)
-    return bool(noise.mean() <= 0.05 < control.mean()), {NOISE: noise, GD: control}
+    return ends(above(t, "R", NOISE), above(t, "R", GD))
 
 
-def corrected(t: Table):
-    noise, control = above(t, "noise", NOISE), above(t, "noise", GD)
-    return bool(noise.mean() <= 0.05 < control.mean()), {NOISE: noise, GD: control}
+def corrected(t: Table) -> Verdict:
+    return ends(above(t, "noise", NOISE), above(t, "noise", GD))
 
 
 def plot(t: Table):
@@ -147,8 +146,10 @@ figure = Figure(
         "§2.5 has no experiment; ours: d = 10, r = 12, rank 3 planted, symmetric noise, σ = 0.1",
         "§2.5 gives no strength of the penalty: R's is σ²(d + 1), the noise's own σ²(d + 1 + r)",
         "GD starts from the same point as GD with noise",
+        "changed after first results: means over seeds with 95 % intervals and n ≥ 5 (had been "
+        "bare means, or every seed)",
         "smoke: 40 steps, far from converged",
     ],
-    seeds={"smoke": 2, "quick": 3, "paper": 10},
-    cost={"smoke": 0.1, "quick": 1, "paper": 15},
+    seeds={"smoke": 2, "quick": 5, "paper": 10},
+    cost={"smoke": 0.1, "quick": 1.7, "paper": 15},
 )  # fmt: skip

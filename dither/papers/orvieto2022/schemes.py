@@ -9,13 +9,13 @@ Their recorded trace is multiplied by the number of probes; here it is the trace
 linear in each tensor but for kinks: the Hessian's trace is the Gauss–Newton part's, exactly.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from dither.lab import Accuracy, Array, Loss, Run, State, Table
+from dither.lab import Accuracy, Array, Loss, Run, State, Table, rule
 from dither.measures.curvature import trace
 from dither.papers import style
 
@@ -23,7 +23,9 @@ GD, FULL, LAYER = "GD", "GD + noise", "GD + noise (layer)"
 DRAWS = {GD: None, FULL: "all", LAYER: "cycle"}
 SCHEMES = tuple(DRAWS)
 COLOURS = {GD: style.BLACK, FULL: style.RED, LAYER: style.BLUE}
-LEARNT = 1.0  # a training loss of less than half of ln 10: above it nothing is compared
+LEARNT = 1.0  # a training loss of less than half of ln 10: above it a network is not compared
+POINT = 0.01  # of accuracy: the smallest difference that counts
+PART = 0.05  # of a trace or of a test loss
 TRACE, LOSS, TEST, ACCURACY = "trace", "loss/train", "loss/test", "accuracy/test"
 GAUSS_NEWTON = "Gauss–Newton"
 
@@ -88,6 +90,15 @@ def best(t: Table, label: str, quantity: str = ACCURACY) -> Array:
     return np.nanmax(t.series(label, quantity)[1], 1)
 
 
+def chosen(found: Sequence[Array]) -> Array:
+    """Of each seed the value of the run that is best in the mean of the other seeds; found: [S] of
+    each run. To choose on the same seed would put the best of many equal ones above them.
+    """
+    table = np.stack(found)  # [runs, S]
+    others = table.sum(1, keepdims=True) - table
+    return np.take_along_axis(table, others.argmax(0)[None], 0)[0]
+
+
 def common_loss(t: Table, labels: Iterable[str]) -> Array:
     """The lowest training loss that all of them reached, [S]."""
     return np.max([np.nanmin(t.series(label, LOSS)[1], 1) for label in labels], 0)
@@ -110,10 +121,9 @@ def at_loss(t: Table, label: str, quantity: str, level: Array) -> Array:
 
 
 def unlearnt(t: Table, labels: Iterable[str]) -> str:
-    """Why nothing can be said: the names of those that hardly fit their images; or ""."""
-    high = [label for label in labels if np.nanmin(t.series(label, LOSS)[1], 1).mean() > LEARNT]
-    what = "have not brought their training loss" if len(high) > 1 else "has not brought its loss"
-    return f"{' and '.join(high)} {what} below {LEARNT:g}" if high else ""
+    """Which have never had a training loss below `LEARNT`, as a sentence; "" where all have."""
+    low = {label: np.nanmin(t.series(label, LOSS)[1], 1) for label in labels}
+    return rule.unlearnt(low, at_most=LEARNT, what="lowest training loss")
 
 
 def report(t: Table, labels: Mapping[str, str]) -> dict[str, Any]:
@@ -159,8 +169,21 @@ def panel(ax: Any, t: Table, labels: Mapping[str, str], quantity: str, **how: An
         style.band(ax, steps, values, COLOURS[scheme], log=log, label=scheme, **how)
     ax.set(title=TITLES[quantity], xlabel="step")
     if quantity in LOGARITHMIC:
-        ax.set_yscale("log")
+        logarithmic(ax)
     if quantity == ACCURACY:  # the ends in full, the start as far as there is room
         ends = np.concatenate([t.last(label, ACCURACY) for label in labels.values()])
         tops = [best(t, label).max() for label in labels.values()]
         ax.set_ylim(max(0.0, float(np.nanmin(ends)) - 0.1), max(tops) + 0.02)
+
+
+def logarithmic(ax: Any) -> None:
+    """A logarithmic y axis whose minor ticks have no numbers: below a decade they overprint; there
+    the ends of the axis are numbered instead.
+    """
+    ax.set_yscale("log")
+    ax.yaxis.set_minor_formatter("")
+    low, high = ax.get_ylim()
+    if not any(low <= tick <= high for tick in 10.0 ** np.arange(-9, 10)):
+        ticks = np.geomspace(low * 1.02, high / 1.02, 3)
+        ax.set_yticks(ticks, [f"{tick:.2g}" for tick in ticks])
+        ax.set_yticks([], minor=True)

@@ -7,7 +7,7 @@
 each measured by how far L + R (eq. 6) is above the convex problem's minimum, relative to it: "gap".
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import dither
 from dither import loss as losses
-from dither.lab import Table
+from dither.lab import Array, Table, Verdict
+from dither.lab.rule import above, decide, exact, not_above
 from dither.lab.training.optimiser import SCHEDULES
 from dither.papers import style
 
@@ -129,18 +130,24 @@ _ties = count()
 # ------------------------------------------------------------------------------------- judging
 
 
-def attained(t: Table, label: str) -> tuple[bool, Mapping[str, Any]]:
+def attained(t: Table, label: str) -> Verdict:
     """The least L + R over factorisations is the convex problem's minimum, to 1e-4, both ways."""
     gaps = t.series(label, f"gap {MINIMISED}")[1]  # [S, starts]
-    numbers = {"best start": gaps.min(1), "worst start": gaps.max(1)}
-    return bool((np.abs(gaps.min(1)) <= EXACT).all()), numbers
+    asked = exact("best start, above the minimum", gaps.min(1), low=-EXACT, high=EXACT)
+    return decide(asked, numbers={"worst start": gaps.max(1)})
 
 
-def reaches(t: Table, label: str) -> tuple[bool, Mapping[str, Any]]:
-    """GD with noise ends within 5 % (mean over seeds), GD from the same point does not."""
+def reaches(t: Table, label: str) -> Verdict:
+    """GD with noise ends within 5 %, GD from the same point does not."""
     noise, control = (t.last(label, f"gap {m}") for m in (NOISE, GD))
-    numbers = {NOISE: noise, f"{GD}, same start": control}
-    return bool(noise.mean() <= NEAR < control.mean()), numbers
+    return ends(noise, control)
+
+
+def ends(noise: Array, control: Array) -> Verdict:
+    """How far above a minimum, relative to it, by seed."""
+    return decide(
+        not_above(NOISE, noise, within=NEAR), above(f"{GD}, same start", control, by=NEAR)
+    )
 
 
 def draw_gaps(ax: Any, t: Table, label: str) -> None:
