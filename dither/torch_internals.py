@@ -7,6 +7,7 @@ name, so that a torch that has changed says which one.
 from __future__ import annotations
 
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -141,28 +142,38 @@ def inside_functorch() -> bool:
     return _functorch.maybe_current_level() is not None
 
 
-class _Plain:
-    """In place of `CheckpointFunction`: calls the function."""
+_plain = threading.local()  # .depth: how many `without_checkpoints` this thread is in
+_checkpoint_function: Any = torch.utils.checkpoint.CheckpointFunction
+_generator: Any = torch.utils.checkpoint._checkpoint_without_reentrant_generator
+
+
+class _CheckpointFunction:
+    """`CheckpointFunction`, or the function itself in a thread that asks for it."""
 
     @staticmethod
     def apply(function: Callable, preserve: bool, *args: Any) -> Any:
-        return function(*args)
+        if getattr(_plain, "depth", 0):
+            return function(*args)
+        return _checkpoint_function.apply(function, preserve, *args)
+
+
+def _without_reentrant(*args: Any, **kwargs: Any) -> Any:
+    return iter((None,)) if getattr(_plain, "depth", 0) else _generator(*args, **kwargs)
 
 
 @contextmanager
 def without_checkpoints() -> Iterator[None]:
-    """Activation checkpoints call their function and keep what it saves; nothing is computed again.
+    """Activation checkpoints of this thread call their function and keep what it saves.
 
     A recomputed forward would be met by no mode of ours, and its gradients are not differentiable
-    twice. `torch.utils.checkpoint.checkpoint` looks both names up at each call.
+    twice. `torch.utils.checkpoint.checkpoint` looks both names up at each call; what stands there
+    from the first call on is torch's own for every other thread, and after the end.
     """
     module: Any = torch.utils.checkpoint
-    names = ("CheckpointFunction", "_checkpoint_without_reentrant_generator")
-    before = [getattr(module, name) for name in names]
-    module.CheckpointFunction = _Plain
-    module._checkpoint_without_reentrant_generator = lambda *args, **kwargs: iter((None,))
+    module.CheckpointFunction = _CheckpointFunction
+    module._checkpoint_without_reentrant_generator = _without_reentrant
+    _plain.depth = getattr(_plain, "depth", 0) + 1
     try:
         yield
     finally:
-        for name, was in zip(names, before, strict=True):
-            setattr(module, name, was)
+        _plain.depth -= 1

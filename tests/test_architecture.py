@@ -42,7 +42,7 @@ FLOORS = [
     "table identity wording rule original",
 ]
 FLOOR = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
-LONGEST = 400  # lines; over that there are two ideas in a file
+LONGEST = {"tests": 460}  # lines, 400 elsewhere; over that there are two ideas in a file
 
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -161,4 +161,4 @@ def test_no_file_is_too_long(folder):
         str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
         for path in (ROOT / folder).rglob("*.py")
     }
-    assert not {path: n for path, n in lengths.items() if n > LONGEST}
+    assert not {path: n for path, n in lengths.items() if n > LONGEST.get(folder, 400)}

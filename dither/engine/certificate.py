@@ -16,6 +16,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,40 +39,53 @@ class Violations(NamedTuple):
 
 
 class Compared:
-    """Two pulls of one column compared at every tap, the second with a random half silenced."""
+    """A mixture of columns compared at every tap with itself, a random half silenced."""
 
     def __init__(self, activations: Mapping[int, Any], used: Mapping[int, list[Use]]) -> None:
         self.activations, self.used = activations, used
         self.half: Tensor | None = None  # m [B]
+        self.rng = torch.Generator().manual_seed(secrets.randbits(62))
+        self.weights = torch.empty(0)  # r [K] of the columns under way
+        self.column: Tensor | None = None  # u, so far
         self.kept: dict[int, Tensor] = {}
         self.found = Violations([], set())
 
-    def silenced(self, column: Tensor) -> Tensor | None:
-        """u∘m; None for a batch of one."""
-        if len(column) < 2:
-            return None
-        self.half = random_half(len(column)).to(column.device)
-        return silence(column, self.half)
+    def add(self, columns: Tensor) -> None:
+        """Columns [K, *z.shape] are about to be pulled back: they enter the mixture
+        u = Σ_k r_k columns[k], r ~ N(0, 1).
+        """
+        self.weights = torch.randn(len(columns), generator=self.rng).to(columns)
+        self.column = _added(self.column, torch.tensordot(self.weights, columns.detach(), 1))
 
     def first(self, n: int, g: Any) -> None:
-        """The first pull's gradients [1, …] at tap n, kept for the second."""
-        self.kept[n] = plain(g).detach().clone()
+        """Their gradients [K, …] at tap n enter its mixture."""
+        g = plain(g).detach()
+        part = torch.tensordot(self.weights.to(g.dtype), g, 1)
+        self.kept[n] = _added(self.kept.get(n), part)
+
+    def silenced(self) -> Tensor:
+        """u∘m [1, *z.shape]."""
+        assert self.column is not None
+        self.half = random_half(len(self.column)).to(self.column.device)
+        return silence(self.column, self.half).unsqueeze(0)
 
     def second(self, n: int, g: Any) -> None:
-        """The second pull's."""
-        self.both(n, self.kept.pop(n), g)
-
-    def both(self, n: int, u: Any, v: Any) -> None:
-        """Both pulls' gradients [1, …] at tap n."""
-        u, v, half = plain(u).detach()[0], plain(v).detach()[0], self.half
-        assert half is not None
+        """The gradient [1, …] of the silenced mixture."""
+        rows = None if isinstance(g, Tensor) else 0  # of a product: W mixes the rest of a row
+        u, v, half = self.kept.pop(n, None), plain(g).detach()[0], self.half
+        if u is None or half is None:
+            return
         if n in self.activations:
             tapped = self.activations[n]
-            if not partitioned(u, v, half, tapped.rows):
+            if not partitioned(u, v, half, tapped.rows if rows is None else rows):
                 self.found.activations.append(tapped.name)
         for use in self.used.get(n, ()):
             if use.candidates and not in_layout(u, v, half, use.layout):
                 self.found.parameters.add(use.name)
+
+
+def _added(before: Tensor | None, part: Tensor) -> Tensor:
+    return part if before is None else before.add_(part)
 
 
 def random_half(batch: int) -> Tensor:
@@ -79,9 +93,10 @@ def random_half(batch: int) -> Tensor:
     from no generator that a run depends on.
     """
     while True:
-        bits = secrets.randbits(batch)
-        if 0 < bits < 2**batch - 1:
-            return torch.tensor([bits >> i & 1 for i in range(batch)], dtype=torch.bool)
+        random = np.frombuffer(secrets.token_bytes(-(-batch // 8)), np.uint8)
+        half = torch.from_numpy(np.unpackbits(random)[:batch].astype(bool))
+        if half.any() and not half.all():
+            return half
 
 
 def halves(batch: int) -> Iterable[Tensor]:
@@ -139,6 +154,7 @@ class Learnt(NamedTuple):
 
     layouts: list[list[Layout]]
     replay: bool
+    whole: bool = True  # every gradient that came by said something: none was 0 or not finite
 
 
 def examine(graph: Any) -> tuple[Learnt, Violations]:
@@ -174,7 +190,8 @@ def examine(graph: Any) -> tuple[Learnt, Violations]:
 
         def compare(n: int, g: Any, half: Tensor = half) -> None:
             v, tapped = plain(g)[0].detach(), graph.activations.get(n)
-            if tapped is not None and not partitioned(whole[n], v, half, tapped.rows):
+            rows = 0 if tapped is None or not isinstance(g, Tensor) else tapped.rows
+            if tapped is not None and not partitioned(whole[n], v, half, rows):
                 meet[tapped.name] = None
             for use in graph.used.get(n, ()):
                 use.candidates = [c for c in use.candidates if in_layout(whole[n], v, half, c)]
@@ -183,9 +200,9 @@ def examine(graph: Any) -> tuple[Learnt, Violations]:
     lost = {use.name for use in graph.uses if not use.candidates}
     lost |= _off(graph, alone, i, lost)
     graph.forget_operands()
-    return Learnt([u.candidates for u in graph.uses], replay is not None), Violations(
-        list(meet), lost
-    )
+    spoke = all(0 < float(norms(g)) < torch.inf for g in whole.values())
+    learnt = Learnt([u.candidates for u in graph.uses], replay is not None, spoke)
+    return learnt, Violations(list(meet), lost)
 
 
 def _tells_the_same(graph: Any, replay: Any, column: Tensor, told: Mapping[int, Tensor]) -> bool:
@@ -215,6 +232,7 @@ def _off(graph: Any, column: Tensor, i: int, lost: set[str]) -> set[str]:
             if name in names
         }
         graph.let_go()
+    types = {u.name: (u.type, u.kind.a) for u in graph.uses}
     own = graph.own(column, {n: graph.parameters[n] for n in names})
     found = set()
     for name in names:
@@ -222,11 +240,23 @@ def _off(graph: Any, column: Tensor, i: int, lost: set[str]) -> set[str]:
         norm2, noise = by_rules.get(name, (None, 0.0))
         rest = 0.0 if norm2 is None else float(norm2.sum() - norm2[i])
         mine = 0.0 if norm2 is None else float(norm2[i])
-        eps = torch.finfo(column.dtype).eps
+        eps = coarsest(column, graph.parameters[name], *types.get(name, ()))
         off = abs(mine - true**2) + abs(rest)
         if off > 2 * eps**EPS * max(mine, true**2) + noise:
             found.add(name)
     return found
+
+
+def coarsest(*of: Any) -> float:
+    """The largest ε of the types of some tensors, and of autocast where it is on."""
+    found = [t.dtype if isinstance(t, Tensor) else t for t in of]
+    found += [torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda") if _autocast(kind)]
+    real = [t for t in found if isinstance(t, torch.dtype) and t.is_floating_point]
+    return max(torch.finfo(t).eps for t in real)
+
+
+def _autocast(kind: str) -> bool:
+    return torch.is_autocast_enabled(kind)
 
 
 def _norm2(gradient: Gradient) -> Tensor:

@@ -306,11 +306,12 @@ def einsum(mode: Any, func: Any, equation: Any, *operands: Any) -> Any:
     )
 
 
-def embedding_bag(mode: Any, func: Any, x: Tensor, w: Tensor, *args: Any, **kwargs: Any) -> Any:
+def embedding_bag(met: Any, func: Any, /, x: Tensor, w: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Rows of W by number, summed, averaged or the largest taken."""
-    if (args and len(args) > 1 and args[1] is not None) or kwargs.get("max_norm") is not None:
+    max_norm = kwargs.get("max_norm", args[1] if len(args) > 1 else None)
+    if max_norm is not None:
         return NotImplemented
-    with mode:
+    with met:
         return bag(x, w, *args, **kwargs)
 
 

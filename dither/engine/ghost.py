@@ -29,7 +29,7 @@ class Use:
     """One use of a parameter, or of a slice of it, in a forward.
 
     region    (offset, shape, stride) of the slice in its storage
-    out       the shape of what the function gave
+    out, type  shape and type of what the function gave
     features  its trailing dimensions that are no positions; −1 where the parameter is broadcast
     caught    the columns under way [K, *out], once they have come by
     """
@@ -39,6 +39,7 @@ class Use:
     shape: torch.Size
     region: tuple
     out: torch.Size
+    type: torch.dtype
     features: int
     candidates: list[Layout]
     caught: Caught | None = None

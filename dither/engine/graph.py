@@ -142,22 +142,14 @@ class Graph:
     ) -> dict[str, Gradient]:
         """Pull columns [K, *z.shape] back (K = 1 without a replay); {parameter: its gradients}.
 
-        With `compared`, the first of them is pulled back once more with half of the samples
-        silenced, and what both give is compared.
+        What comes by enters the mixture that is `compared`.
         """
         self._forget()
         if not self.z.requires_grad:
             return {}
-        half = None if compared is None else compared.silenced(columns[0])
-        if half is None:
-            self._listen(columns, partial(self._hear, catch, None), replay=self.replay)
-        elif self.replay is not None:
-            both = torch.cat([columns, half.unsqueeze(0)])
-            self._listen(both, partial(self._hear, catch, compared), replay=self.replay)
-        else:
-            assert compared is not None
-            self._listen(columns, partial(self._hear_and_keep, catch, compared), replay=None)
-            self._listen(half.unsqueeze(0), compared.second, replay=None, recorded=False)
+        if compared is not None:
+            compared.add(columns)
+        self._listen(columns, partial(self._hear, catch, compared), replay=self.replay)
         found: dict[str, list[Use]] = {}
         for use in self.uses:
             if use.caught is not None:
@@ -203,21 +195,21 @@ class Graph:
         for use in self.uses:
             use.caught = None
 
+    def compare(self, compared: Compared) -> None:
+        """Pull the mixture back once more, a random half of its samples silenced."""
+        if compared.column is not None:
+            self.tell(compared.silenced(), compared.second, replay=self.replay)
+
     def _hear(self, catch: Catch, compared: Compared | None, n: int, g: Any) -> None:
-        """A tap tells its columns; the last is the silenced one where two are compared."""
+        """A tap tells its columns."""
         if compared is not None:
-            compared.both(n, g[:1], g[-1:])
-            g = g[:-1]
+            compared.first(n, g)
         if n in self.used:
             caught = Caught(wide(g))
             for use in self.used[n]:
                 use.catch(caught)
         else:
             catch(n, g)
-
-    def _hear_and_keep(self, catch: Catch, compared: Compared, n: int, g: Any) -> None:
-        compared.first(n, g)
-        self._hear(catch, None, n, g)
 
     def _listen(
         self,

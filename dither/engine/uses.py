@@ -86,7 +86,16 @@ class Uses(TorchFunctionMode):
                 kind.a = wide(kind.a)
                 broadcast = isinstance(kind, Elementwise)
                 uses.append(
-                    Use(name, kind, w.shape, region, out.shape, -1 if broadcast else features, [])
+                    Use(
+                        name,
+                        kind,
+                        w.shape,
+                        region,
+                        out.shape,
+                        out.dtype,
+                        -1 if broadcast else features,
+                        [],
+                    )
                 )
         self.uses += uses
         return self.tap(out, uses) if uses and self.tap else out
@@ -111,7 +120,9 @@ class Uses(TorchFunctionMode):
         Stray is what also reaches z by a way no rule has met, whose operand is gone, or whose
         slices overlap themselves.
         """
-        found = {u.name for u in self.uses if u.overwritten or _overlaps(u.region)}
+        found = {
+            u.name for u in self.uses if u.overwritten or not u.candidates or _overlaps(u.region)
+        }
         seen, stack, nodes = set(), [z.grad_fn], []
         while stack:
             node = stack.pop()

@@ -313,10 +313,11 @@ def _half(batch: int) -> Tensor:
     """A random half of the samples [B], not all alike; of the system's randomness, as a check
     draws from no generator that a run depends on.
     """
+    generator = torch.Generator().manual_seed(secrets.randbits(62))
     while True:
-        bits = secrets.randbits(batch)
-        if 0 < bits < 2**batch - 1:
-            return torch.tensor([bits >> i & 1 for i in range(batch)])
+        half = torch.rand(batch, generator=generator) < 0.5
+        if half.any() and not half.all():
+            return half
 
 
 def sample(y: Any, i: int, batch: int) -> Any:

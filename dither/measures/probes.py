@@ -94,7 +94,9 @@ class Places(Uses):
             if name:
                 kind.a = kind.a.detach() if isinstance(kind.a, Tensor) else kind.a
                 region = (w.storage_offset(), tuple(w.shape), tuple(w.stride()))
-                tap.uses.append(Use(name, kind, w.shape, region, out.shape, features, []))
+                tap.uses.append(
+                    Use(name, kind, w.shape, region, out.shape, out.dtype, features, [])
+                )
         self.uses += tap.uses
         self.taps.append(tap)
         probed = out + tap.probe

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dither.calling import output
-from dither.engine.certificate import norms
+from dither.engine.certificate import coarsest, norms
 from dither.engine.graph import Graph
 from dither.loss.columns import Columns
 
@@ -39,7 +39,7 @@ def one_by_one(
         )
     every = [(float(sign), column) for sign, column in columns]
     sign = [s for s, _ in every]
-    alone = Alone(noise, x, z, leaf)
+    alone = Alone(pull, x, z, leaf)
     for i in range(batch):
         z_i = alone(i)
         if z_i is None:
@@ -59,10 +59,11 @@ class Alone:
     batch; else None.
     """
 
-    def __init__(self, noise: Any, x: Any, z: Tensor, leaf: Mapping[str, Tensor]) -> None:
+    def __init__(self, pull: Any, x: Any, z: Tensor, leaf: Mapping[str, Tensor]) -> None:
+        noise = pull.noise
         self.noise, self.x, self.z, self.leaf = noise, x, z, leaf
         one = isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == z.shape[0]
-        self.possible = one and not noise.stack
+        self.possible = one and not noise.stack and not pull.wrote
         self.asked = False
 
     def __call__(self, i: int) -> Tensor | None:
@@ -74,7 +75,7 @@ class Alone:
             self.possible = False
             return None
         here = self.z[i : i + 1]
-        if z_i.shape != here.shape or not near(z_i, here):
+        if z_i.shape != here.shape or not near(z_i, here, *self.leaf.values()):
             return None
         if not self.asked:
             self.asked = True
@@ -89,13 +90,19 @@ class Alone:
         )
         a = _back(z_i, start[i : i + 1], self.leaf, False)
         b = _back(self.z, start, self.leaf, False)
-        return a.keys() == b.keys() and all(near(a[n], b[n]) for n in a)
+        return a.keys() == b.keys() and all(near(a[n], b[n], *self.leaf.values()) for n in a)
 
 
-def near(a: Tensor, b: Tensor) -> bool:
-    """‖a − b‖ ≤ √ε ‖b‖."""
-    eps = torch.finfo(b.dtype).eps
-    return bool(norms(a.detach() - b.detach()) <= eps**0.5 * norms(b.detach()))
+def near(a: Tensor, b: Tensor, *of: Tensor) -> bool:
+    """‖a − b‖ ≤ √ε ‖b‖, ε of the coarsest type at work (`of`: the parameters); what is not finite
+    must be the same.
+    """
+    a, b = a.detach(), b.detach()
+    fine = a.isfinite() & b.isfinite()
+    if not torch.equal(a.masked_fill(fine, 0).nan_to_num(), b.masked_fill(fine, 0).nan_to_num()):
+        return False
+    a, b = a.masked_fill(~fine, 0), b.masked_fill(~fine, 0)
+    return bool(norms(a - b) <= coarsest(b, *of) ** 0.5 * norms(b))
 
 
 def _back(

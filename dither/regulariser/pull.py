@@ -31,6 +31,7 @@ from dither.regulariser.independence import check_seen, refuse_meeting, rows
 from dither.regulariser.one_by_one import near, one_by_one
 
 SignedColumn = tuple[float, Tensor]
+KNOWN = 256  # graphs that are remembered
 
 
 class Pull:
@@ -54,6 +55,9 @@ class Pull:
         self.coupled, self.differentiable = coupled, differentiable
         self.laws = {n: s.unit if unit else noise.noise_at(s) for n, s in noise.sites.items()}
         self.weights = [s.name for s in noise.ordered if s.side == "parameter"]
+        self.wrote = False  # the forward has written to its input
+        self.known_as: tuple = ()
+        self.examined = 0  # how often this call has asked everything
         self.copied: set[str] = set()  # activations that are changed in place later
         self.recording: Recording | None = None  # None: nothing is tapped
         self.here: dict[int, Here] = {}
@@ -87,6 +91,7 @@ class Pull:
         device = next((t.device for t in [*self.noise.model.parameters(), *tensors(x)]), None)
         met = {} if self.coupled else {n: p for n, p in leaf.items() if n not in stray}
         model = self.noise.wrapper if self.differentiable else self.noise.model
+        versions = [t._version for t in tensors(x)]
         while True:
             self.here = {}
             self.recording = Recording(met, device, recorded=self.differentiable)
@@ -94,9 +99,11 @@ class Pull:
                 graph = self.recording(lambda: output(model, x))
             finally:
                 self.recording = None
+            self.wrote = self.wrote or [t._version for t in tensors(x)] != versions
             if not graph.overwritten:
                 return graph
             self.copied |= graph.overwritten
+            self.check_input()
 
     # ------------------------------------------------------------------------------ the sum
 
@@ -109,11 +116,13 @@ class Pull:
                 graph = self.record(x, leaf, stray)
                 if graph.stray - stray and not self.coupled:
                     stray |= graph.stray
+                    self.check_input()
                     continue
                 try:
                     return self.summed(graph, x, y, leaf, set(leaf) if self.coupled else stray)
                 except _Elsewhere as found:
                     stray |= found.parameters
+                    self.check_input()
                 finally:
                     graph.let_go()
 
@@ -142,11 +151,11 @@ class Pull:
             stack = torch.stack([column for _, column in chunk])
             for name, gradient in graph.pull(stack, catch, compared).items():
                 self.add_parameter(shares, name, gradient, leaf, sign)
-            if compared is not None:
-                self.judge(graph, compared.found)
-                compared = None
             for name, g in graph.own(stack[0], {n: leaf[n] for n in of_batch}).items():
                 self.add_parameter(shares, name, g[None, None], leaf, sign)
+        if compared is not None:
+            graph.compare(compared)
+            self.judge_again(graph, compared.found)
         if own and self.samples is None:
             for name, sign, g in one_by_one(self, graph, x, columns, {n: leaf[n] for n in own}):
                 self.add_parameter(shares, name, g, leaf, sign)
@@ -197,30 +206,63 @@ class Pull:
         asked = graph.activations if self.samples is None else {}
         if len(graph.z) < 2 or not graph.z.requires_grad or not (asked or graph.uses):
             return None
-        mark = (graph.fingerprint, self.noise.model.training, graph.replay is not None)
+        mark = self.known_as = self.mark(graph)
         known = self.noise.layouts
         if mark not in known:
             self.check_repeats(graph, x)
             learnt, violations = examine(graph)
+            self.examined += 1
             self.judge(graph, violations)
-            known[mark] = learnt
-        learnt = known[mark]
+            while len(known) >= KNOWN:
+                known.pop(next(iter(known)))
+            if learnt.whole:  # a gradient of 0 says nothing: it is asked again at the next call
+                known[mark] = learnt
+        else:
+            learnt = known[mark]
         for use, layouts in zip(graph.uses, learnt.layouts, strict=True):
             use.candidates = layouts
         if not learnt.replay:
             graph.replay = None
         return Compared(asked, graph.used)
 
+    def mark(self, graph: Graph) -> tuple:
+        """By which what was learnt of a graph is known again."""
+        return (
+            graph.fingerprint,
+            self.noise.model.training,
+            bool(graph.replay),
+            self.samples is None,
+        )
+
+    def judge_again(self, graph: Graph, found: Violations) -> None:
+        """The same, of a graph that was known: what was learnt of it holds no more. It is asked
+        everything anew before a parameter is met one by one.
+        """
+        if found.parameters and not self.examined:
+            self.noise.layouts.pop(self.known_as, None)
+            found = Violations(found.activations, set())
+            self.judge(graph, found)
+            raise _Elsewhere(set())
+        self.judge(graph, found)
+
+    def check_input(self) -> None:
+        """Raises DitherError where a forward that must be run again has written to its input."""
+        if self.wrote:
+            raise DitherError(
+                f"the forward of {type(self.noise.model).__name__} writes to its input in place, "
+                "and must be run more than once here: let it work on a copy, x = x.clone()"
+            )
+
     def check_repeats(self, graph: Graph, x: Any) -> None:
         """Raises DitherError where a model in eval mode gives another output when it is called
         again.
         """
         model = self.noise.model
-        if any(module.training for module in model.modules()):
+        if self.wrote or any(module.training for module in model.modules()):
             return  # a dropout of the model's own is meant
         with torch.no_grad():
             again = output(model, x)
-        if again.shape != graph.z.shape or not near(again, graph.z):
+        if again.shape != graph.z.shape or not near(again, graph.z, *model.parameters()):
             raise DitherError(
                 f"{type(model).__name__} gives another output when it is called again in eval "
                 "mode: it draws by itself (F.dropout without training=?) or keeps a state; R is of "
