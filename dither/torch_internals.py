@@ -147,6 +147,11 @@ _checkpoint_function: Any = torch.utils.checkpoint.CheckpointFunction
 _generator: Any = torch.utils.checkpoint._checkpoint_without_reentrant_generator
 
 
+def version(t: torch.Tensor) -> int:
+    """How often a tensor was written to; 0 for inference tensors, which do not count."""
+    return 0 if t.is_inference() else t._version
+
+
 class _CheckpointFunction:
     """`CheckpointFunction`, or the function itself in a thread that asks for it."""
 

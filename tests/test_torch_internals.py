@@ -86,3 +86,71 @@ def test_a_plain_subclass_of_tensor():
     t = torch.ones(2).as_subclass(Plain)
     assert type(t + 1) is torch.Tensor
     assert type(internals.data_of.__get__(t)) is torch.Tensor
+
+
+def test_versions_count_writes():
+    t = torch.zeros(2)
+    before = internals.version(t)
+    t.add_(1)
+    assert internals.version(t) == before + 1
+    with torch.inference_mode():
+        assert internals.version(torch.zeros(2)) == 0
+
+
+def test_a_function_without_its_guard_does_not_ask_for_overrides():
+    class Seen(torch.overrides.TorchFunctionMode):
+        names = ()
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            self.names = (*self.names, func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    x, w = torch.zeros(2, dtype=torch.long), torch.ones(3, 4)
+    with Seen() as seen:
+        internals.unguarded(torch.nn.functional.embedding)(x, w)
+    assert "embedding" in seen.names
+
+
+def test_checkpoints_are_off_in_one_thread_only():
+    import threading
+
+    from torch.utils.checkpoint import checkpoint
+
+    def runs(reentrant):
+        count = []
+
+        def part(x):
+            count.append(1)
+            return x.sin()
+
+        checkpoint(
+            part, torch.ones(2, requires_grad=True), use_reentrant=reentrant
+        ).sum().backward()
+        return len(count)
+
+    def elsewhere(reentrant):
+        found = []
+        thread = threading.Thread(target=lambda: found.append(runs(reentrant)))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    for reentrant in (False, True):
+        with internals.without_checkpoints():
+            with internals.without_checkpoints():
+                assert runs(reentrant) == 1
+            assert runs(reentrant) == 1
+            assert elsewhere(reentrant) == 2
+        assert runs(reentrant) == 2
+
+
+def test_transforms_of_torch_func_are_known_inside():
+    seen = []
+
+    def f(x):
+        seen.append(internals.inside_functorch())
+        return x.sum()
+
+    torch.func.grad(f)(torch.ones(2))
+    assert seen == [True]
+    assert not internals.inside_functorch()

@@ -154,7 +154,7 @@ class Learnt(NamedTuple):
 
     layouts: list[list[Layout]]
     replay: bool
-    whole: bool = True  # every gradient that came by said something: none was 0 or not finite
+    lasts: bool = True  # no gradient was 0, which says nothing, and no data decide the layouts
 
 
 def examine(graph: Any) -> tuple[Learnt, Violations]:
@@ -201,7 +201,8 @@ def examine(graph: Any) -> tuple[Learnt, Violations]:
     lost |= _off(graph, alone, i, lost)
     graph.forget_operands()
     spoke = all(0 < float(norms(g)) < torch.inf for g in whole.values())
-    learnt = Learnt([u.candidates for u in graph.uses], replay is not None, spoke)
+    folded = any(u.candidates and u.layout.way in ("major", "minor") for u in graph.uses)
+    learnt = Learnt([u.candidates for u in graph.uses], replay is not None, spoke and not folded)
     return learnt, Violations(list(meet), lost)
 
 

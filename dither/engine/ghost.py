@@ -22,6 +22,7 @@ from torch import Tensor
 from dither.engine.batch_axis import Layout
 from dither.engine.kinds import Caught, Kind, Product, Rows
 from dither.engine.outer_norms import cheapest
+from dither.torch_internals import version
 
 
 @dataclass
@@ -46,12 +47,12 @@ class Use:
 
     def __post_init__(self) -> None:
         a = self.kind.a
-        self.version = a._version if isinstance(a, Tensor) else 0
+        self.version = version(a) if isinstance(a, Tensor) else 0
 
     @property
     def overwritten(self) -> bool:
         """Whether the operand was changed in place after its use."""
-        return isinstance(self.kind.a, Tensor) and self.kind.a._version != self.version
+        return isinstance(self.kind.a, Tensor) and version(self.kind.a) != self.version
 
     @property
     def layout(self) -> Layout:

@@ -26,7 +26,7 @@ from dither.engine.replay import Hooked, Replay
 from dither.engine.tap import Ear, Tap
 from dither.engine.uses import Uses
 from dither.precision import wide
-from dither.torch_internals import inside_functorch
+from dither.torch_internals import inside_functorch, version
 
 Catch = Callable[[int, Any], None]
 
@@ -71,7 +71,7 @@ class Recording:
             self.unseen.append(name)
         n = self._number()
         held = h if value is None else value
-        self.activations[n] = Tapped(name, rows, h.shape, value, held._version)
+        self.activations[n] = Tapped(name, rows, h.shape, value, version(held))
         return n, Tap.apply(h, self.anchor, self.ear, n, False, normed)  # pyright: ignore
 
     def _used(self, out: Tensor, uses: list[Use]) -> Tensor:
@@ -120,7 +120,7 @@ class Graph:
     @property
     def overwritten(self) -> set[str]:
         met = self.activations.values()
-        return {t.name for t in met if t.value is not None and t.value._version != t.version}
+        return {t.name for t in met if t.value is not None and version(t.value) != t.version}
 
     def plan(self, total: int) -> None:
         """Look for a faster way for `total` columns than one after another: `replay`."""

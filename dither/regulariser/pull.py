@@ -29,6 +29,7 @@ from dither.noise.noises import Additive, Weight
 from dither.precision import wide
 from dither.regulariser.independence import check_seen, refuse_meeting, rows
 from dither.regulariser.one_by_one import near, one_by_one
+from dither.torch_internals import version
 
 SignedColumn = tuple[float, Tensor]
 KNOWN = 256  # graphs that are remembered
@@ -91,7 +92,7 @@ class Pull:
         device = next((t.device for t in [*self.noise.model.parameters(), *tensors(x)]), None)
         met = {} if self.coupled else {n: p for n, p in leaf.items() if n not in stray}
         model = self.noise.wrapper if self.differentiable else self.noise.model
-        versions = [t._version for t in tensors(x)]
+        versions = [version(t) for t in tensors(x)]
         while True:
             self.here = {}
             self.recording = Recording(met, device, recorded=self.differentiable)
@@ -99,7 +100,7 @@ class Pull:
                 graph = self.recording(lambda: output(model, x))
             finally:
                 self.recording = None
-            self.wrote = self.wrote or [t._version for t in tensors(x)] != versions
+            self.wrote = self.wrote or [version(t) for t in tensors(x)] != versions
             if not graph.overwritten:
                 return graph
             self.copied |= graph.overwritten
@@ -215,7 +216,7 @@ class Pull:
             self.judge(graph, violations)
             while len(known) >= KNOWN:
                 known.pop(next(iter(known)))
-            if learnt.whole:  # a gradient of 0 says nothing: it is asked again at the next call
+            if learnt.lasts:  # else everything is asked again at the next call
                 known[mark] = learnt
         else:
             learnt = known[mark]
@@ -260,8 +261,7 @@ class Pull:
         model = self.noise.model
         if self.wrote or any(module.training for module in model.modules()):
             return  # a dropout of the model's own is meant
-        with torch.no_grad():
-            again = output(model, x)
+        again = output(model, x)  # with gradients on, as hooks of the model may want them
         if again.shape != graph.z.shape or not near(again, graph.z, *model.parameters()):
             raise DitherError(
                 f"{type(model).__name__} gives another output when it is called again in eval "

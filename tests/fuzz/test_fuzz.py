@@ -11,10 +11,7 @@ SEEDS = range(2)
 
 # Kinds for which something is wrong or ends in another's error today: {kind: what is asked}. A kind
 # whose failures are mended fails here until it is taken off this list, which must become empty.
-OPEN: dict[str, set[str]] = {
-    "checkpointed": {"R", "full", "gradient", "sampled", "trace"},
-    "forces": {"R", "gradient", "sampled", "trace"},
-}
+OPEN: dict[str, set[str]] = {}
 
 
 @pytest.mark.filterwarnings("ignore")

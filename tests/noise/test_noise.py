@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import Axis, close, two_sided, z_scores
 
-import dither
 from dither.noise import (
     Additive,
     Here,
@@ -24,7 +23,7 @@ from dither.noise import (
     uniform,
 )
 from dither.noise.draw import Source
-from dither.noise.noises import at
+from dither.noise.noises import at, describe
 from dither.schedule import Constant, Cosine, Linear, Until
 
 LAWS = [gaussian, uniform, two_point, two_gaussian, TwoGaussian(0.5), dropout(0.3), dropout(0.9)]
@@ -166,4 +165,4 @@ def test_schedules(schedule, values):
 def test_a_constant_sigma_is_read_as_it_is():
     noise = Additive(0.3)
     assert at(noise, 7) is noise
-    assert dither.noises.describe(noise) == "Additive σ 0.3 gaussian"
+    assert describe(noise) == "Additive σ 0.3 gaussian"

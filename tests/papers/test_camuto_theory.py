@@ -93,7 +93,7 @@ def sides(bound: dict[float, float], right: float = 1.0) -> Table:
         for h, b in bound.items()
         for q, v in zip(theorem2.SIDES, (1.0, right, b), strict=True)
     ]
-    return Table.of({label: {0: rows, 1: rows} for label in (ONE, TWO, FEW)})
+    return Table.of({label: dict.fromkeys(range(5), rows) for label in (ONE, TWO, FEW)})
 
 
 def check(figure, claim: str, table: Table):
@@ -171,10 +171,10 @@ def orders(mc=1.0, full=1.0, gap=0.0, w=1.0, left=0.0) -> Table:
     for net in NETS:
         row = [("R", 1.0), ("gap", gap), ("full", full)]
         row += [(f"E/{s:g}", mc) for s in SIGMAS] + [(f"sem/{s:g}", 0.001) for s in SIGMAS]
-        results[net] = {s: [(t, q, v) for t in (0, 1000) for q, v in row] for s in (0, 1)}
+        results[net] = {s: [(t, q, v) for t in (0, 1000) for q, v in row] for s in range(5)}
     for method in tikhonov.LINEAR:
         results[f"linear, {method}"] = {}
-        for seed in (0, 1):
+        for seed in range(5):
             best, free = tikhonov.ridge(seed, tikhonov.RIDGE), tikhonov.ridge(seed, 0.0)
             at = free + (w if method != "none" else 0.0) * (best - free)
             rows = [(2000, f"w/{j:02d}", v) for j, v in enumerate(at)]
@@ -185,7 +185,7 @@ def orders(mc=1.0, full=1.0, gap=0.0, w=1.0, left=0.0) -> Table:
         for u in (2 * np.pi * s * np.array(FREQUENCIES)).tolist()
         for name in ("noise", "R")
     ]
-    return Table.of({**results, "filters": {0: kept, 1: kept}})
+    return Table.of({**results, "filters": dict.fromkeys(range(5), kept)})
 
 
 @pytest.mark.parametrize(
