@@ -17,7 +17,7 @@ from torch.nn.parameter import UninitializedBuffer
 
 from dither.attach.site import Site
 from dither.errors import DitherError
-from dither.torch_internals import as_plain, data_of, forget_parametrised
+from dither.torch_internals import as_plain, data_of, forget_parametrised, version
 
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -39,17 +39,17 @@ class Shadow(Tensor):
         """A tensor as the shadow of a parameter."""
         shadow = value.as_subclass(Shadow)
         shadow.parameter = parameter
-        shadow.versions = [(value, value._version)]
+        shadow.versions = [(value, version(value))]
         return shadow
 
     def written(self) -> bool:
         """Whether anything was written to it since it was made."""
-        return any(alias._version != version for alias, version in self.versions)
+        return any(version(alias) != before for alias, before in self.versions)
 
     @property
     def data(self) -> Tensor:
         alias = data_of.__get__(self)
-        self.versions.append((alias, alias._version))
+        self.versions.append((alias, version(alias)))
         return alias
 
     @data.setter

@@ -226,9 +226,19 @@ LOW = {f"GNI, {ALL}": {"ece": 0.04}}
         (eq14, "eq. 14 ours", {f"R, {FEW}": {"shifted eq. 9/1": 1.002}}, False),
         (eq14, "eq. 14 ours", {f"R, {FEW}": {f"shifted {EQ14}/1": 1.05}}, False),
         (eq14, "eq. 14 training", {f"none, {ALL}": {"loss/test": 2.0}}, True),
-        (eq14, "eq. 14 training", {f"R, {ALL}": {"loss/test": 2.0}}, False),
+        (
+            eq14,
+            "eq. 14 training",
+            {f"R, {ALL}": {"loss/test": 2.0}, f"none, {ALL}": {"loss/test": 1.1}},
+            False,
+        ),
         (eq14, "eq. 14 noise", {f"{EQ14}, {ALL}": {"output/3/1": 2.0}}, True),
-        (eq14, "eq. 14 noise", {f"R, {ALL}": {"output/3/1": 2.0}}, False),
+        (
+            eq14,
+            "eq. 14 noise",
+            {f"R, {ALL}": {"output/3/1": 2.0}, f"{EQ14}, {ALL}": {"output/3/1": 1.0}},
+            False,
+        ),
     ],
 )
 def test_claims_can_hold_and_fail(module, claim, changes, holds):
