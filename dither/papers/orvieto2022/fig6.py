@@ -207,9 +207,8 @@ def rises(t: Table, data: str, why: str) -> Verdict:
     for sigma, trace in found.items():
         if sigma >= 0.1:
             asked += [
-                above(f"trace, full / SGD, σ = {sigma:g}", trace / plain, TWICE),
-                above(f"trace, full / full at σ = {min(found):g}, σ = {sigma:g}", trace / least,
-                      TWICE),
+                above(f"trace, full / SGD, σ = {sigma:g}", trace / plain, by=TWICE),
+                above(f"trace, full / full at σ = {min(found):g}, σ = {sigma:g}", trace / least, by=TWICE),
             ]  # fmt: skip
     return decide(*asked, unless=why)
 
