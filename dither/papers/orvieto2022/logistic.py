@@ -309,8 +309,8 @@ figure = Figure(
         "the problem is App. B's, with exp(σ²/2 ‖DΦ‖²) for its 1 + σ²/2 ‖DΦ‖²; §2.2's is another",
         "the limits of ‖w‖ → ∞ were added when descent was seen to be far from its own at "
         "20 000 steps, with noise and without",
-        "changed after first results: O7 is judged where the control has come to its limit, a theorem "
-        "of Lyu and Li (had been judged in any case); means over seeds with 95 % intervals",
+        "changed after first results: O7 is judged where the control has come to its limit, a "
+        "theorem of Lyu and Li (had been judged in any case); means over seeds with 95 % intervals",
         "smoke: 40 steps, far from converged",
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 10},
