@@ -209,6 +209,23 @@ def test_what_is_not_in_the_plane_is_refused():
         convex.group_lasso(RNG.normal(size=(3, 12, 2)), Y[:, 0], 0.1, sweeps=1)
 
 
+@pytest.mark.parametrize(
+    ("gd", "noise", "holds"), [(0.99, 0.99, True), (0.99, 0.7, False), (0.8, 0.99, None)]
+)
+def test_separable_data_are_judged_once_the_control_is_at_its_limit(gd, noise, holds, monkeypatch):
+    """Attained values by run, of GD's own program (σ = 0) and of the noise's."""
+
+    def attained(t, label, sigma):
+        value = {logistic.NOISE: noise, logistic.GD: gd if sigma == 0 else 0.6}[label]
+        return np.full((5, 3), value)
+
+    monkeypatch.setattr(logistic, "attained", attained)
+    monkeypatch.setattr(logistic, "_solution_at_zero", lambda _: np.full(5, 0.6))
+    found, numbers = verdict(logistic, "O7", Table.of({"x": {0: [(0, "y", 0.0)]}}))
+    assert found is holds
+    assert ("the control" in numbers.get("why", "")) == (holds is None)
+
+
 # --------------------------------------------------------------------- what the noise minimises
 
 

@@ -35,7 +35,7 @@ from dither.lab import (
     WeightNorms,
     WithNoise,
 )
-from dither.lab.rule import above, below, decide, exact, not_above
+from dither.lab.rule import above, decide, exact, not_above
 from dither.papers import style
 from dither.papers.levi2022.keras import ClippedSoftmax
 
@@ -129,7 +129,7 @@ def decays(t: Table, name: str) -> Verdict:
     falls = (np.diff(mean, axis=1) <= 0).all(1)
     return decide(
         not_above("largest climb of the running mean", climb, within=MOVED),
-        below("‖W_NI‖ end/start", left, LEFT),
+        not_above("‖W_NI‖ end/start", left, within=LEFT),
         numbers={"share of runs that never climb": falls.mean()},
     )
 
@@ -180,9 +180,9 @@ def catapults(t: Table, name: str) -> Verdict:
     loss, w, end = (seen.pop(q) for q in (
         "training loss, peak/start", "‖W⁽¹⁾‖ peak/start", "training loss, end/start"))  # fmt: skip
     return decide(
-        above("training loss, peak/start", loss, 1.2),
-        above("‖W⁽¹⁾‖ peak/start", w, 1, by=MOVED),
-        below("training loss, end/start", end, 1, by=MOVED),
+        above("training loss, peak/start", loss, by=1.2),
+        above("‖W⁽¹⁾‖ peak/start", w, by=1 + MOVED),
+        not_above("training loss, end/start", end, within=1 - MOVED),
         numbers=seen,
     )
 
@@ -192,8 +192,10 @@ def diverges(t: Table, name: str) -> Verdict:
     seen = course(t, f"divergent, {name}")
     end, noisy = (seen.pop(q) for q in ("training loss, end/start", "the same, noise on"))
     return decide(
-        above("training loss, end/start", end, 1),
-        below("accuracy, noise on", np.where(np.isnan(noisy), CHANCE, noisy), 2 * CHANCE),
+        above("training loss, end/start", end, by=1),
+        not_above(
+            "accuracy, noise on", np.where(np.isnan(noisy), CHANCE, noisy), within=2 * CHANCE
+        ),
         numbers=seen,
     )
 

@@ -120,15 +120,14 @@ def between(t: Table) -> Verdict:
         chosen = (sigma > low) & (ratios <= 0.7)
         decay += (chosen & (told == phases.PHASES.index("decay"))).sum(1)
         of += chosen.sum(1)
-    return decide(above("share in decay", decay / of, 0.9), numbers={"runs of a seed": of})
+    return decide(above("share in decay", decay / of, by=0.9), numbers={"runs of a seed": of})
 
 
 def flat(t: Table) -> Verdict:
     """λ_max against the width, at the smallest learning rate."""
     tops = {label: t.first(label, "top") for label in cells(t)}
     each = np.stack(list(tops.values()))  # [cells, S]
-    asked = not_above("largest λ_max over the smallest, − 1", each.max(0) / each.min(0), 1,
-                      within=0.3)  # fmt: skip
+    asked = not_above("largest λ_max over the smallest", each.max(0) / each.min(0), within=1.3)
     return decide(asked, numbers={f"λ_max, {b}": v for b, v in tops.items()})
 
 

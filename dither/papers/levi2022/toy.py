@@ -25,7 +25,7 @@ from torch import nn
 
 import dither
 from dither.lab import Claim, Figure, Progress, Table, Task, Verdict
-from dither.lab.rule import above, below, decide, not_above
+from dither.lab.rule import above, decide, not_above
 from dither.papers import style
 from dither.papers.levi2022.linear import ETA, eq13, loss10
 
@@ -163,9 +163,9 @@ def phases(t: Table) -> Verdict:
     gone = t.last("divergent", "net loss") / t.first("divergent", "net loss")
     return decide(
         not_above("decay: largest climb of |w_NI|", climb, within=FLOOR),
-        above("catapult: |w_NI| peak/start", R.max(1) / R[:, 0], 1.1),
-        below("catapult: |w_NI| end/start", R[:, -1] / R[:, 0], 1, by=FLOOR),
-        above("divergent: loss end/start, at most 10", np.fmin(gone, 10), 1),
+        above("catapult: |w_NI| peak/start", R.max(1) / R[:, 0], by=1.1),
+        not_above("catapult: |w_NI| end/start", R[:, -1] / R[:, 0], within=1 - FLOOR),
+        above("divergent: loss end/start, at most 10", np.fmin(gone, 10), by=1),
     )
 
 
@@ -177,13 +177,13 @@ def everywhere(t: Table) -> Verdict:
             ratios, share = t.series("scan", f"{equation} {event}")
             for r in chosen:
                 shares[f"{equation}: {event} at {r:g} σ_c²"] = share[:, np.searchsorted(ratios, r)]
-    asked = [above(f"share, {n}", v, 0.95) for n, v in shares.items() if n.startswith("eq 13")]
+    asked = [above(f"share, {n}", v, by=0.95) for n, v in shares.items() if n.startswith("eq 13")]
     return decide(*asked, numbers=shares)
 
 
 def boundary(t: Table) -> Verdict:
     told = {e: t.series("scan", f"{e} told by kλ > 4")[1].mean(1) for e in ("eq 13", "eq 15")}
-    asked = above("share told right, eq 15", told["eq 15"], 0.99)
+    asked = above("share told right, eq 15", told["eq 15"], by=0.99)
     return decide(asked, numbers={"share told right, eq 13": told["eq 13"]})
 
 

@@ -26,7 +26,7 @@ from torch import nn
 import dither
 from dither.lab import MLP, Claim, Data, Figure, Progress, Table, Task, Verdict
 from dither.lab.nets.specs import Init
-from dither.lab.rule import decide, exact, near, not_above
+from dither.lab.rule import between, decide, exact, not_above
 from dither.papers import style
 from dither.papers.orvieto2022.exact import effective
 from dither.papers.orvieto2022.exact import exact as exact_R
@@ -119,7 +119,9 @@ def explodes(activation: str) -> Callable[[Table], Verdict]:
                 asked.append(exact(f"log–log slope, {label}", each, low=1 - NEAR, high=1 + NEAR))
             else:
                 values = pseudovalues(excess, lambda rows, d1=d1: slope(d1, rows))
-                asked.append(near(f"log–log slope of the mean, {label}", values, 1, within=NEAR))
+                asked.append(
+                    between(f"log–log slope of the mean, {label}", values, 1 - NEAR, 1 + NEAR)
+                )
         return decide(*asked, numbers={"largest |z| of Monte Carlo": _worst_z(t, "full")})
 
     return check

@@ -207,10 +207,9 @@ def rises(t: Table, data: str, why: str) -> Verdict:
     for sigma, trace in found.items():
         if sigma >= 0.1:
             asked += [
-                above(f"trace, full / SGD, σ = {sigma:g}", trace / plain, TWICE),
-                above(f"trace, full / full at σ = {min(found):g}, σ = {sigma:g}", trace / least,
-                      TWICE),
-            ]  # fmt: skip
+                above(f"trace, full / {other}, σ = {sigma:g}", trace / value, by=TWICE)
+                for other, value in (("SGD", plain), (f"full at σ = {min(found):g}", least))
+            ]
     return decide(*asked, unless=why)
 
 

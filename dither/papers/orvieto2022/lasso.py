@@ -39,7 +39,7 @@ from dither.lab import (
     Verdict,
     generator,
 )
-from dither.lab.rule import below, decide, exact, near, not_above
+from dither.lab.rule import below, between, decide, exact, not_above
 from dither.papers import style
 from dither.papers.orvieto2022.simple import EXACT, NEAR, minimise, objective
 
@@ -216,7 +216,7 @@ def slope(t: Table, quantity: str, low: float, high: float) -> Array:
 def second_order(t: Table) -> Verdict:
     gap = t.series("theorems", "R")[1] / t.series("theorems", "R eq. 7")[1] - 1
     return decide(
-        near("log–log slope, σ ≤ 0.2", slope(t, "R_σ − L", 0, 0.2), 2, within=0.1),
+        between("log–log slope, σ ≤ 0.2", slope(t, "R_σ − L", 0, 0.2), 1.9, 2.1),
         exact("library's R against eq. 7, relative", np.abs(gap).max(1), high=1e-6),
     )
 
@@ -225,7 +225,7 @@ def fourth_order(t: Table) -> Verdict:
     """|z| of each σ and seed; all below 5 with probability .99997 if the closed form is right."""
     sampled, sem, closed = (t.series("theorems", q)[1] for q in ("R_σ − R_eff", "sem", "2σ⁴‖X‖²/n"))
     return decide(
-        near("log–log slope, σ ≥ 0.2", slope(t, "R_σ − R_eff", 0.2, np.inf), 4, within=0.2),
+        between("log–log slope, σ ≥ 0.2", slope(t, "R_σ − R_eff", 0.2, np.inf), 3.8, 4.2),
         exact("largest |z| against 2σ⁴‖X‖²/n", np.abs((sampled - closed) / sem).max(1), high=5),
     )
 

@@ -39,12 +39,16 @@ from dither.lab import (
     Table,
     Task,
     Tensors,
+    Verdict,
     generator,
 )
+from dither.lab.rule import above, decide, exact
 from dither.papers import style
 from dither.papers.orvieto2022 import convex
 
 SIGMA, FEATURES = 0.2, 20
+REACHED = 0.95  # of a program's value
+FLOOR = 0.05  # of a program's value
 GD, NOISE = "GD", "GD + noise"
 Row = tuple[float, str, float]
 Objective = Callable[[Tensor, Tensor], Tensor]  # margins m, variances s² [n] → log losses [n]
@@ -175,16 +179,30 @@ def attained(t: Table, label: str, sigma: float) -> Array:
     return np.array(rows)
 
 
-def turns(t: Table):
-    """Within 5 % of t at the end, above what GD's direction has, in the mean over seeds and in
-    every seed.
+def turns(t: Table) -> Verdict:
+    """O7: within 5 % of t at the end, and nearer than GD's direction. It is judged only where the
+    control, GD without noise, has come to its own limit, which is a theorem.
     """
-    noise, plain = (attained(t, label, SIGMA) for label in (NOISE, GD))
-    numbers = {"GD + noise attains": noise[:, -1], "GD attains": plain[:, -1],
+    noise, gd = (attained(t, label, SIGMA) for label in (NOISE, GD))
+    numbers = {"GD attains": gd[:, -1],
                "GD + noise attained at half-time": noise[:, noise.shape[1] // 2],
                "solution at σ = 0 attains": _solution_at_zero(t)}  # fmt: skip
-    near = noise[:, -1].mean() >= 0.95
-    return bool(near and (noise[:, -1] > plain[:, -1]).all()), numbers
+    return decide(
+        above("GD + noise attains", noise[:, -1], by=REACHED),
+        above("attained: GD + noise − GD", noise[:, -1], gd[:, -1], by=FLOOR),
+        unless=late(attained(t, GD, 0.0)[:, -1]),
+        numbers=numbers,
+    )
+
+
+def late(control: Array) -> str:
+    """Why descent is too short to be judged; "" if GD without noise is at its limit."""
+    if control.mean() > REACHED:
+        return ""
+    return (
+        f"the control, GD without noise, has {control.mean():.2f} of the largest margin, which it "
+        f"is known to reach: these runs are too short (needed is {REACHED:g})"
+    )
 
 
 def _solution_at_zero(t: Table) -> Array:
@@ -195,35 +213,47 @@ def _solution_at_zero(t: Table) -> Array:
     return np.array(ratios)
 
 
-def plain(t: Table):
-    """σ = 0, Lyu & Li: GD's direction against the largest margin."""
-    ends = {label: attained(t, label, 0.0)[:, -1] for label in COLOURS}
-    return bool(ends[GD].mean() >= 0.95 and (ends[GD] > ends[NOISE]).all()), ends
+def plain(t: Table) -> Verdict:
+    """σ = 0, Lyu & Li: GD's direction against the largest margin. The control itself: that it falls
+    short says how long descent takes, and nothing against the theorem.
+    """
+    gd, noise = (attained(t, label, 0.0)[:, -1] for label in (GD, NOISE))
+    return decide(
+        above("GD attains", gd, by=REACHED),
+        above("attained: GD − GD + noise", gd, noise, by=FLOOR),
+        unless=late(gd),
+        numbers={"GD + noise attains": noise},
+    )
 
 
-def diverges(t: Table):
+def diverges(t: Table) -> Verdict:
     """‖w‖² at the end over its start, and whether it still grows in the last tenth."""
-    numbers, holds = {}, True
+    asked, numbers = [], {}
     for label in COLOURS:
         norm = paths(t, label)[1].sum(-1)  # [S, T]
         last = norm[:, -1] / norm[:, -max(2, norm.shape[1] // 10)]
-        numbers |= {f"‖w‖², {label}": norm[:, -1], f"last tenth, {label}": last}
-        holds &= bool((last > 1).all())
-    return holds, numbers
+        numbers[f"‖w‖², {label}"] = norm[:, -1]
+        asked.append(above(f"‖w‖² over that a tenth earlier, {label}", last, by=1))
+    return decide(*asked, numbers=numbers)
 
 
-def limit(t: Table):
-    """R_σ's minimiser at the largest ‖w‖ against the program at σ."""
+def limit(t: Table) -> Verdict:
+    """R_σ's minimiser at the largest ‖w‖ against the program at σ; nothing here is random but the
+    data.
+    """
     ends = {s: t.last("limit", f"attained R_σ, σ = {s:g}") for s in (SIGMA, 0.0)}
     start = t.first("limit", f"attained R_σ, σ = {SIGMA:g}")
-    numbers = {"attained": ends[SIGMA], "at the smallest ‖w‖": start, "of σ = 0's": ends[0.0]}
-    return bool((ends[SIGMA] >= 0.95).all() and (ends[SIGMA] > start).all()), numbers
+    return decide(
+        exact("attained", ends[SIGMA], low=REACHED),
+        exact("attained: largest ‖w‖ − smallest", ends[SIGMA] - start, low=0),
+        numbers={"at the smallest ‖w‖": start, "of σ = 0's": ends[0.0]},
+    )
 
 
-def explicit_limit(t: Table):
+def explicit_limit(t: Table) -> Verdict:
     """L + R's minimiser at the largest ‖w‖ against both programs."""
     ends = {s: t.last("limit", f"attained L + R, σ = {s:g}") for s in (0.0, SIGMA)}
-    return bool((ends[0.0] >= 0.95).all()), {"of σ = 0's": ends[0.0], "of σ's": ends[SIGMA]}
+    return decide(exact("of σ = 0's", ends[0.0], low=REACHED), numbers={"of σ's": ends[SIGMA]})
 
 
 def _panels() -> Iterator[tuple[float, str]]:
@@ -264,9 +294,9 @@ figure = Figure(
            "norms": (10.0, 30.0, 100.0, 300.0, 1000.0)},
     claims=[
         Claim("O7", "with noise the direction comes within 5 % of the max–min problem's value, and "
-              "nearer than without", turns),
-        Claim("O7 σ = 0", "without noise it comes within 5 % of the largest margin, and nearer "
-              "than with", plain),
+              "5 % nearer than without, once the control has reached its own", turns),
+        Claim("O7 σ = 0", "without noise it comes within 5 % of the largest margin, and 5 % "
+              "nearer than with", plain),
         Claim("O7 limit", "of given ‖w‖ the least mean loss with noise goes to the max–min "
               "problem's solution as ‖w‖ grows (95 % of its value in every seed)", limit),
         Claim("O7 L + R", "the least L + R goes to the solution at σ = 0 instead (95 %)",
@@ -279,8 +309,10 @@ figure = Figure(
         "the problem is App. B's, with exp(σ²/2 ‖DΦ‖²) for its 1 + σ²/2 ‖DΦ‖²; §2.2's is another",
         "the limits of ‖w‖ → ∞ were added when descent was seen to be far from its own at "
         "20 000 steps, with noise and without",
+        "changed after first results: O7 is judged where the control has come to its limit, a "
+        "theorem of Lyu and Li (had been judged in any case); means over seeds with 95 % intervals",
         "smoke: 40 steps, far from converged",
     ],
-    seeds={"smoke": 2, "quick": 3, "paper": 10},
-    cost={"smoke": 0.1, "quick": 1.2, "paper": 20},
+    seeds={"smoke": 2, "quick": 5, "paper": 10},
+    cost={"smoke": 0.1, "quick": 2, "paper": 20},
 )  # fmt: skip

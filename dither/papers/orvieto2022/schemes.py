@@ -9,6 +9,7 @@ Their recorded trace is multiplied by the number of probes; here it is the trace
 linear in each tensor but for kinks: the Hessian's trace is the Gauss–Newton part's, exactly.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -177,13 +178,15 @@ def panel(ax: Any, t: Table, labels: Mapping[str, str], quantity: str, **how: An
 
 
 def logarithmic(ax: Any) -> None:
-    """A logarithmic y axis whose minor ticks have no numbers: below a decade they overprint; there
-    the ends of the axis are numbered instead.
+    """A logarithmic y axis whose minor ticks have no numbers, as these overprint. Where fewer than
+    two decades are numbered, three other ticks are.
     """
     ax.set_yscale("log")
     ax.yaxis.set_minor_formatter("")
     low, high = ax.get_ylim()
-    if not any(low <= tick <= high for tick in 10.0 ** np.arange(-9, 10)):
-        ticks = np.geomspace(low * 1.02, high / 1.02, 3)
-        ax.set_yticks(ticks, [f"{tick:.2g}" for tick in ticks])
+    decades = 10.0 ** np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
+    if len(decades) < 2:
+        ticks = np.exp(np.linspace(np.log(low), np.log(high), 7)[1::2])  # not at the ends
+        digits = max(2, math.ceil(1 - math.log10(high / low - 1)))  # that tell them apart
+        ax.set_yticks(ticks, [f"{tick:.{digits}g}" for tick in ticks])
         ax.set_yticks([], minor=True)
