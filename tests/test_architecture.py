@@ -24,7 +24,15 @@ ROOMS = {
     "lab": LIBRARY,
     "papers": [*LIBRARY, "lab"],
 }
-AT_THE_ROOT = ["errors", "estimate", "precision", "calling", "schedule", "torch_internals"]
+AT_THE_ROOT = [
+    "errors",
+    "estimate",
+    "precision",
+    "calling",
+    "schedule",
+    "torch_internals",
+    "halves",
+]
 NAMES_ONLY = ["__init__", "__main__"]  # they pass names on, and are above all
 
 # The floors of the laboratory, the highest first. A floor may import itself and all below it.

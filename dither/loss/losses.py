@@ -10,7 +10,6 @@ T, C] is a sequence; an image [B, C, H, W] is one sample of C·H·W outputs.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dither.errors import DitherError
+from dither.halves import random_half, silence
 from dither.loss.columns import (
     Columns,
     aligned,
@@ -264,10 +264,10 @@ class AnyLoss:
             each = self.per_sample(at, y)
             if not each.requires_grad:
                 return
-            half = _half(len(z)).to(each)
+            half = random_half(len(z)).to(each)
             (part,) = torch.autograd.grad((each * half).sum(), at, retain_graph=True)
             (whole,) = torch.autograd.grad(each.sum(), at)
-        rest = part - whole * half.view(-1, *[1] * (z.dim() - 1))
+        rest = part - silence(whole, half)
         if rest.norm() > torch.finfo(z.dtype).eps ** 0.5 * whole.norm():
             raise DitherError(
                 "the loss of one sample depends on the output of another: R needs a loss of each "
@@ -307,17 +307,6 @@ class AnyLoss:
             [(torch.zeros_like(z) if r is None else r).reshape(z.shape[0], -1) for r in rows], 1
         )
         return (h + h.mT) / 2  # [B, D, D]
-
-
-def _half(batch: int) -> Tensor:
-    """A random half of the samples [B], not all alike; of the system's randomness, as a check
-    draws from no generator that a run depends on.
-    """
-    generator = torch.Generator().manual_seed(secrets.randbits(62))
-    while True:
-        half = torch.rand(batch, generator=generator) < 0.5
-        if half.any() and not half.all():
-            return half
 
 
 def sample(y: Any, i: int, batch: int) -> Any:

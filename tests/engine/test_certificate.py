@@ -11,7 +11,8 @@ from torch import nn
 import dither
 from dither.engine import certificate
 from dither.engine.batch_axis import Layout
-from dither.engine.certificate import halves, in_layout, partitioned, random_half, silence
+from dither.engine.certificate import in_layout, partitioned
+from dither.halves import halves, random_half, silence
 
 B = 8
 Y = torch.arange(B) % 3
