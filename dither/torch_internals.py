@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -135,6 +135,22 @@ def unguarded(func: Callable) -> Callable:
 
 def _never(*_: Any) -> bool:
     return False
+
+
+def functions_behind(z: torch.Tensor, until: Collection[Any] = ()) -> Iterator[Any]:
+    """The functions of the graph that z depends on, each once, those behind `until` left out."""
+    seen, stack = set(until), [z.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            stack.extend(n for n, _ in node.next_functions)
+
+
+def types_of(node: Any) -> set[torch.dtype]:
+    """The types of what a function of the graph gave."""
+    return {meta.dtype for meta in getattr(node, "_input_metadata", ())}
 
 
 def inside_functorch() -> bool:

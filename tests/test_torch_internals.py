@@ -55,6 +55,16 @@ def test_calls_on_the_stack_are_counted():
     assert internals.calls(Counts(), sys._getframe()) == 0
 
 
+def test_functions_behind_a_value_tell_their_types():
+    x = torch.ones(2, requires_grad=True)
+    half = x.bfloat16()
+    z = (half * half).float() + x
+    assert len(list(internals.functions_behind(z))) == 5  # +, float, *, bfloat16, x itself
+    assert len(list(internals.functions_behind(z, {half.grad_fn}))) == 4
+    types = [internals.types_of(node) for node in internals.functions_behind(z)]
+    assert set().union(*types) == {torch.float32, torch.bfloat16}
+
+
 def test_transforms_are_known():
     seen = []
 

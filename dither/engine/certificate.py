@@ -6,14 +6,15 @@ where row i belongs to sample i, it is m_i times the first. An element that two 
 if their m differ: a random m, drawn anew at each call, misses a pair with chance ½, k calls with
 chance 2^−k. The masks of the bits of the samples' numbers miss no pair.
 
-What is let pass has ‖violation‖ ≤ √ε ‖g‖ (ε of the type), which moves R by 2√ε of that column's
-share at most. Derived in docs/math.md, §19.
+What is let pass has ‖violation‖ ≤ √ε ‖g‖ (ε of the coarsest type in the graph), which moves R by
+2√ε of that column's share at most. Derived in docs/math.md, §19.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from dither.engine.batch_axis import Layout
 from dither.engine.ghost import Gradient, Use
 from dither.halves import halves, random_half, silence
+from dither.torch_internals import functions_behind, types_of
 
 EPS = 0.5  # the power of ε that is let pass
 
@@ -41,8 +43,10 @@ class Violations(NamedTuple):
 class Compared:
     """A mixture of columns compared at every tap with itself, a random half silenced."""
 
-    def __init__(self, activations: Mapping[int, Any], used: Mapping[int, list[Use]]) -> None:
-        self.activations, self.used = activations, used
+    def __init__(
+        self, activations: Mapping[int, Any], used: Mapping[int, list[Use]], eps: float
+    ) -> None:
+        self.activations, self.used, self.eps = activations, used, eps
         self.half: Tensor | None = None  # m [B]
         self.rng = torch.Generator().manual_seed(secrets.randbits(62))
         self.weights = torch.empty(0)  # r [K] of the columns under way
@@ -77,10 +81,10 @@ class Compared:
             return
         if n in self.activations:
             tapped = self.activations[n]
-            if not partitioned(u, v, half, tapped.rows if rows is None else rows):
+            if not partitioned(u, v, half, tapped.rows if rows is None else rows, self.eps):
                 self.found.activations.append(tapped.name)
         for use in self.used.get(n, ()):
-            if use.candidates and not in_layout(u, v, half, use.layout):
+            if use.candidates and not in_layout(u, v, half, use.layout, self.eps):
                 self.found.parameters.add(use.name)
 
 
@@ -93,29 +97,29 @@ def plain(g: Any) -> Tensor:
     return g if isinstance(g, Tensor) else g.g
 
 
-def partitioned(u: Tensor, v: Tensor, half: Tensor, rows: int | None) -> bool:
+def partitioned(u: Tensor, v: Tensor, half: Tensor, rows: int | None, eps: float) -> bool:
     """Whether each element (of a row of dimension `rows`: all its elements) of v is 0 or u's."""
     front = rows is None and u.dim() > 0 and len(u) == len(half)
-    if front and small(v - silence(u, half), u):  # the usual: samples in front
+    if front and small(v - silence(u, half), u, eps):  # the usual: samples in front
         return True
     if rows is not None:
         u, v = (t.movedim(rows, 0).flatten(1) for t in (u, v))
         off = torch.minimum(norms(v, 1), norms(v - u, 1))
     else:
         off = torch.minimum(v.abs(), (v - u).abs())
-    return small(off, u)
+    return small(off, u, eps)
 
 
-def in_layout(u: Tensor, v: Tensor, half: Tensor, layout: Layout) -> bool:
+def in_layout(u: Tensor, v: Tensor, half: Tensor, layout: Layout, eps: float) -> bool:
     """Whether row i of v, in a layout, is m_i times row i of u."""
     u = layout.first(u)
-    return small(layout.first(v) - silence(u, half), u)
+    return small(layout.first(v) - silence(u, half), u, eps)
 
 
-def small(off: Tensor, g: Tensor) -> bool:
+def small(off: Tensor, g: Tensor, eps: float) -> bool:
     """‖off‖ ≤ √ε ‖g‖; gradients that are not finite say nothing."""
     size, wrong = float(norms(g)), float(norms(off))
-    return not wrong > torch.finfo(g.dtype).eps ** EPS * size
+    return not wrong > eps**EPS * size
 
 
 def norms(t: Tensor, dim: int | None = None) -> Tensor:
@@ -168,10 +172,11 @@ def examine(graph: Any) -> tuple[Learnt, Violations]:
         def compare(n: int, g: Any, half: Tensor = half) -> None:
             v, tapped = plain(g)[0].detach(), graph.activations.get(n)
             rows = 0 if tapped is None or not isinstance(g, Tensor) else tapped.rows
-            if tapped is not None and not partitioned(whole[n], v, half, rows):
+            if tapped is not None and not partitioned(whole[n], v, half, rows, graph.eps):
                 meet[tapped.name] = None
             for use in graph.used.get(n, ()):
-                use.candidates = [c for c in use.candidates if in_layout(whole[n], v, half, c)]
+                fits = partial(in_layout, whole[n], v, half, eps=graph.eps)
+                use.candidates = [c for c in use.candidates if fits(layout=c)]
 
         graph.tell(silence(u, half).unsqueeze(0), compare, replay=replay)
     lost = {use.name for use in graph.uses if not use.candidates}
@@ -189,10 +194,11 @@ def _tells_the_same(graph: Any, replay: Any, column: Tensor, told: Mapping[int, 
 
     def compare(n: int, g: Any) -> None:
         if isinstance(g, Tensor):
-            same.append(g.shape == told[n].shape and small(g.detach() - told[n], told[n]))
+            a, b = g.detach(), told[n]
+            same.append(a.shape == b.shape and small(a - b, b, graph.eps))
         else:  # a norm without the gradient
             a, b = g.norm2().detach(), told[n].flatten(2).square().sum(2)
-            same.append(bool(torch.allclose(a, b, rtol=torch.finfo(b.dtype).eps ** EPS, atol=0)))
+            same.append(bool(torch.allclose(a, b, rtol=graph.eps**EPS, atol=0)))
 
     graph.tell(column.unsqueeze(0), compare, replay=replay)
     return all(same)
@@ -218,7 +224,7 @@ def _off(graph: Any, column: Tensor, i: int, lost: set[str]) -> set[str]:
         norm2, noise = by_rules.get(name, (None, 0.0))
         rest = 0.0 if norm2 is None else float(norm2.sum() - norm2[i])
         mine = 0.0 if norm2 is None else float(norm2[i])
-        eps = coarsest(column, graph.parameters[name], *types.get(name, ()))
+        eps = max(graph.eps, coarsest(column, graph.parameters[name], *types.get(name, ())))
         off = abs(mine - true**2) + abs(rest)
         if off > 2 * eps**EPS * max(mine, true**2) + noise:
             found.add(name)
@@ -229,8 +235,8 @@ def coarsest(*of: Any) -> float:
     """The largest ε of the types of some tensors, and of autocast where it is on."""
     found = [t.dtype if isinstance(t, Tensor) else t for t in of]
     found += [torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda") if _autocast(kind)]
-    real = [t for t in found if isinstance(t, torch.dtype) and t.is_floating_point]
-    return max(torch.finfo(t).eps for t in real)
+    types = [t for t in found if isinstance(t, torch.dtype)]
+    return max(torch.finfo(t).eps for t in types if t.is_floating_point or t.is_complex)
 
 
 def _autocast(kind: str) -> bool:
@@ -260,11 +266,12 @@ def fitting(
     u = torch.randn(z.shape, generator=torch.Generator().manual_seed(secrets.randbits(62))).to(z)
     keep = {"retain_graph": True, "allow_unused": True}
     whole = torch.autograd.grad(z, points, u, **keep)
+    eps = coarsest(z, *(t for node in functions_behind(z) for t in types_of(node)))
     left = list(candidates)
     for half in halves(len(z)):
         half = half.to(z.device)
         parts = torch.autograd.grad(z, points, silence(u, half), **keep)
         for k, (a, b) in enumerate(zip(whole, parts, strict=True)):
             if a is not None and b is not None:
-                left[k] = [c for c in left[k] if in_layout(a, b, half, c)]
+                left[k] = [c for c in left[k] if in_layout(a, b, half, c, eps)]
     return left, [g is not None and bool(g.any()) for g in whole]

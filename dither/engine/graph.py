@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dither.engine.certificate import Compared
+from dither.engine.certificate import Compared, coarsest
 from dither.engine.ghost import Gradient, Use
 from dither.engine.kinds import Caught, Kept
 from dither.engine.replay import Hooked, Replay
@@ -99,6 +99,7 @@ class Graph:
 
     stray         parameters that no rule has met wholly: pull them back one sample at a time
     overwritten   activations whose tensor was changed in place after they were met
+    eps           of the coarsest type in it, by which two ways of one gradient may differ
     differentiates  the forward takes gradients itself: an activation's noise may reach z through
     them
     """
@@ -113,7 +114,8 @@ class Graph:
         self.replay: Replay | None = None
         self.total = 1
         recording.uses.settle(z.shape[0])
-        self.nodes, self.stray = recording.uses.walk(z)
+        self.nodes, self.stray, types = recording.uses.walk(z)
+        self.eps = coarsest(*types)
         if self.differentiates:
             self.stray = set(self.parameters)
 

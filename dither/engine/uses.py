@@ -22,7 +22,7 @@ from dither.engine.forward_rules import RULES
 from dither.engine.ghost import Use
 from dither.engine.kinds import Einsum, Elementwise, Kind
 from dither.precision import wide
-from dither.torch_internals import unguarded
+from dither.torch_internals import functions_behind, types_of, unguarded
 
 
 class Uses(TorchFunctionMode):
@@ -114,8 +114,9 @@ class Uses(TorchFunctionMode):
                         if c.way == "dim" and use.kind.out[c.at] not in use.kind.own
                     ]
 
-    def walk(self, z: Tensor) -> tuple[int, set[str]]:
-        """(a hash of the functions behind z in their order, names of stray parameters).
+    def walk(self, z: Tensor) -> tuple[int, set[str], set[torch.dtype]]:
+        """(a hash of the functions behind z in their order, names of stray parameters, the types
+        of what the functions gave).
 
         Stray is what also reaches z by a way no rule has met, whose operand is gone, or whose
         slices overlap themselves.
@@ -123,18 +124,14 @@ class Uses(TorchFunctionMode):
         found = {
             u.name for u in self.uses if u.overwritten or not u.candidates or _overlaps(u.region)
         }
-        seen, stack, nodes = set(), [z.grad_fn], []
-        while stack:
-            node = stack.pop()
-            if node is None or node in seen or node in self.aliases:
-                continue
-            seen.add(node)
+        nodes, types = [], {z.dtype}
+        for node in functions_behind(z, self.aliases):
             nodes.append(node.name())
+            types |= types_of(node)
             leaf = getattr(node, "variable", None)
             if leaf is not None and id(leaf) in self.names:
                 found.add(self.names[id(leaf)])
-            stack.extend(n for n, _ in node.next_functions)
-        return hash(tuple(nodes)), found
+        return hash(tuple(nodes)), found, types
 
 
 _FUNCTION = types.FunctionType

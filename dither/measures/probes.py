@@ -115,7 +115,7 @@ class Places(Uses):
             return
         count = Counter(use.name for use in self.uses)
         self.settle(z.shape[0])
-        _, stray = self.walk(z)
+        _, stray, _ = self.walk(z)
         fit = [
             tap
             for tap in self.taps

@@ -224,7 +224,7 @@ class Pull:
             use.candidates = layouts
         if not learnt.replay:
             graph.replay = None
-        return Compared(asked, graph.used)
+        return Compared(asked, graph.used, graph.eps)
 
     def mark(self, graph: Graph) -> tuple:
         """By which what was learnt of a graph is known again."""

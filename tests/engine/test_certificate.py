@@ -14,6 +14,7 @@ from dither.engine.batch_axis import Layout
 from dither.engine.certificate import in_layout, partitioned
 from dither.halves import halves, random_half, silence
 
+EPS = torch.finfo(torch.float64).eps
 B = 8
 Y = torch.arange(B) % 3
 
@@ -45,19 +46,19 @@ def test_one_element_that_two_samples_share_is_seen():
     u = randn(4, 3)
     half = torch.tensor([True, False, True, False])
     v = silence(u, half)
-    assert partitioned(u, v, half, None)
+    assert partitioned(u, v, half, None, EPS)
     v[1, 2] = u[1, 2] / 3  # part of it comes from another sample
-    assert not partitioned(u, v, half, None)
+    assert not partitioned(u, v, half, None, EPS)
 
 
 def test_rows_ask_for_more_than_elements():
     """A time-first tensor [T, B]: every element has one sample, every row has all."""
     u, half = randn(5, 4), torch.tensor([True, False, True, False])
     v = u * half
-    assert partitioned(u, v, half, None)
-    assert not partitioned(u, v, half, 0)
-    assert partitioned(u, v, half, 1)
-    assert in_layout(u, v, half, Layout("dim", 1, 4))
+    assert partitioned(u, v, half, None, EPS)
+    assert not partitioned(u, v, half, 0, EPS)
+    assert partitioned(u, v, half, 1, EPS)
+    assert in_layout(u, v, half, Layout("dim", 1, 4), EPS)
 
 
 def test_what_is_let_pass_is_the_root_of_epsilon():
@@ -65,7 +66,7 @@ def test_what_is_let_pass_is_the_root_of_epsilon():
     for size, passes in ((1e-5, True), (1e-3, False)):  # √ε = 3.5e-4 in single precision
         v = silence(u, half)
         v[1] = size
-        assert partitioned(u, v, half, None) == passes
+        assert partitioned(u, v, half, None, torch.finfo(u.dtype).eps) == passes
 
 
 def dense(noise, x, y, loss="cross_entropy"):
@@ -344,6 +345,6 @@ def test_a_tensor_that_is_written_to_later_keeps_its_value():
 
 def test_what_small_lets_pass_is_relative():
     g = randn(5)
-    assert certificate.small(1e-9 * g, g)
-    assert not certificate.small(1e-7 * g, g)
-    assert certificate.small(g, g * torch.nan)  # says nothing
+    assert certificate.small(1e-9 * g, g, EPS)
+    assert not certificate.small(1e-7 * g, g, EPS)
+    assert certificate.small(g, g * torch.nan, EPS)  # says nothing
