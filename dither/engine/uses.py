@@ -22,7 +22,7 @@ from dither.engine.forward_rules import RULES
 from dither.engine.ghost import Use
 from dither.engine.kinds import Einsum, Elementwise, Kind
 from dither.precision import wide
-from dither.torch_internals import functions_behind, types_of, unguarded
+from dither.torch_internals import functions_behind, inside_functorch, types_of, unguarded
 
 
 class Uses(TorchFunctionMode):
@@ -30,6 +30,8 @@ class Uses(TorchFunctionMode):
 
     met       names of parameters that were used with gradients on
     unseen    names that were used where gradients were off
+    foreign   names of real parameters that were used where no rule holds: with complex numbers, or
+              inside a transform of torch.func
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Uses(TorchFunctionMode):
         self.aliases: set[Any] = set()
         self.met: set[str] = set()
         self.unseen: set[str] = set()
+        self.foreign: set[str] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -50,6 +53,9 @@ class Uses(TorchFunctionMode):
             return func(*args, **kwargs)
         if func not in _LOOKS:
             (self.met if torch.is_grad_enabled() else self.unseen).update(names)
+        if inside_functorch():
+            self.foreign |= names if func not in _LOOKS else set()
+            return func(*args, **kwargs)
         if func in RULES:
             out = _call(RULES[func], self, func, args, kwargs)
             if out is not NotImplemented:
@@ -81,7 +87,9 @@ class Uses(TorchFunctionMode):
         uses = []
         for w, kind in used:
             name = self.name_of(w)
-            if name:
+            if name and out.is_complex():
+                self.foreign.add(name)
+            elif name:
                 region = (w.storage_offset(), tuple(w.shape), tuple(w.stride()))
                 kind.a = wide(kind.a)
                 broadcast = isinstance(kind, Elementwise)
@@ -121,7 +129,7 @@ class Uses(TorchFunctionMode):
         Stray is what also reaches z by a way no rule has met, whose operand is gone, or whose
         slices overlap themselves.
         """
-        found = {
+        found = self.foreign | {
             u.name for u in self.uses if u.overwritten or not u.candidates or _overlaps(u.region)
         }
         nodes, types = [], {z.dtype}

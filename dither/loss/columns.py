@@ -83,7 +83,7 @@ def polarised(h: Tensor, shape: torch.Size) -> Columns:
     s = h.detach().abs().amax().clamp(min=torch.finfo(h.dtype).tiny).sqrt()
 
     def pair(r: Tensor) -> list[tuple[int, Tensor]]:  # r [B, D]
-        hr = (h @ r.unsqueeze(-1)).squeeze(-1) / s
+        hr = (h @ r.to(h.dtype).unsqueeze(-1)).squeeze(-1) / s
         return [(1, ((s * r + hr) / 2).view(shape)), (-1, ((s * r - hr) / 2).view(shape))]
 
     def column(k: int) -> Tensor:

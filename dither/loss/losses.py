@@ -26,6 +26,7 @@ from dither.loss.columns import (
     at_position,
     diagonal,
     eigen,
+    of_type,
     places,
     polarised,
     positions,
@@ -245,12 +246,13 @@ class AnyLoss:
 
     def columns(self, z: Tensor, y: Tensor) -> Columns:
         self._check_apart(z, y)
-        h = self._hessian(z, y)
+        h = self._curvature(z, y)
         if h.numel() and not h.any() and self._linear(z, y):
             raise DitherError(
                 "the loss is linear in the output: it has no Gauss–Newton part; give the logits"
             )
-        return polarised(h, z.shape) if h.requires_grad else eigen(h, z.shape)
+        found = polarised(h, z.shape) if h.requires_grad else eigen(h, z.shape)
+        return of_type(found, z.dtype)
 
     def _check_apart(self, z: Tensor, y: Tensor) -> None:
         """Raises DitherError where a sample's loss depends on another's output. A random half of
@@ -283,6 +285,18 @@ class AnyLoss:
             [y.view_as(z).to(z.dtype)] if squeezed(y) == squeezed(z) else []
         )
         return not any(self._hessian(at, y).any() for at in others)
+
+    def _curvature(self, z: Tensor, y: Tensor) -> Tensor:
+        """H in double precision: the differences it is made of (p − p² of a sure softmax) lose
+        their digits in single. A loss that cannot take it, as weights of its own are in single,
+        is differentiated as it is.
+        """
+        if z.dtype != torch.float64 and not z.is_mps:
+            try:
+                return self._hessian(z.double(), y)
+            except (RuntimeError, TypeError):
+                pass
+        return self._hessian(z, y)
 
     def _hessian(self, z: Tensor, y: Tensor) -> Tensor:
         keep = torch.is_grad_enabled() and z.requires_grad

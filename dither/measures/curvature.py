@@ -106,6 +106,7 @@ def trace(
     parameters = {n: p for n, p in model.named_parameters() if noise is None or n in noise.sites}
     with torch.inference_mode(False), evaluating(model), alone(model):
         _check_differentiable(model)
+        _check_real(parameters)
         first = next(_ready(batches), None)
         if first is None:
             raise DitherError("trace needs at least one batch (x, y): got none")
@@ -174,6 +175,15 @@ def _check_differentiable(model: nn.Module) -> None:
             raise DitherError(
                 f"trace differentiates, but {name!r} was made under torch.inference_mode(): make "
                 "or load the model under torch.no_grad() instead"
+            )
+
+
+def _check_real(parameters: Mapping[str, Tensor]) -> None:
+    for name, p in parameters.items():
+        if p.is_complex():
+            raise DitherError(
+                f"trace is of real parameters, but {name!r} holds {p.dtype} numbers: keep its real "
+                "and imaginary parts as one real parameter (torch.view_as_complex in the forward)"
             )
 
 

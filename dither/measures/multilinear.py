@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from dither.attach.reading import silenced
 from dither.calling import eager, output, tensors
+from dither.torch_internals import inside_functorch
 
 # fmt: off
 PIECEWISE_LINEAR = frozenset([
@@ -92,6 +93,9 @@ class _Met(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if inside_functorch():  # its tensors have no storage to be known by
+            self.linear = False
+            return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name in ("fn", "boolean_dispatch"):  # torch's choice between two forms of pooling
             with self:

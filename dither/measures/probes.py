@@ -88,6 +88,8 @@ class Places(Uses):
         self.recording, self.differentiates = True, False
 
     def meet(self, out: Tensor, *used: tuple[Any, Kind], features: int = 1) -> Tensor:
+        if out.is_complex():
+            return super().meet(out, *used, features=features)
         tap = Tap(torch.zeros_like(out, requires_grad=True), features)
         for w, kind in used:
             name = self.name_of(w)

@@ -325,6 +325,27 @@ def test_the_hessian_of_a_callable_agrees_with_cross_entropys_own():
     close(dense(own.columns(z.detach(), Y), z), dense(CrossEntropy().columns(z, Y), z))
 
 
+def test_a_callable_keeps_its_digits_in_single_precision():
+    """Sure logits: p(1 − p) is 0 in single precision where it is 4e-8."""
+    z = torch.tensor([[17.0, 0.0, 0.0], [0.0, 15.0, 1.0]])
+    y = torch.tensor([0, 2])
+    own = AnyLoss(lambda z, y: F.cross_entropy(z, y, reduction="none"))
+    right = dense(CrossEntropy().columns(z.double(), y), z.double())
+    for at in (z, z.clone().requires_grad_()):
+        columns = own.columns(at, y)
+        assert columns.column(0).dtype == torch.float32
+        torch.testing.assert_close(dense(columns, z).double(), right, rtol=1e-5, atol=1e-12)
+
+
+def test_a_callable_that_holds_to_single_precision_is_taken_as_it_is():
+    w, z = torch.tensor([1.0, 2.0, 3.0]), torch.randn(B, C)
+    own = AnyLoss(lambda z, y: F.cross_entropy(z, y, w, reduction="none"))
+    with pytest.raises(RuntimeError):
+        own.function(z.double(), Y)
+    twice = AnyLoss(lambda z, y: F.cross_entropy(z, y, w.to(z), reduction="none"))
+    close(dense(own.columns(z, Y), z), dense(twice.columns(z, Y), z), 1e-5)
+
+
 # ---------------------------------------------------------------------- losses linear in the output
 
 

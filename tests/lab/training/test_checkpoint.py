@@ -4,6 +4,7 @@ import multiprocessing
 import pickle
 import random
 import re
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +142,7 @@ def test_a_run_killed_at_random_moments_goes_on_to_the_same_rows(seeds, tmp_path
             process.join(moment.uniform(0, seconds / 4))
             process.kill()
         process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
         kills += not (tmp_path / "rows").exists()
         (tmp_path / "ready").unlink(missing_ok=True)
     told = (tmp_path / "told").read_text().splitlines()
