@@ -1,9 +1,9 @@
 """Does each complexity pay? `python -m benchmarks.pays [--only cnn,mlp1024] [--rounds 7]`.
 
-Each row is one call of dither as it is, beside the same call without one of its parts: the replay of
-the graph (autograd takes its place: all columns batched, and one after another), the tiles of 3×3
-convolutions, the fast fill of long draws, the certificate. All take turns in one process; a number
-is the median of the rounds' ratios to the call as it is. Written to `.bench/pays.md`.
+Each row is one call of dither as it is, beside the same call without one of its parts: the replay
+of the graph (autograd takes its place: all columns batched, or one after another), the tiles of
+3×3 convolutions, the fast fill of long draws, the certificate. All take turns in one process; a
+number is the ratio of the medians to the call as it is. Written to `.bench/pays.md`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from benchmarks import clock, record
+from benchmarks import clock
 from benchmarks.environments import BENCH
 from benchmarks.methods import DITHER, plain
 from benchmarks.workloads import WORKLOADS, Job, Workload, job, trained
 from dither.engine import conv_norms, graph
+from dither.lab.runs import provenance
 from dither.noise import fill
 from dither.regulariser.pull import Pull
 
@@ -140,10 +141,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     clock.alone()
+    env = provenance.environment(0.0)
     WORKLOADS.setdefault(SMALL.name, SMALL)
     wanted = [w for w in args.only.split(",") if w] or [SMALL.name, *WORKLOADS]
     lines = [
-        f"{record.machine()} · medians of {args.rounds} rounds, ratios to the call as it is",
+        f"{env['machine']}; {provenance.spelt(env)}; one thread; {args.rounds} rounds",
         "",
         "| network | quantity | as it is, plain steps | " + " | ".join(VARIANTS) + " |",
         "|---|---|---|" + "---|" * len(VARIANTS),

@@ -5,10 +5,8 @@ Imports happen inside the commands: `dither --help` costs no torch and no polars
 """
 
 import inspect
-import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -166,13 +164,14 @@ def reproduce(
     """
     from dither.lab import reproduce as runner
     from dither.lab.runs import provenance
+    from dither.lab.runs.interrupts import heard
     from dither.lab.runs.screen import Bars, Lines
 
     console = _console()
     screen = Bars(console) if console.is_terminal else Lines(console)
     chosen, jobs = _seeds(seeds), min(provenance.cores(), 8) if jobs is None else jobs
     try:
-        with _terminated_like_interrupted():
+        with heard():
             results = runner.reproduce(
                 figures or (),
                 scale=scale,
@@ -283,7 +282,7 @@ def check(
             f"{len(found.damaged)} damaged: `dither check {folder} --repair` computes them again"
         )
     screen = Bars(console) if console.is_terminal else Lines(console)
-    with _terminated_like_interrupted():
+    with heard():
         left = checking.repair(store, found.damaged, jobs, screen)
     for sentence in left:
         say(sentence, highlight=False, markup=False, soft_wrap=True)
@@ -315,16 +314,6 @@ def fetch(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     from dither.lab.data import needs
 
     _console().print(f"{name}: {needs.bring(name)}", highlight=False, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM (kill, a batch system's time limit) stops as cleanly as Ctrl-C."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _seeds(text: str | None) -> int | range | None:

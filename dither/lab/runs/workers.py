@@ -28,6 +28,7 @@ from dither.errors import DitherError
 from dither.lab.figure import Run
 from dither.lab.runs import provenance
 from dither.lab.runs.execute import execute
+from dither.lab.runs.interrupts import heed
 from dither.lab.runs.jobs import Job, Outcome
 from dither.lab.runs.screen import Screen
 from dither.lab.runs.store import frame
@@ -86,6 +87,7 @@ class Here:
 
     def outcomes(self, jobs: Sequence[Job], screen: Screen) -> Outcomes:
         for job in jobs:
+            heed()
             screen.start(job)
             send = partial(screen.update, job)
             yield job, work(job, send, screen.say)
@@ -207,6 +209,7 @@ def _flow(
 ) -> Outcomes:
     while flight:
         # Polars' handler of SIGINT restarts system calls: a wait without end would not hear Ctrl-C.
+        heed()
         done, _ = cf.wait(flight, timeout=HEARTBEAT, return_when=cf.FIRST_COMPLETED)
         for future in done:
             outcome = _result(future)

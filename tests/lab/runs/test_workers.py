@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from tasks import paper, plain
+
+from dither.lab.runs.interrupts import heard, heed
 
 HERE = Path(__file__).parents[2]
 
@@ -118,3 +121,14 @@ def test_stopped_in_the_middle_and_taken_up_again(session, tmp_path, jobs, blow)
     assert {p: p.stat().st_mtime_ns for p in before} == before
     (claims,) = (tmp_path / "results").glob("figures/*/*/claims.json")
     assert [c["holds"] for c in json.loads(claims.read_text(encoding="utf-8"))] == [True]
+
+
+def test_a_stop_that_somebody_swallows_is_asked_again():
+    """As a library may that catches everything."""
+    with heard():
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            heed()
+    heed()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
