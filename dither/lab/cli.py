@@ -266,6 +266,7 @@ def check(
 ) -> None:
     """Compare every result in DIR with the checksums it was sealed with."""
     from dither.lab import check as checking
+    from dither.lab.runs.interrupts import heard
     from dither.lab.runs.screen import Bars, Lines
     from dither.lab.runs.store import Store
 
