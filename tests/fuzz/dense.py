@@ -39,10 +39,15 @@ def hessian(loss, z):
     return torch.block_diag(*[torch.diag(q) - torch.outer(q, q) for q in p]) / batch
 
 
-def root(noise, h):
-    """D [elements, directions] at a tensor h: δ = D ε with ε white."""
+def root(noise, h, w=None):
+    """D [elements, directions] at a tensor h: δ = D ε with ε white. `w` [n, features]: the vectors
+    of noise nodes, whose ε all positions of a sample share.
+    """
     scale = noise.sigma * noise.law.variance**0.5
     n = h.numel()
+    if w is not None:
+        each = w.T.repeat(h[0].numel() // w.shape[1], 1)  # [elements of a sample, nodes]
+        return scale * torch.kron(torch.eye(len(h), dtype=h.dtype), each)
     if type(noise).__name__ == "Multiplicative":
         return scale * torch.diag(h.flatten())
     return scale * torch.eye(n, dtype=h.dtype)
@@ -61,7 +66,7 @@ def rows(outputs, at, graph):
     return torch.stack(found)
 
 
-def oracle(model: nn.Module, x, y, loss, noises):
+def oracle(model: nn.Module, x, y, loss, noises, nodes=None):
     """{site: (R, full)} for {site: noise}; a site is a parameter's name, or "module:in|out"."""
     met, handles = [], []
 
@@ -92,7 +97,7 @@ def oracle(model: nn.Module, x, y, loss, noises):
     value, H = LOSSES[loss](z, y), hessian(loss, z)
     found = {name: (0.0, 0.0) for name in noises}
     for name, h, at in met:
-        D = root(noises[name], h)
+        D = root(noises[name], h, (nodes or {}).get(name))
         JD = rows(z, at, graph=True) @ D
         (slope,) = torch.autograd.grad(value, at, create_graph=True, allow_unused=True)
         curved = torch.zeros(h.numel(), h.numel()) if slope is None else rows(slope, at, False)

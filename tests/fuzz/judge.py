@@ -36,10 +36,11 @@ class Case:
         loss = list(LOSSES)[self.seed % len(LOSSES)]
         y = targets(loss, run(model, x).detach())
         dtype = torch.float32 if self.seed % 4 == 3 else torch.float64
-        return model, x, y, loss, noises(model), dtype
+        what = noises(model, self.kind in ("sequence_first", "last_valid_step"))
+        return model, x, y, loss, what, dtype
 
 
-def noises(model):
+def noises(model, sequence_first):
     """Some parameters and some activations, each with a law of its own."""
     sites = [name for name, _ in model.named_parameters()]
     sites += [
@@ -52,9 +53,17 @@ def noises(model):
     found = {}
     for site in chosen:
         law, sigma = LAWS[int(torch.randint(len(LAWS), ()))], float(torch.rand(())) + 0.05
-        kind = (dither.Additive, dither.Multiplicative)[int(torch.randint(2, ()))]
+        kinds = [dither.Additive, dither.Multiplicative]
+        kinds += [dither.Node] * (site.endswith(":out") and not sequence_first)
+        kind = kinds[int(torch.randint(len(kinds), ()))]
         found[site] = (kind if ":" in site else dither.Weight)(sigma, law)
     return found
+
+
+def taken_in_turn(case, what):
+    """How weights get their noise; `draw` is of cases whose sites are all parameters."""
+    alone = all(":" not in site for site in what)
+    return ("each", "cycle", "random")[case.seed // 3 % 3] if alone else "each"
 
 
 def to(x, dtype):
@@ -63,11 +72,21 @@ def to(x, dtype):
     return x.to(dtype) if x.is_floating_point() else x
 
 
-def judge(case):
-    """{what was asked: (verdict, detail)}."""
+def judge(case, chance=True):
+    """{what was asked: (verdict, detail)}. `chance`: also what is a mean of draws."""
     model, x, y, loss, what, dtype = case.build()
     model.plain = True
-    _, right = oracle(model, x, y, loss, what)
+    mine = copy.deepcopy(model).to(dtype)
+    mine.plain = False
+    draw = taken_in_turn(case, what)
+    try:
+        noise = dither.inject(mine, what, seed=0, draw=draw)
+    except dither.DitherError as e:
+        return {"inject": (REFUSED, str(e))}
+    nodes = {n.replace("/", "."): w.detach().double() for n, w in noise.nodes.items()}
+    _, right = oracle(model, x, y, loss, what, nodes)
+    part = 1 if draw == "each" else 1 / len(what)  # tensor by tensor
+    right = {name: (part * R, part * full) for name, (R, full) in right.items()}
     shares = {name: R for name, (R, _) in right.items()}
     total = sum(shares.values())
     parameters = list(model.parameters())
@@ -77,8 +96,6 @@ def judge(case):
     pairs = zip(parameters, found, strict=True)
     slopes = [torch.zeros_like(p) if g is None else g for p, g in pairs]
     full = sum(f for _, f in right.values())
-    mine = copy.deepcopy(model).to(dtype)
-    mine.plain = False
     x, y = to(x, dtype), to(y, dtype)
     verdicts = {}
 
@@ -93,10 +110,6 @@ def judge(case):
             good = math.isfinite(off) and off <= CLOSE[dtype] * scale
             verdicts[name] = (RIGHT if good else WRONG, f"off by {off:.3g} of {scale:.3g}")
 
-    try:
-        noise = dither.inject(mine, what, seed=0)
-    except dither.DitherError as e:
-        return {"inject": (REFUSED, str(e))}
     total = float(torch.as_tensor(total).detach())
     size = max(total, 1e-12)
 
@@ -125,7 +138,9 @@ def judge(case):
     def expected():
         """At small σ, where orders above the second are far below the error."""
         small = {n: type(w)(1e-3 * w.sigma, w.law) for n, w in what.items()}
-        with dither.inject(mine, small, seed=0) as little:
+        with dither.inject(mine, small, seed=0) as little, torch.no_grad():
+            for name, w in little.nodes.items():
+                w.copy_(noise.nodes[name])
             found = dither.expected(little, x, y, loss, draws=DRAWS, antithetic=True, seed=0)
         near = Z * found.sem + 1e-3 * size * 1e-6
         return max(abs(found.value - 1e-6 * full) - near, 0) * 1e6
@@ -143,8 +158,11 @@ def judge(case):
     ask("R", exact, size)
     ask("gradient", slope, max([float(s.abs().max()) for s in slopes] + [size]))
     ask("full", whole, max(abs(full), size))
-    ask("sampled", sampled, size)
-    if dtype == torch.float64:  # differences of 1e-6 of the loss are lost in float32
+    if chance:
+        ask("sampled", sampled, size)
+    if (
+        chance and draw == "each" and dtype == torch.float64
+    ):  # differences of 1e-6 of the loss are lost in float32
         ask("expected", expected, max(abs(full), size))
     ask("trace", trace, size)
     noise.remove()

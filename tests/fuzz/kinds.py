@@ -250,11 +250,54 @@ def broadcast_bias():
     return Of(forward, **parts), torch.randn(B, 3)
 
 
+def complex_filter():
+    """A product in frequency space, its factors kept as pairs of real numbers."""
+
+    def forward(m, x):
+        f = torch.fft.rfft(m.a(x)) * torch.view_as_complex(m.w)
+        return m.out(torch.tanh(torch.fft.irfft(f, n=4)))
+
+    parts = {"a": nn.Linear(3, 4), "w": nn.Parameter(torch.randn(3, 2)), "out": nn.Linear(4, 3)}
+    return Of(forward, **parts), torch.randn(B, 3)
+
+
+def transformed():
+    """A transform of torch.func in the forward."""
+    way = randint(0, 2)
+
+    def forward(m, x):
+        f = lambda t: torch.tanh(F.linear(t, m.w, m.c))  # noqa: E731
+        if way == 0:
+            return m.out(torch.func.vmap(f)(x))
+        slopes = torch.func.vmap(torch.func.grad(lambda t: f(t).square().sum()))(x)
+        return m.out(torch.tanh(slopes))
+
+    w, c = nn.Parameter(torch.randn(3, 3)), nn.Parameter(torch.randn(3))
+    return Of(forward, w=w, c=c, out=nn.Linear(3, 3)), torch.randn(B, 3)
+
+
+def bag():
+    """torch can't differentiate a bag twice: the oracle's is made of single rows."""
+    mode, slope = ("sum", "mean", "max")[randint(0, 3)], smooth()
+
+    def forward(m, x):
+        if m.plain:
+            rows = F.embedding(x, m.table.weight)
+            h = rows.amax(1) if mode == "max" else getattr(rows, mode)(1)
+        else:
+            h = m.table(x)
+        return m.out(slope(h))
+
+    parts = {"table": nn.EmbeddingBag(6, 4, mode=mode), "out": nn.Linear(4, 3)}
+    return Of(forward, **parts), torch.randint(6, (B, 5))
+
+
 ORDINARY = [
     chain, convolution, norm, embedding, attention, recurrent, bare_parameter, several_calls, tied,
     sliced, parametrised, functional, several_inputs, in_place, sequence_first,
 ]  # fmt: skip
 UNUSUAL = [
     ragged, last_valid_step, graph, pairs, checkpointed, forces, experts, broadcast_bias,
+    complex_filter, transformed, bag,
 ]  # fmt: skip
 KINDS = {kind.__name__: kind for kind in (*ORDINARY, *UNUSUAL)}

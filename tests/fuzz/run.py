@@ -9,6 +9,8 @@ import sys
 import textwrap
 import warnings
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -16,6 +18,7 @@ sys.path.insert(0, str(HERE))
 
 import judge  # noqa: E402
 import kinds  # noqa: E402
+import torch  # noqa: E402
 
 HEAD = """from itertools import pairwise
 
@@ -50,18 +53,38 @@ def script(case, verdicts):
     return f'"""{case}\n\n{said}\n"""\n\n{HEAD}\n\n{kind}\n\n{source}{tail}'
 
 
+def answer(asked):
+    """(case, verdicts), in a process of its own or here."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    case, chance = asked
+    return case, judge.judge(case, chance)
+
+
+def answers(cases, jobs):
+    if jobs == 1:
+        yield from map(answer, cases)
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        yield from pool.map(answer, cases, chunksize=20)
+
+
 def main():
     ask = argparse.ArgumentParser(description=__doc__)
     ask.add_argument("--count", type=int, default=2000)
     ask.add_argument("--seed", type=int, default=0)
     ask.add_argument("--kinds", nargs="*", default=list(kinds.KINDS), choices=list(kinds.KINDS))
+    ask.add_argument("--chance", type=int, default=1, help="ask means of draws of each n-th case")
+    ask.add_argument("--jobs", type=int, default=1)
     ask.add_argument("--out", type=Path, default=Path("fuzz-failures"))
     said = ask.parse_args()
     warnings.simplefilter("ignore")
     tally = Counter()
-    for n in range(said.count):
-        case = judge.Case(said.kinds[n % len(said.kinds)], said.seed + n)
-        verdicts = judge.judge(case)
+    cases = [
+        (judge.Case(said.kinds[n % len(said.kinds)], said.seed + n), n % said.chance == 0)
+        for n in range(said.count)
+    ]
+    for case, verdicts in answers(cases, said.jobs):
         tally.update((case.kind, what, verdict) for what, (verdict, _) in verdicts.items())
         if any(verdict in BAD for verdict, _ in verdicts.values()):
             said.out.mkdir(parents=True, exist_ok=True)
