@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import TorchFunctionMode
 
 from dither.errors import DitherError
 
@@ -150,7 +151,27 @@ def unfused() -> Iterator[None]:
 
 
 def twice(on: bool) -> Any:
-    """Where gradients are differentiated again, attention must take its plain form: the fused ones
-    can't be.
+    """Where gradients are differentiated again: attention and weight norm in their plain forms.
+    Fused attention has no second derivative, and torch's own of `_weight_norm` is wrong.
     """
-    return sdpa_kernel(SDPBackend.MATH) if on else nullcontext()
+    return _twice() if on else nullcontext()
+
+
+@contextmanager
+def _twice() -> Iterator[None]:
+    with sdpa_kernel(SDPBackend.MATH), _PlainWeightNorm():
+        yield
+
+
+class _PlainWeightNorm(TorchFunctionMode):
+    """W = g v/‖v‖ by functions whose second derivatives are right."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._weight_norm:
+            return _weight_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    rest = [d for d in range(v.dim()) if d != dim % v.dim()] if dim != -1 else None
+    return v * (g / torch.linalg.vector_norm(v, dim=rest, keepdim=True))

@@ -99,6 +99,7 @@ class Graph:
 
     stray         parameters that no rule has met wholly: pull them back one sample at a time
     overwritten   activations whose tensor was changed in place after they were met
+    users         Functions of a user's own in it
     eps           of the coarsest type in it, by which two ways of one gradient may differ
     differentiates  the forward takes gradients itself: an activation's noise may reach z through
     them
@@ -114,8 +115,9 @@ class Graph:
         self.replay: Replay | None = None
         self.total = 1
         recording.uses.settle(z.shape[0])
-        self.nodes, self.stray, types = recording.uses.walk(z)
-        self.eps = coarsest(*types)
+        walked = recording.uses.walk(z)
+        self.nodes, self.stray, self.users = walked.nodes, walked.stray, walked.users
+        self.eps = coarsest(*walked.types)
         if self.differentiates:
             self.stray = set(self.parameters)
 

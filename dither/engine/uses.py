@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,22 @@ from torch.overrides import TorchFunctionMode
 
 from dither.engine.batch_axis import elementwise_layouts, layouts
 from dither.engine.forward_rules import RULES
+from dither.engine.functions import is_users
 from dither.engine.ghost import Use
 from dither.engine.kinds import Einsum, Elementwise, Kind
 from dither.precision import wide
 from dither.torch_internals import functions_behind, inside_functorch, types_of, unguarded
+
+
+class Walked(NamedTuple):
+    """Of the functions behind an output: a hash of their names in their order, the stray
+    parameters, the types of what they gave, and the Functions of a user's own among them.
+    """
+
+    nodes: int
+    stray: set[str]
+    types: set[torch.dtype]
+    users: list[Any]
 
 
 class Uses(TorchFunctionMode):
@@ -122,9 +134,8 @@ class Uses(TorchFunctionMode):
                         if c.way == "dim" and use.kind.out[c.at] not in use.kind.own
                     ]
 
-    def walk(self, z: Tensor) -> tuple[int, set[str], set[torch.dtype]]:
-        """(a hash of the functions behind z in their order, names of stray parameters, the types
-        of what the functions gave).
+    def walk(self, z: Tensor) -> Walked:
+        """Go through the functions behind z.
 
         Stray is what also reaches z by a way no rule has met, whose operand is gone, or whose
         slices overlap themselves.
@@ -132,14 +143,16 @@ class Uses(TorchFunctionMode):
         found = self.foreign | {
             u.name for u in self.uses if u.overwritten or not u.candidates or _overlaps(u.region)
         }
-        nodes, types = [], {z.dtype}
+        nodes, types, users = [], {z.dtype}, []
         for node in functions_behind(z, self.aliases):
             nodes.append(node.name())
             types |= types_of(node)
+            if is_users(node):
+                users.append(node)
             leaf = getattr(node, "variable", None)
             if leaf is not None and id(leaf) in self.names:
                 found.add(self.names[id(leaf)])
-        return hash(tuple(nodes)), found, types
+        return Walked(hash(tuple(nodes)), found, types, users)
 
 
 _FUNCTION = types.FunctionType

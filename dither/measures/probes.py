@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from dither.calling import output, twice
 from dither.engine.batch_axis import Layout
 from dither.engine.certificate import fitting
+from dither.engine.functions import check_twice, is_users
 from dither.engine.ghost import Use
 from dither.engine.kinds import Convolution, Kind, Outer, Scale, Sum
 from dither.engine.uses import Uses
 from dither.noise.draw import key
+from dither.torch_internals import functions_behind
 
 FOLDED = ("major", "minor")  # dimension 0 is (sample, place), or (place, sample)
 
@@ -42,6 +44,7 @@ def probed(
         places = Places(parameters)
         with places:
             z = output(model, x)
+        check_twice(filter(is_users, functions_behind(z)), "trace")
         each = loss.per_sample(z, y)
         places.settle_in(z)
         bare = [parameters[n] for n in parameters if n not in places.covered]
@@ -117,7 +120,7 @@ class Places(Uses):
             return
         count = Counter(use.name for use in self.uses)
         self.settle(z.shape[0])
-        _, stray, _ = self.walk(z)
+        stray = self.walk(z).stray
         fit = [
             tap
             for tap in self.taps

@@ -20,6 +20,7 @@ from dither.attach.reading import leaves
 from dither.attach.site import CONV, Site
 from dither.calling import output, tensors
 from dither.engine.certificate import Compared, Violations, examine
+from dither.engine.functions import check_twice
 from dither.engine.ghost import Gradient
 from dither.engine.graph import Graph, Recording
 from dither.errors import DitherError
@@ -197,6 +198,9 @@ class Pull:
                 "was a module replaced after inject? Inject again"
             )
         check_seen(graph, activations)
+        if graph.recorded:
+            otherwise = "; or take R without its gradient, under torch.no_grad()"
+            check_twice(graph.users, "the gradient of R", otherwise)
 
     def certify(self, graph: Graph, x: Any) -> Compared | None:
         """The first graph of its kind is examined whole; each one is compared by a random half.

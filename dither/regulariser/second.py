@@ -21,8 +21,10 @@ from dither.attach.site import Site
 from dither.calling import output
 from dither.engine.batch_axis import Layout
 from dither.engine.certificate import fitting
+from dither.engine.functions import check_twice, is_users
 from dither.noise.draw import Basis, Signs
 from dither.precision import wide
+from dither.torch_internals import functions_behind
 
 
 class Second:
@@ -50,6 +52,7 @@ class Second:
         """(loss, {site: its share})."""
         with leaves(self.noise) as leaf:
             z = output(self.noise.wrapper if self.differentiable else self.noise.model, x)
+            check_twice(filter(is_users, functions_behind(z)), 'curvature="full"')
             each = self.loss.per_sample(wide(z), y)
             self.probes += [(self.noise.sites[n], w.detach(), w) for n, w in leaf.items()]
             by_site = {name: torch.zeros_like(each.mean()) for name in self.noise.sites}
