@@ -1,9 +1,31 @@
-"""What every test shares: one thread, and a seed."""
+"""What every test shares: one thread, a seed, and what stands aside where something is absent."""
+
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+try:
+    import polars  # noqa: F401
+
+    LABORATORY = True
+except ImportError:
+    LABORATORY = False
+
 torch.set_num_threads(1)  # small nets, several test processes, sums in one order
+NEEDS_IT = re.compile(
+    r"^\s*(from|import) (dither\.(lab|papers)|accelerate|benchmarks|docs|lightning|matplotlib|"
+    r"polars|runs|scipy|sklearn|tasks|torchmetrics|toys|transformers)",
+    re.MULTILINE,
+)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Where only the library is installed (torch, numpy), files that need more stand aside."""
+    if LABORATORY or collection_path.suffix != ".py":
+        return None
+    return bool(NEEDS_IT.search(collection_path.read_text(encoding="utf-8"))) or None
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +59,10 @@ def pytest_runtest_call(item):
     try:
         return (yield)
     except Exception as error:
+        if not LABORATORY or "fashion-mnist" not in str(error):
+            raise
         from dither.lab.data import needs
 
-        if "fashion-mnist" in str(error) and not needs.found("fashion-mnist"):
+        if not needs.found("fashion-mnist"):
             pytest.skip("Fashion-MNIST is not on this machine: `make data` installs or fetches it")
         raise
