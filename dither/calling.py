@@ -93,6 +93,18 @@ def check_classes(what: str, x: Tensor, y: Any) -> None:
         )
 
 
+def check_class_numbers(what: str, y: Tensor, classes: int) -> None:
+    """Raises DitherError unless y holds whole numbers 0 … classes − 1."""
+    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    low, high = (int(y.min()), int(y.max())) if whole and y.numel() else (0, 0)
+    if not whole or low < 0 or high >= classes:
+        span = f" of {low} … {high}" if whole else ""
+        raise DitherError(
+            f"{what}: y must hold class numbers, whole numbers from 0 to {classes - 1}: got "
+            f"{y.dtype}{span}"
+        )
+
+
 def check_devices(model: nn.Module, *parts: Any) -> None:
     """One device for the model, x and y."""
     parameter = next(model.parameters(), None)

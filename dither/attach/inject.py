@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from dither.attach.find import find, unwrapped
-from dither.attach.hooks import After, Before, Enter, Leave, Recall
+from dither.attach.hooks import DisplaceInput, DisplaceOutput, Enter, Leave, ShapeReader
 from dither.attach.injection import Injection
 from dither.attach.ranks import averaged
 from dither.attach.shadow import Statistics, put, take
@@ -162,10 +162,10 @@ def _attach(noise: Injection) -> None:
     for site in noise.sites.values():
         if site.side == "in":
             handles.append(
-                site.module.register_forward_pre_hook(Before(noise, site), with_kwargs=True)
+                site.module.register_forward_pre_hook(DisplaceInput(noise, site), with_kwargs=True)
             )
         elif site.side == "out":
-            handles.append(site.module.register_forward_hook(After(noise, site)))
+            handles.append(site.module.register_forward_hook(DisplaceOutput(noise, site)))
     for module in watched:
         handles.append(module.register_forward_hook(Leave(noise), always_call=True))
     forget_compiled()
@@ -198,13 +198,13 @@ def _vectors(noise: Injection, site: Site, shape: tuple[int, ...] | None) -> nn.
     owner = next(iter(module.parameters()), None)
     owner = next(noise.model.parameters(), torch.empty(0)) if owner is None else owner
     like = owner.new_empty(*([len(noise.seeds)] if noise.stack else []), node.nodes, *features)
-    w = std * Source(noise.keys(site.name, "w")).normal(like)
+    w = std * Source(noise.draws.keys(site.name, "w")).normal(like)
     return nn.Parameter(w)
 
 
 def _shapes(noise: Injection, example: Any) -> dict[str, tuple[int, ...]]:
     """One forward of the example in eval mode, and back: {site: shape}."""
-    reader = Recall()
+    reader = ShapeReader()
     noise.reader = reader
     try:
         _attach(noise)

@@ -6,32 +6,34 @@ ever written to a parameter, the graph keeps W + δ for the backward, and the op
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from dither.attach.clock import Clock
+from dither.attach.clock import Clock, Phase
 from dither.attach.compiled import Traced, register
-from dither.attach.draws import Draws
+from dither.attach.draws import Draws, noise_at
 from dither.attach.find import check_whole, replicas
-from dither.attach.hooks import Enter, real
-from dither.attach.ranks import ranks
+from dither.attach.hooks import Enter, Reader, real
+from dither.attach.ranks import agreed, compare, ranks
 from dither.attach.recompute import Ledger, sample_of
 from dither.attach.seeds import ordinals, seeds
-from dither.attach.shadow import Statistics, clear, current, put, take
-from dither.attach.site import Site, Sites, groups
+from dither.attach.shadow import Statistics, clear
+from dither.attach.site import Site, Sites, groups, label
 from dither.attach.threads import OneAtATime
+from dither.attach.weights import Weights
 from dither.calling import unfused
-from dither.noise.noises import plus
+from dither.noise.draw import Source
+from dither.noise.here import Here
+from dither.noise.noises import Node, plus
 from dither.torch_internals import calls, forget_compiled, in_backward
 
 
-class Injection(Clock, Draws, nn.Module):
+class Injection(Clock, Weights, nn.Module):
     """The noise of one `inject`: its sites, its trained vectors, its clock, and the way to take it
     off.
 
@@ -57,17 +59,17 @@ class Injection(Clock, Draws, nn.Module):
         nn.Module.__init__(self)
         Clock.__init__(self)
         self.__dict__["model"] = model  # no submodule: its parameters stay its own
-        self.sites, self.draw, self.by, self.when = sites, draw, by, when
+        self.sites, self.by, self.when = sites, by, when
         self.batch_dim = batch_dim
         self.stack = int(isinstance(seed, Sequence))
-        self.seeds = seeds(seed)
-        beside = [n for n in on_model(model) if not n.sites.keys().isdisjoint(sites)]
-        self.ordinals = ordinals(self.seeds, [(n.seeds, n.ordinals) for n in beside])
+        own = seeds(seed)
+        beside = [n.draws for n in on_model(model) if not n.sites.keys().isdisjoint(sites)]
+        number = ordinals(own, [(d.seeds, d.ordinals) for d in beside])
+        self.draws = Draws(own, number, draw, groups(sites, by))
         self.seed_given = seed is not None or ranks() > 1  # else the ranks have yet to agree
         self.compared = False  # whether the ranks have compared their seeds
         self.nodes = nn.ParameterDict()
         self.paused = self.removed = False
-        self.groups = groups(sites, by)
         self.ordered = list(sites.values())
         self.shadowed = [site for site in self.ordered if site.side == "parameter"]
         self.owned: dict[int, list[tuple[Site, str]]] = {}  # a module's own noisy parameters
@@ -79,12 +81,12 @@ class Injection(Clock, Draws, nn.Module):
         self.statistics: Statistics | None = None  # of BatchNorms, kept from noisy forwards
         self.collecting = False  # the running forward collects statistics that are kept from noise
         self.turn_of = OneAtATime(model)
-        self.reader: Any = None  # explicit and expected read the sites through this instead
+        self.reader: Reader | None = None  # gets the sites' tensors in place of the noise
         self.layouts: dict[Any, Any] = {}  # where parameters have their samples, learnt by explicit
         self._inside: list[int] = []  # the modules whose forward is running, outermost first
         self._calls: dict[int, int] = {}
         self._unfused = ExitStack()
-        self._alone: set[int] = set()  # modules of which it was said that they run alone
+        self._alone: set[int] = set()  # modules that were warned of: they run outside the model
         self._ledger = Ledger()
         self._handles: list[Any] = []
 
@@ -152,8 +154,8 @@ class Injection(Clock, Draws, nn.Module):
         """Seed and clock, so that a resumed run goes on as if it had never stopped."""
         clocks = {name: (site.step, site.micro) for name, site in self.sites.items()}
         return {
-            "seeds": self.seeds,
-            "ordinals": self.ordinals,
+            "seeds": self.draws.seeds,
+            "ordinals": self.draws.ordinals,
             "step": self.step,
             "micro": self.micro,
             "clocks": clocks,
@@ -161,8 +163,9 @@ class Injection(Clock, Draws, nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """The inverse of `get_extra_state`; sites are matched by name."""
-        self.seeds, self.step, self.micro = tuple(state["seeds"]), state["step"], state["micro"]
-        self.ordinals = tuple(state.get("ordinals", (0,) * len(self.seeds)))
+        own, self.step, self.micro = tuple(state["seeds"]), state["step"], state["micro"]
+        number = tuple(state.get("ordinals", (0,) * len(own)))
+        self.draws = replace(self.draws, seeds=own, ordinals=number)
         self.seed_given = True
         for name, (step, micro) in state["clocks"].items():
             if name in self.sites:
@@ -208,55 +211,85 @@ class Injection(Clock, Draws, nn.Module):
             self.collecting = False
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """A new step, unless it is recomputed for a backward, or nothing is noisy."""
+        """The outermost forward starts: the clocks move, and parameters read W + δ."""
         self.collecting = self.statistics is not None and self.statistics.collected()
-        if in_backward():
+        phase = self._phase(module)
+        if phase is Phase.QUIET:
+            return
+        if phase is Phase.RECOMPUTED:
             if self.shadowed or self.statistics:
                 stamp = self._ledger.recall(id(module), sample_of(args, kwargs))
                 self.shadow(module, *(stamp[:2] if stamp else self.now(self)))
-        elif self.on(module) or any(map(self.on, self.modules_of_sites)):
-            self._calls = {}
-            self.advance(self)
-            for site in self.shadowed:  # compiled code goes on from here
-                site.step, site.micro, site.turn = self.step, self.micro, self.turn
-            self.shadow(module, *self.now(self))
-            if self.shadowed and module is not self.model and id(module) not in self._alone:
-                self._alone.add(id(module))
-                self._warn_of_parents(module)
+            return
+        self._calls = {}
+        self.advance(self, phase)
+        for site in self.shadowed:  # compiled code reads the sites' clocks
+            self.follow(site)
+        self.shadow(module, *self.now(self))
+        if self.shadowed and module is not self.model and id(module) not in self._alone:
+            self._alone.add(id(module))
+            self.warn_of_parents(module)
 
-    def _warn_of_parents(self, module: nn.Module) -> None:
-        """Say which noise is absent where a part of the model is called by itself."""
-        for site in self.shadowed:
-            over = [owner for owner, _ in site.owners if owner is not module]
-            parent = next((owner for owner in over if module in owner.modules()), None)
-            if parent is not None and self.on(parent):
-                warnings.warn(
-                    f"weight noise on {site.name!r} is absent: {type(module).__name__} is called "
-                    f"outside a call of {type(parent).__name__}, whose parameter it is; call the "
-                    "whole model, model(x), or leave that parameter out of the noise",
-                    stacklevel=2,
-                )
-                return
-
-    def acts(self, step: int) -> bool:
-        """Whether anything is displaced in a step."""
-        return any(
-            self.on(s.module) and self.scale(s, step) * self.noise_at(s, step).sigma
-            for s in self.ordered
-        )
+    def _phase(self, module: nn.Module) -> Phase:
+        """What an outermost forward that begins now is for the common clock."""
+        if in_backward():
+            return Phase.RECOMPUTED
+        noisy = self.on(module) or any(map(self.on, self.modules_of_sites))
+        return self.phase(self) if noisy else Phase.QUIET
 
     def moment(self, site: Site, call: int) -> tuple[int, int]:
-        """(step, micro): the common clock's, or the site's own where no forward of the whole model
-        moves that one.
+        """(step, micro) of a site's draw: the common clock's inside a forward of the model, else
+        the site's own, which the site's first call moves.
         """
         if self._inside:
-            site.step, site.micro, site.turn = self.step, self.micro, self.turn
+            self.follow(site)
         elif call == 0 and not in_backward():
-            self.advance(site)
+            self.advance(site, self.phase(site))
             self.step = max(self.step, site.step)
         return self.now(site)
 
     # ------------------------------------------------------------------------------------ the draws
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One seed, or one per replica of a stacked model."""
+        return self.draws.seeds
+
+    @property
+    def draw(self) -> str:
+        """How a step spends σ over several parameters."""
+        return self.draws.draw
+
+    @property
+    def groups(self) -> tuple[frozenset[str], ...]:
+        """The M sets of parameter names among which `draw` shares σ."""
+        return self.draws.groups
+
+    def scale(self, site: Site, step: int) -> float:
+        """The factor on σ for a parameter at a step."""
+        return self.draws.scale(site, step)
+
+    def share(self, site: Site) -> float:
+        """The share of σ² that a parameter has in R."""
+        return self.draws.share(site)
+
+    def noise_at(self, site: Site, step: int | None = None) -> Any:
+        """A site's noise with σ of its schedule at a step; by default at the current one."""
+        return noise_at(site, self.step if step is None else step)
+
+    def here(self, site: Site, h: Tensor) -> Here:
+        """The site as `displace` and `variance` of a noise see it."""
+        w = self.nodes[label(site.name)] if isinstance(site.noise, Node) else None
+        return Here(h, w, self.stack, self.batch_dim, site.name)
+
+    def source(self, site: Site, step: int, micro: int, call: int) -> Source:
+        """The source of a draw; before the first of them the ranks agree on the seeds."""
+        if not self.seed_given and ranks() > 1:
+            self.draws, self.seed_given = replace(self.draws, seeds=agreed(self.seeds)), True
+        if not self.compared and ranks() > 1 and torch.is_grad_enabled():
+            self.compared = True  # once, in a step that all ranks take
+            compare(self.seeds)
+        return self.draws.source(site, step, micro, call)
 
     def activation(self, site: Site, h: Tensor, module: nn.Module) -> Tensor | None:
         """Give h + δ where the noise is on, None where it is off. Called by the hooks."""
@@ -299,59 +332,12 @@ class Injection(Clock, Draws, nn.Module):
             return torch.zeros_like(like)
         return sigma * self.source(site, step, micro, call)(site.noise.law, like)
 
-    # -------------------------------------------------------------------------- shadowed parameters
-
-    def displacement(self, site: Site, step: int, rng: Any = None) -> Tensor | None:
-        """δ of a parameter in a step, or None where the step leaves it alone."""
-        scale, noise = self.scale(site, step), self.noise_at(site, step)
-        if scale == 0 or noise.sigma == 0:
-            return None
-        here = self.here(site, site.parameter)
-        delta = noise.displace(here, rng or self.source(site, step, 0, 0))
-        return delta if scale == 1 else scale * delta
-
-    def shadow(self, module: nn.Module, step: int, micro: int) -> None:
-        """Let the displaced parameters below `module` read W + δ."""
-        if self.statistics and self.acts(step):
-            self.statistics.put()
-        below = None if module is self.model else {id(m) for m in module.modules()}
-        for site in self.shadowed:
-            if not self.on(site.module):
-                continue
-            if below is not None and not any(id(owner) in below for owner, _ in site.owners):
-                continue
-            scale, noise = self.scale(site, step), self.noise_at(site, step)
-            if scale and noise.sigma:
-                again = partial(self._displaced, site, current(site), step, micro)
-                put(site, again(), again)
-
-    def _displaced(self, site: Site, w: Tensor, step: int, micro: int) -> Tensor:
-        source = self.source(site, step, micro, 0)
-        return plus(self.noise_at(site, step), self.here(site, w), source, self.scale(site, step))
-
-    def shadow_traced(self) -> None:
-        """The same while torch.compile traces: the draw happens when the compiled code runs."""
-        self._calls = {}
-        if self.statistics and any(map(self.on, self.modules_of_sites)):
-            self.statistics.put()
-        for site in self.shadowed:
-            if self.on(site.module):
-                w = current(site)
-                put(site, w + site.unit.displace(self.here(site, w), Traced(self.handle, site, 0)))
-
-    def unshadow(self) -> None:
-        """Let every parameter read W again."""
-        for site in self.shadowed:
-            take(site)
-        if self.statistics:
-            self.statistics.take()
-
 
 def _moment() -> dict[str, Any]:
     """What an injection holds only for the moment, empty."""
     return {
         "reader": None,
-        "held": False,
+        "open_hold": 0,
         "mirror": False,
         "collecting": False,
         "layouts": {},
@@ -375,4 +361,5 @@ def _left(module: nn.Module) -> bool:
 def on_model(model: nn.Module) -> list[Injection]:
     """The injections whose model this module is (`read.injections`: also those inside it)."""
     hooks = model._forward_pre_hooks.values()
-    return list({id(h.noise): h.noise for h in hooks if isinstance(h, Enter)}.values())
+    noises = [cast(Injection, h.noise) for h in hooks if isinstance(h, Enter)]
+    return list({id(noise): noise for noise in noises}.values())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dither.errors import DitherError
 from dither.noise.noises import describe
+from dither.text import grid
 
 CONV = nn.modules.conv._ConvNd
 
@@ -19,8 +20,8 @@ class Site:
     """A place for noise: the input or output of a module, or a parameter.
 
     `module` is the module (for a parameter: its first owner), `owners` all (module, attribute)
-    pairs of a parameter. `step`, `micro` and `turn` are the site's own clock where no forward of
-    the whole model sets it (compiled code).
+    pairs of a parameter. `step`, `micro` and `last_hold` are the site's own clock: it
+    counts where no forward of the whole model does, and compiled code reads it.
     """
 
     name: str
@@ -32,8 +33,8 @@ class Site:
     seen: tuple[int, ...] | None = None  # shape at the last call
     step: int = 0
     micro: int = 0
-    turn: int = 0
-    put: Tensor | None = None  # the shadow of a parameter, and what was under it
+    last_hold: int = 0
+    put: Tensor | None = None  # the shadow of a parameter
     under: list[Any] = field(default_factory=list)
     again: Callable[[], Tensor] | None = None  # computes the shadow's value anew
     held: Tensor | None = None  # the parameter itself, while it is displaced or read
@@ -80,10 +81,7 @@ class Sites(dict[str, Site]):
         rows = [("site", "of", "noise", "shape")]
         for site in self.values():
             rows.append((site.name, type(site.module).__name__, describe(site.noise), _shape(site)))
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = [
-            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
-        ]
+        lines = grid(rows)
         lines += [f"not a site: {name}: {why}" for name, why in self.skipped.items()]
         return "\n".join(lines)
 
@@ -103,10 +101,10 @@ def label(name: str) -> str:
     return name.replace(".", "/")
 
 
-def groups(sites: Mapping[str, Site], by: str) -> list[set[str]]:
+def groups(sites: Mapping[str, Site], by: str) -> tuple[frozenset[str], ...]:
     """The M tensors, or layers, among which `draw` shares σ."""
-    groups: dict[object, set[str]] = {}
+    names: dict[object, set[str]] = {}
     for name, site in sites.items():
         if site.side == "parameter":
-            groups.setdefault(name if by == "tensor" else id(site.module), set()).add(name)
-    return list(groups.values())
+            names.setdefault(name if by == "tensor" else id(site.module), set()).add(name)
+    return tuple(map(frozenset, names.values()))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dither.calling import check_class_numbers
 from dither.errors import DitherError
 
 __all__ = ["Reliability", "error", "reliability"]
@@ -75,17 +76,12 @@ def reliability(p: Tensor, y: Tensor, *, bins: int = 15) -> Reliability:
             "calibration needs tensors of probabilities [n, C] and class numbers [n]: got "
             f"{type(p).__name__} and {type(y).__name__}"
         )
-    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
-    if p.dim() != 2 or y.shape != p.shape[:1] or not len(y) or not whole:
+    if p.dim() != 2 or y.shape != p.shape[:1] or not len(y):
         raise DitherError(
             "calibration needs probabilities [n, C] and class numbers [n]: got "
             f"{list(p.shape)} and {list(y.shape)} of {y.dtype}"
         )
-    if int(y.min()) < 0 or int(y.max()) >= p.shape[1]:
-        raise DitherError(
-            f"calibration: y must hold class numbers 0 … {p.shape[1] - 1}: got {int(y.min())} … "
-            f"{int(y.max())}"
-        )
+    check_class_numbers("calibration", y, p.shape[1])
     if not isinstance(bins, Integral) or isinstance(bins, bool) or bins < 1:
         raise DitherError(f"calibration: bins = {bins!r}; give a whole number, 1 or more")
     p = p.detach().double()

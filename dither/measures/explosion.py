@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from dither import loss as losses
 from dither.attach.inject import Injection, inject
-from dither.attach.reading import Silent, reading
+from dither.attach.reading import Idle, reading
 from dither.calling import check_devices, output
 from dither.errors import DitherError
 from dither.estimate import Estimate
@@ -33,6 +33,7 @@ from dither.measures import robustness
 from dither.noise.noises import Weight
 from dither.regulariser.expected import Draw
 from dither.regulariser.explicit import explicit
+from dither.text import grid
 
 __all__ = ["Explosion", "Way", "compounded", "explosion", "growth"]
 
@@ -114,8 +115,7 @@ class Explosion:
             unbounded = way.safe.value == math.inf
             safe = f"> {way.searched:.3g}" if unbounded else str(way.safe)
             rows.append([name, str(way.growth), str(way.excess), safe, way.verdict])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines = grid(rows)
         ratios = ", ".join(f"{name} {rho:.2g}" for name, rho in self.ratios.items())
         head = (
             f"weight noise σ {self.sigma:.4g} on {self.tensors} tensors: loss {self.loss:.4g}, "
@@ -236,7 +236,7 @@ class _Probe:
         check_devices(model, x)
         self.model, self.x, self.y, self.by, self.seed = model, x, y, by, seed
         with inject(model, Weight(1.0), draw="all", by=by, seed=0) as noise:
-            with reading(noise, Silent()):  # noise on a part of the model too
+            with reading(noise, Idle()):  # noise on a part of the model too
                 self.z = output(model, x)
             self._check()
             self.R1 = explicit(noise, x, self.z, "half_square").R.item()  # at σ = 1

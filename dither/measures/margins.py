@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dither.calling import check_classes, check_floats, ordinary, output
+from dither.calling import check_class_numbers, check_classes, check_floats, ordinary, output
 from dither.errors import DitherError
 from dither.measures import robustness
 
@@ -101,12 +101,7 @@ def _check(z: Tensor, y: Tensor) -> None:
     check_classes("margins", z, y)
     if not len(z):
         raise DitherError("margins need one example or more: got none")
-    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
-    if not whole or int(y.min()) < 0 or int(y.max()) >= z.shape[1]:
-        raise DitherError(
-            f"margins: y must hold class numbers 0 … {z.shape[1] - 1}, as whole numbers: got "
-            f"{y.dtype}" + (f" of {int(y.min())} … {int(y.max())}" if whole else "")
-        )
+    check_class_numbers("margins", y, z.shape[1])
 
 
 def _linearised(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,6 +23,7 @@ from dither.engine.ghost import Use
 from dither.engine.kinds import Convolution, Kind, Outer, Scale, Sum
 from dither.engine.uses import Uses
 from dither.noise.draw import key
+from dither.signs import signs
 
 FOLDED = ("major", "minor")  # dimension 0 is (sample, place), or (place, sample)
 
@@ -61,10 +62,10 @@ def _probe(
     places: "Places", parameters: Mapping[str, Tensor], live: list, generator: torch.Generator
 ) -> Tensor:
     """vᵀ ∇²L v of one draw of v, shared out among the parameters [P]."""
-    drawn = {id(t.probe): t.signs(generator) for t in places.kept}
+    drawn = {id(t.probe): t.vectors(generator) for t in places.kept}
     for name, p in parameters.items():
         if name not in places.covered:
-            drawn[id(p)] = {name: _signs(p, generator)}
+            drawn[id(p)] = {name: signs(p, generator)}
     if not live:  # nothing is curved
         return torch.zeros(len(parameters), dtype=torch.float64)
     points, slopes = zip(*live, strict=True)
@@ -170,7 +171,7 @@ class Tap:
             or all(isinstance(k, Convolution) or getattr(k, "channels", False) for k in kinds)
         )
 
-    def signs(self, generator: torch.Generator) -> dict[str, Tensor]:
+    def vectors(self, generator: torch.Generator) -> dict[str, Tensor]:
         """{parameter: its v in the probe's shape}."""
         return {use.name: self._v(use, generator) for use in self.uses}
 
@@ -192,7 +193,7 @@ class Tap:
         one[at] = batch
         channel = probe.dim() - self.features if self.features > 1 else -1
         one[channel] = probe.shape[channel]
-        s = _signs(probe.new_empty(one), generator)  # per sample and output, one for all positions
+        s = signs(probe.new_empty(one), generator)  # per sample and output, one for all positions
         if isinstance(use.kind, Scale):
             return s * a
         if isinstance(use.kind, Sum):
@@ -204,8 +205,8 @@ class Tap:
         if a.numel() == batch * a.shape[-1]:
             return s * a.norm(dim=-1, keepdim=True)
         one[-1] = a.shape[-1]
-        v = _signs(a.new_empty(probe.shape[-1], a.shape[-1]), generator)
-        return s * F.linear(a * _signs(a.new_empty(one), generator), v)
+        v = signs(a.new_empty(probe.shape[-1], a.shape[-1]), generator)
+        return s * F.linear(a * signs(a.new_empty(one), generator), v)
 
 
 def _patch_products(use: Use, kind: Convolution, generator: torch.Generator) -> Tensor:
@@ -213,7 +214,7 @@ def _patch_products(use: Use, kind: Convolution, generator: torch.Generator) -> 
     x, o = kind.a, kind.options
     n, groups = x.shape[0], o["groups"]
     convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[x.dim() - 2]
-    r = _signs(x.new_empty(n * groups, use.shape[1], *use.shape[2:]), generator)
+    r = signs(x.new_empty(n * groups, use.shape[1], *use.shape[2:]), generator)
     out = convolve(
         x.reshape(1, -1, *x.shape[2:]),
         r,
@@ -224,15 +225,6 @@ def _patch_products(use: Use, kind: Convolution, generator: torch.Generator) -> 
         n * groups,
     )
     return out.view(n, groups, *out.shape[2:])
-
-
-def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    return (
-        torch.empty_like(like, requires_grad=False)
-        .random_(0, 2, generator=generator)
-        .mul_(2)
-        .sub_(1)
-    )
 
 
 class _leaves:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dither import loss as losses
 from dither.attach.reading import injections, silenced
-from dither.calling import check_classes, check_floats, evaluating, output
+from dither.calling import check_class_numbers, check_classes, check_floats, evaluating, output
 from dither.errors import DitherError, NotFinite
 from dither.estimate import Estimate
 from dither.noise.draw import key
@@ -233,15 +233,12 @@ def _right(z: Tensor, y: Tensor) -> Tensor:
 
 
 def _judged(z: Tensor, y: Tensor) -> Tensor:
-    """Z [B, C] if it is finite and y are its classes: argmax makes something of nan too."""
+    """The outputs z [B, C]. Raises DitherError unless they are finite (argmax would answer for nan
+    too) and y holds their classes.
+    """
     if not bool(torch.isfinite(z).all()):
         raise NotFinite("robustness: the model's outputs are not finite on these inputs")
-    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
-    if not whole or int(y.min()) < 0 or int(y.max()) >= z.shape[-1]:
-        span = f" from {int(y.min())} to {int(y.max())}" if whole else ""
-        raise DitherError(
-            f"robustness: labels are whole numbers from 0 to {z.shape[-1] - 1}: got {y.dtype}{span}"
-        )
+    check_class_numbers("robustness", y, z.shape[-1])
     return z
 
 
@@ -286,7 +283,7 @@ def noisy(model: nn.Module, draws: int) -> Iterator[None]:
     before = [(n, n.when, n.paused) for n in noises]
     with evaluating(model), ExitStack() as clocks:
         for noise in noises:
-            clocks.enter_context(noise.apart())
+            clocks.enter_context(noise.own_steps())
             noise.when, noise.paused = "always", False
         try:
             yield

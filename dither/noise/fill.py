@@ -35,7 +35,7 @@ def uniform(out: Tensor, generator: torch.Generator) -> Tensor:
     return _long(out, generator, _units) if _fast(out) else out.uniform_(generator=generator)
 
 
-def signs(out: Tensor, generator: torch.Generator) -> Tensor:
+def sign(out: Tensor, generator: torch.Generator) -> Tensor:
     """±1: a random byte chooses a row of a table of eight."""
     n, device = out.numel(), out.device
     words = torch.empty(-(-n // 32), dtype=torch.int32, device=device)
