@@ -108,11 +108,11 @@ def check_class_numbers(what: str, y: Tensor, classes: int) -> None:
 def check_devices(model: nn.Module, *parts: Any) -> None:
     """One device for the model, x and y."""
     parameter = next(model.parameters(), None)
-    found = {} if parameter is None else {"the model": {parameter.device}}
+    devices = {} if parameter is None else {"the model": {parameter.device}}
     for name, part in zip(("x", "y"), parts, strict=False):
-        found[name] = {t.device for t in tensors(part)}
-    if len(set().union(*found.values())) > 1:
-        where = ", ".join(f"{name} on {device}" for name, on in found.items() for device in on)
+        devices[name] = {t.device for t in tensors(part)}
+    if len(set().union(*devices.values())) > 1:
+        where = ", ".join(f"{name} on {device}" for name, on in devices.items() for device in on)
         raise DitherError(
             f"model and batch must be on one device: got {where}; move them with .to(device)"
         )

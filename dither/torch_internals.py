@@ -65,12 +65,12 @@ def stretches() -> tuple[list[Any], list[Any]]:
 
 def calls(module: nn.Module, frame: FrameType | None = None) -> int:
     """How many calls of a module are on a stack, by default on that of this thread."""
-    found, frame = 0, frame or sys._getframe(1)
+    running, frame = 0, frame or sys._getframe(1)
     while frame is not None:
         if frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is module:
-            found += 1
+            running += 1
         frame = frame.f_back
-    return found
+    return running
 
 
 def inside_vmap() -> bool:

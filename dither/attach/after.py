@@ -73,8 +73,8 @@ class After:
 
     @torch.no_grad()
     def _moved(self, *_: object) -> None:
-        found = getattr(self.optimiser, "found_inf", None)
-        if found is not None and bool(found):  # a fused step that GradScaler has skipped
+        overflow = getattr(self.optimiser, "found_inf", None)
+        if overflow is not None and bool(overflow):  # a fused step that GradScaler has skipped
             return
         self.step += 1
         for index, w in enumerate(self._parameters()):

@@ -53,7 +53,7 @@ def replicas(name: str) -> DitherError:
     )
 
 
-def find(model: nn.Module, what: Any) -> Sites:
+def find_sites(model: nn.Module, what: Any) -> Sites:
     """The sites of `what`: a noise, or a mapping from patterns to noises.
 
     Raises DitherError where a pattern matches nothing (with near misses), where two patterns claim
@@ -163,9 +163,9 @@ def _modules(model: nn.Module) -> dict[str, nn.Module]:
     """Name → module, without injections that are kept as attributes of the model: they are beside
     it.
     """
-    found = dict(model.named_modules())
-    beside = tuple(f"{n}." for n, m in found.items() if n and hasattr(m, "beside_its_model"))
-    return {n: m for n, m in found.items() if not f"{n}.".startswith(beside)}
+    modules = dict(model.named_modules())
+    beside = tuple(f"{n}." for n, m in modules.items() if n and hasattr(m, "beside_its_model"))
+    return {n: m for n, m in modules.items() if not f"{n}.".startswith(beside)}
 
 
 def _like_a_layer(name: str, module: nn.Module) -> str:
@@ -205,12 +205,12 @@ def _matches(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
     glob, _, side = (
         pattern.rpartition(":") if pattern.endswith((":in", ":out")) else (pattern, "", "")
     )
-    found = [
+    sites = [
         _site(name, side or side_of(noise, module), noise, module)
         for name, module in modules.items()
         if (name and fnmatchcase(name, glob)) or (not name and not glob)
     ]
-    if not found:
+    if not sites:
         names = [n for n in modules if n]
         kind = type(noise).__name__
         if any(fnmatchcase(n, pattern) for n, _ in model.named_parameters()):
@@ -222,7 +222,7 @@ def _matches(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
         if colon and any(fnmatchcase(n, head) for n in names):
             raise DitherError(f"pattern {pattern!r}: a side is 'in' or 'out': got {tail!r}")
         raise _nothing(pattern, glob, names, "module", model)
-    return found
+    return sites
 
 
 def _parameters(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
@@ -233,7 +233,7 @@ def _parameters(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
             if parameter is not None and parameter.is_floating_point():
                 owners.setdefault(id(parameter), []).append((module, attribute))
                 names.setdefault(id(parameter), []).append(f"{prefix}.{attribute}".lstrip("."))
-    found = [
+    sites = [
         Site(names[i][0], "parameter", noise, owners[i][0][0], -1, owners=tuple(owners[i]))
         for i in owners
         if any(fnmatchcase(n, pattern) for n in names[i])
@@ -245,7 +245,7 @@ def _parameters(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
             f"{model.get_parameter(unreal[0]).dtype}; keep the parameter as real and imaginary "
             "parts (torch.view_as_complex in the forward)"
         )
-    if not found:
+    if not sites:
         every = [n for alike in names.values() for n in alike]
         head = pattern.removesuffix(":in").removesuffix(":out")
         own = [n for n in every if fnmatchcase(n.rpartition(".")[0], head)]
@@ -255,9 +255,9 @@ def _parameters(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
                 f"parameters: name those, {', '.join(map(repr, own[:3]))} or {head + '.*'!r}"
             )
         raise _nothing(pattern, pattern, every, "parameter", model)
-    for site in found:
+    for site in sites:
         _ = site.parameter  # raises where it is sharded
-    return found
+    return sites
 
 
 def _nothing(pattern: str, glob: str, names: list[str], kind: str, model: nn.Module) -> DitherError:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from dither.attach.find import find, unwrapped
+from dither.attach.find import find_sites, unwrapped
 from dither.attach.hooks import DisplaceInput, DisplaceOutput, Enter, Leave, ShapeReader
 from dither.attach.injection import Injection
 from dither.attach.ranks import averaged
@@ -79,7 +79,7 @@ def inject(
         raise DitherError(f"inject: batch_dim is a whole number ≥ 0: got {batch_dim!r}")
     _check(model, what)
     root = unwrapped(model)
-    sites = find(root, what)
+    sites = find_sites(root, what)
     if (draw, by) != ("each", "tensor") and not any(s.side == "parameter" for s in sites.values()):
         raise DitherError(
             f"inject: draw={draw!r} and by={by!r} say how weight noise is drawn; there is none here"

@@ -30,11 +30,11 @@ def compare(seeds: tuple[int, ...]) -> None:
     """Raises DitherError, on every rank, where the ranks have different seeds: each would perturb
     its weights in its own way, and Nodes' vectors would differ for good.
     """
-    found: list[Any] = [None] * ranks()
-    torch.distributed.all_gather_object(found, seeds)
-    if len(set(found)) > 1:
+    gathered: list[Any] = [None] * ranks()
+    torch.distributed.all_gather_object(gathered, seeds)
+    if len(set(gathered)) > 1:
         shown = ", ".join(
-            f"{s[0] if len(s) == 1 else list(s)} on rank {r}" for r, s in enumerate(found)
+            f"{s[0] if len(s) == 1 else list(s)} on rank {r}" for r, s in enumerate(gathered)
         )
         raise DitherError(
             f"the noise needs one seed on all ranks: got {shown}; pass the same seed to inject "

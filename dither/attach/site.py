@@ -50,18 +50,18 @@ class Site:
         """
         module, name = self.owners[0]
         held: Any = module._parameters  # of TorchScript: a mapping without `get`
-        found = held[name] if name in held.keys() else None  # noqa: SIM118
-        if found is None:
+        parameter = held[name] if name in held.keys() else None  # noqa: SIM118
+        if parameter is None:
             raise DitherError(
                 f"what is noisy at {self.name!r} is no longer in the model: the parameter was "
                 "replaced, pruned or parametrised after inject; call remove() and inject again"
             )
-        if type(found).__name__ == "DTensor":
+        if type(parameter).__name__ == "DTensor":
             raise DitherError(
                 f"weight noise can't reach {self.name!r}: it is a DTensor, sharded over ranks; use "
                 "DistributedDataParallel, or inject before sharding and train unsharded"
             )
-        return found
+        return parameter
 
     def let_go(self) -> None:
         """Nothing is in the parameter's place any more."""

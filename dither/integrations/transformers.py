@@ -87,10 +87,10 @@ class Noise(TrainerCallback):
                 f"the training goes on at step {state.global_step}, and there is no {saved} with "
                 "the noise it began with: pass the checkpoint's folder, Noise(…, resume=folder)"
             )
-        found = torch.load(saved, weights_only=True)
-        self.attached.restore(found["noise"])
-        if self.optimiser is not None and found["optimiser"] is not None:
-            self.optimiser.load_state_dict(found["optimiser"])
+        checkpoint = torch.load(saved, weights_only=True)
+        self.attached.restore(checkpoint["noise"])
+        if self.optimiser is not None and checkpoint["optimiser"] is not None:
+            self.optimiser.load_state_dict(checkpoint["optimiser"])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **of: Any) -> None:
         self.attached.hold()

@@ -26,14 +26,14 @@ PAPERS = "dither.papers"
 
 def names() -> list[str]:
     """All figures, in reading order: the modules of a paper's package that define `figure`."""
-    found = (
+    figures = (
         f"{paper}/{file.stem}"
         for paper in _papers()
         for folder in _path(f"{PAPERS}.{paper}")
         for file in Path(folder).glob("*.py")
         if not file.name.startswith("_") and _defines_figure(file, file.stat().st_mtime_ns)
     )
-    return sorted(found, key=lambda name: (name.startswith("beyond/"), _reading_order(name)))
+    return sorted(figures, key=lambda name: (name.startswith("beyond/"), _reading_order(name)))
 
 
 def find(name: str) -> Figure:

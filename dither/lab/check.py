@@ -10,11 +10,11 @@ from dither.lab import catalogue, reproduce
 from dither.lab.runs.jobs import Job
 from dither.lab.runs.screen import Quiet, Screen
 from dither.lab.runs.store import FILES, OtherFormat, Store
-from dither.lab.runs.workers import Here, Processes
+from dither.lab.runs.workers import InProcess, Processes
 
 
 @dataclass
-class Found:
+class Report:
     """What a look through a folder of results gave.
 
     damaged     {folder of a result: what is wrong with it}
@@ -32,13 +32,13 @@ class Found:
         return f"{said}; {len(self.damaged)} damaged"
 
 
-def check(store: Store) -> Found:
+def check(store: Store) -> Report:
     """Read every result of a store. Raises DitherError if there is none, or if another version of
     dither wrote one.
     """
     if not (store.root / "runs").is_dir():
         raise DitherError(f"there are no results in {store.root}: `dither reproduce` makes some")
-    found = Found()
+    report = Report()
     for folder in sorted(store.root.glob("runs/*/*/")):
         if folder.name.startswith("."):  # a writer's, or a run's under way
             continue
@@ -47,11 +47,11 @@ def check(store: Store) -> Found:
         except OtherFormat:
             raise
         except DitherError as error:
-            found.damaged[folder] = str(error)
+            report.damaged[folder] = str(error)
         else:
-            found.whole += 1
-            found.unsealed += not sums
-    return found
+            report.whole += 1
+            report.unsealed += not sums
+    return report
 
 
 def _read(store: Store, folder: Path) -> bool:
@@ -86,7 +86,7 @@ def repair(
         return said
     store.prepare()
     width = min(jobs, len(plan))
-    workers = Processes(width) if width > 1 else Here()
+    workers = Processes(width) if width > 1 else InProcess()
     session.screen.begin(len(plan))
     try:
         with contextlib.closing(workers.outcomes(plan, session.screen)) as outcomes:

@@ -272,19 +272,19 @@ def check(
 
     console, store = _console(), Store(folder)
     say = console.print
-    found = checking.check(store)
-    for sentence in found.damaged.values():
+    report = checking.check(store)
+    for sentence in report.damaged.values():
         say(sentence, highlight=False, markup=False, soft_wrap=True)
-    say(str(found), highlight=False, markup=False, soft_wrap=True)
-    if not found.damaged:
+    say(str(report), highlight=False, markup=False, soft_wrap=True)
+    if not report.damaged:
         return
     if not repair:
         raise DitherError(
-            f"{len(found.damaged)} damaged: `dither check {folder} --repair` computes them again"
+            f"{len(report.damaged)} damaged: `dither check {folder} --repair` computes them again"
         )
     screen = Bars(console) if console.is_terminal else Lines(console)
     with _terminated_like_interrupted():
-        left = checking.repair(store, found.damaged, jobs, screen)
+        left = checking.repair(store, report.damaged, jobs, screen)
     for sentence in left:
         say(sentence, highlight=False, markup=False, soft_wrap=True)
     if left:

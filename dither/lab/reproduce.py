@@ -25,7 +25,7 @@ from dither.lab.page.judge import Study, conclude
 from dither.lab.runs.jobs import Job, Outcome
 from dither.lab.runs.screen import Quiet, Screen
 from dither.lab.runs.store import OtherFormat, Store
-from dither.lab.runs.workers import Cluster, Here, Processes
+from dither.lab.runs.workers import Cluster, InProcess, Processes
 from dither.lab.wording import duration
 
 TOGETHER = 32  # seeds of a narrow network that train as one program; as many as a kill can lose
@@ -86,12 +86,12 @@ def reproduce(
     if jobs < 1:
         raise DitherError(f"jobs = {jobs}: at least one process has to do the work")
     chosen = _chosen(seeds)
-    found = catalogue.match([names] if isinstance(names, str) else names)
-    if not found:
+    figures = catalogue.match([names] if isinstance(names, str) else names)
+    if not figures:
         raise DitherError(f"there is no figure in {catalogue.PAPERS}")
     only = (only,) if isinstance(only, str) else tuple(only)
     session = Session(Store(out), screen or Quiet(), again, only)
-    studies = session.having(scale, [session.study(name, scale, chosen) for name in found])
+    studies = session.having(scale, [session.study(name, scale, chosen) for name in figures])
     asked = _asked(studies, only)
     for study in studies:
         study.unasked = set(study.runs) - asked[study.name]
@@ -151,7 +151,9 @@ class Session:
         plan = self._plan(studies)
         total, done = sum(len(job.seeds) for job in plan), 0
         width = min(jobs, len(plan))
-        workers = Cluster(cluster, width) if cluster else Processes(width) if width > 1 else Here()
+        workers = (
+            Cluster(cluster, width) if cluster else Processes(width) if width > 1 else InProcess()
+        )
         self.screen.say(_opening(studies, total, width, cluster))
         try:
             for study in (s for s in studies if not s.waits):
@@ -234,8 +236,8 @@ class Session:
             from dither.lab.training import checkpoint  # imports torch
 
             checkpoint.remove(self.store.checkpoints(job.run), job.seeds)
-        if outcome.trace:
-            outcome.sentence = self.store.log(str(job), outcome.sentence, outcome.trace)
+        if outcome.traceback:
+            outcome.sentence = self.store.log(str(job), outcome.sentence, outcome.traceback)
         if outcome.sentence:
             self.failures[str(job)] = outcome.sentence
         self.screen.finish(job, outcome.sentence)

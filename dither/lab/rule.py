@@ -165,10 +165,10 @@ def unlearnt(
 
     quality: {network: [S]}. A network has learnt if every seed's value lies within the bounds.
     """
-    found = {name: _vector(name, values) for name, values in quality.items()}
+    values_of = {name: _vector(name, values) for name, values in quality.items()}
     bad = [
         f"{name} ({what} {np.mean(values):.3g})"
-        for name, values in found.items()
+        for name, values in values_of.items()
         if not ((values >= at_least) & (values <= at_most)).all()
     ]
     bound = f"at least {at_least:g}" if at_most == math.inf else f"at most {at_most:g}"
@@ -188,13 +188,13 @@ def decide(
     """
     if not comparisons:
         raise DitherError("a claim without a comparison can't be judged: give one or more")
-    found = findings(comparisons, judge=not unless)
-    shown: dict[str, Any] = {finding.name: finding for finding in found}
-    if len(shown) < len(found):
+    results = findings(comparisons, judge=not unless)
+    shown: dict[str, Any] = {finding.name: finding for finding in results}
+    if len(shown) < len(results):
         raise DitherError("two comparisons of a claim have one name: give each a name of its own")
-    verdicts = [finding.holds for finding in found]
+    verdicts = [finding.holds for finding in results]
     holds = False if False in verdicts else None if None in verdicts else True
-    whys = dict.fromkeys(finding.why for finding in found if finding.holds is None)
+    whys = dict.fromkeys(finding.why for finding in results if finding.holds is None)
     why = {} if holds is not None else {"why": unless or "; ".join(whys)}
     return holds, {**why, **shown, **(numbers or {})}
 
@@ -321,10 +321,10 @@ def _paired(name: str, a: ArrayLike, b: ArrayLike) -> Array:
 
 
 def _vector(name: str, values: ArrayLike) -> Array:
-    found = np.asarray(values, dtype=np.float64)
-    if found.ndim != 1:
-        raise DitherError(f"{name}: values of shape {found.shape}; give one value per seed [S]")
-    return found
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1:
+        raise DitherError(f"{name}: values of shape {vector.shape}; give one value per seed [S]")
+    return vector
 
 
 def _plain(x: float) -> float | str:

@@ -108,8 +108,8 @@ def layers(model: nn.Module, x: Tensor) -> Mapping[str, Norms]:
             raise DitherError(f"capacity: {name!r} is called twice; its norm counts for each call")
         shapes[name] = module, h.shape
 
-    found = {n: m for n, m in _modules(model).items() if isinstance(m, LAYERS)}
-    with _taking(found, note), robustness.silent(model), torch.no_grad():
+    called = {n: m for n, m in _modules(model).items() if isinstance(m, LAYERS)}
+    with _taking(called, note), robustness.silent(model), torch.no_grad():
         output(model, x)
     if not shapes:
         raise DitherError("capacity: x went through no Linear and no Conv layer")
@@ -150,10 +150,10 @@ def _modules(model: nn.Module) -> dict[str, nn.Module]:
     """{name: module}, without those inside a layer (parametrisations) and noise kept as an
     attribute.
     """
-    found = dict(model.named_modules())
-    closed = [n for n, m in found.items() if isinstance(m, LAYERS) or hasattr(m, BESIDE)]
+    modules = dict(model.named_modules())
+    closed = [n for n, m in modules.items() if isinstance(m, LAYERS) or hasattr(m, BESIDE)]
     inside = tuple(f"{n}." if n else "" for n in closed)
-    kept = {n: m for n, m in found.items() if n in closed or not n.startswith(inside)}
+    kept = {n: m for n, m in modules.items() if n in closed or not n.startswith(inside)}
     return {n: m for n, m in kept.items() if not hasattr(m, BESIDE)}
 
 

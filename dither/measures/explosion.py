@@ -206,12 +206,12 @@ def _check(sigma: float, draws: int) -> None:
 
 def _ratios(noise: Injection, sigma: float) -> dict[str, float]:
     """ρ of each weight matrix or kernel."""
-    m, found = len(noise.groups), {}
+    m, ratios = len(noise.groups), {}
     for name, site in noise.sites.items():
         square = site.parameter.detach().square().mean().item()
         if site.parameter.dim() > 1 and square > 0:
-            found[name] = sigma**2 / m / square
-    return found
+            ratios[name] = sigma**2 / m / square
+    return ratios
 
 
 def _own(ratios: list[float]) -> float:
@@ -278,7 +278,7 @@ class _Probe:
                     square.append((z - self.z).double().square().sum() / (2 * len(z)))
                     if self.y is not None:
                         change.append(self.each.per_sample(z, self.y).double().mean() - self.clean)
-        halves = (torch.stack(found or square).view(-1, 2) for found in (square, change))
+        halves = (torch.stack(looks or square).view(-1, 2) for looks in (square, change))
         return tuple(half.mean(1) for half in halves)  # pyright: ignore
 
     def first(self, draw: str, draws: int) -> Tensor:
@@ -288,20 +288,20 @@ class _Probe:
         until halving changes nothing.
         """
         near = SMALL * self.own
-        found = self.look(draw, near, draws)[0] / near**2
+        second_order = self.look(draw, near, draws)[0] / near**2
         for _ in range(HALVINGS):
-            near, before = near / 2, found
-            found = self.look(draw, near, draws)[0] / near**2
-            if abs((found - before).mean().item()) <= SETTLED * self.R1:
-                return found
+            near, before = near / 2, second_order
+            second_order = self.look(draw, near, draws)[0] / near**2
+            if abs((second_order - before).mean().item()) <= SETTLED * self.R1:
+                return second_order
         raise DitherError("explosion: the noise has no first order that R describes, at any σ")
 
     def growth(self, draw: str, sigma: float, draws: int, first: Tensor) -> Estimate:
         return self._growth(self.look(draw, sigma, draws)[0], sigma, first)
 
     def _growth(self, square: Tensor, sigma: float, first: Tensor) -> Estimate:
-        found = Estimate.of((square / sigma**2 - first) / self.R1)
-        return found if math.isfinite(found.value) else Estimate(math.inf, math.nan)
+        ratio = Estimate.of((square / sigma**2 - first) / self.R1)
+        return ratio if math.isfinite(ratio.value) else Estimate(math.inf, math.nan)
 
     def way(self, draw: str, sigma: float, draws: int, *, r1: float, limit: float) -> Way:
         """r1: R of the loss at σ = 1."""

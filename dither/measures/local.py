@@ -95,15 +95,15 @@ def local(
         full = curvature == "full"
         slopes = torch.autograd.grad(value.sum(), at, create_graph=full, retain_graph=True)
         if full:
-            found = [_full(u, g / len(y)) for u, g in zip(at, slopes, strict=True)]
+            hessians = [_full(u, g / len(y)) for u, g in zip(at, slopes, strict=True)]
             squares = _squares(noise, sites, x, y, each)
         else:
-            found = _gauss_newton(z, at, each.columns(z.detach(), y))
+            hessians = _gauss_newton(z, at, each.columns(z.detach(), y))
             squares = [float(g.flatten(1).square().sum(1).mean()) for g in slopes]
     means = [g.detach() / len(y) if full else g.mean(0) for g in slopes]
     return {
         s.name: Local(g.flatten(), square, *pair)
-        for s, g, square, pair in zip(sites, means, squares, found, strict=True)
+        for s, g, square, pair in zip(sites, means, squares, hessians, strict=True)
     }
 
 
@@ -177,13 +177,13 @@ def terms(
             f"{type(law).__name__} with {getattr(law, 'nodes', 0)} nodes: take series(…, draws=…)"
         )
     along = _slopes(noise, x, y, losses.get(loss), order, _node_direction(noise))
-    found = []
+    orders = []
     for k, d in enumerate(along, 1):  # d [B]
         m, m2 = moment(law.law, k), moment(law.law, 2 * k)
         size = law.sigma**k / math.factorial(k)
         sd = math.sqrt(max(m2 - m * m, 0) * float(d.square().mean()) / len(d))
-        found.append(Term(size * m * float(d.mean()), size * sd))
-    return found
+        orders.append(Term(size * m * float(d.mean()), size * sd))
+    return orders
 
 
 def series(
@@ -201,11 +201,11 @@ def series(
     """
     if draws < 2:
         raise DitherError(f"series: a standard error needs 2 draws or more: got {draws}")
-    each, found = losses.get(loss), []
+    each, rows = losses.get(loss), []
     for draw in range(draws):
         slopes = _slopes(noise, x, y, each, order, _drawn_direction(noise, key(seed, draw)))
-        found.append([d.mean() / math.factorial(k) for k, d in enumerate(slopes, 1)])
-    return [Estimate.of(column) for column in torch.tensor(found).unbind(1)]
+        rows.append([d.mean() / math.factorial(k) for k, d in enumerate(slopes, 1)])
+    return [Estimate.of(column) for column in torch.tensor(rows).unbind(1)]
 
 
 Direction = Callable[[Site, Tensor], Tensor]
@@ -242,14 +242,14 @@ def _slopes(
     with evaluating(noise.model), torch.enable_grad(), reading(noise, _Line(t, direction)):
         with twice(True):
             value = loss.per_sample(output(noise.model, x), y)
-        found = []
+        derivatives = []
         for _ in range(order):
             slope = None
             if value.requires_grad:
                 (slope,) = torch.autograd.grad(value.sum(), t, create_graph=True, allow_unused=True)
             value = torch.zeros_like(t) if slope is None else slope  # a constant's derivative
-            found.append(value)
-    return [v.detach() for v in found]
+            derivatives.append(value)
+    return [v.detach() for v in derivatives]
 
 
 def moment(law: Any, k: int) -> float:
@@ -336,7 +336,7 @@ def _sites(noise: Injection) -> list[Site]:
             f"local gradients and Hessians need samples in dimension 0 of a site: got {what}; put "
             "the samples first, and take replicas apart by `unstack`"
         )
-    found = [s for s in noise.sites.values() if s.side != "parameter"]
-    if not found:
+    activations = [s for s in noise.sites.values() if s.side != "parameter"]
+    if not activations:
         raise DitherError("local gradients and Hessians are of activations: this noise has none")
-    return found
+    return activations

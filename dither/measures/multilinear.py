@@ -105,9 +105,9 @@ class _Met(TorchFunctionMode):
 
     def _carries(self, a: Any) -> frozenset[int]:
         """The parameters an argument depends on."""
-        found = [self.own.get(id(t)) or self.carried.get(_place(t)) for t in _flat(a)]
-        self.linear &= None not in found  # a stranger: nobody saw where it comes from
-        return frozenset().union(*(c for c in found if c))
+        carried = [self.own.get(id(t)) or self.carried.get(_place(t)) for t in _flat(a)]
+        self.linear &= None not in carried  # a stranger: nobody saw where it comes from
+        return frozenset().union(*(c for c in carried if c))
 
     def _linear(self, name: str, taken: list[frozenset[int]], args: tuple, kwargs: dict) -> bool:
         """Whether a function is linear in each parameter that comes in, if what comes in is."""

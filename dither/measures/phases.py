@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from dither import loss as losses
-from dither.attach.find import find as find_sites
+from dither.attach.find import find_sites
 from dither.attach.inject import inject
 from dither.calling import output
 from dither.errors import DitherError

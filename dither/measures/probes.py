@@ -71,11 +71,11 @@ def _probe(
     points, slopes = zip(*live, strict=True)
     v = [torch.stack(list(drawn[id(p)].values())).sum(0) for p in points]
     curved = torch.autograd.grad(slopes, points, v, retain_graph=True, allow_unused=True)
-    found = dict.fromkeys(parameters, 0.0)
+    sums = dict.fromkeys(parameters, 0.0)
     for p, hv in zip(points, curved, strict=True):
         for name, part in drawn[id(p)].items() if hv is not None else ():
-            found[name] += (hv * part).sum().item()
-    return torch.tensor([found[n] for n in parameters], dtype=torch.float64)
+            sums[name] += (hv * part).sum().item()
+    return torch.tensor([sums[n] for n in parameters], dtype=torch.float64)
 
 
 class Places(Uses):
@@ -83,24 +83,24 @@ class Places(Uses):
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         super().__init__(parameters, lambda out, uses: out)
-        self.taps: list[Tap] = []
-        self.kept: list[Tap] = []
+        self.probe_points: list[ProbePoint] = []
+        self.kept: list[ProbePoint] = []
         self.covered: set[str] = set()
         self.recording, self.differentiates = True, False
 
     def meet(self, out: Tensor, *used: tuple[Any, Kind], features: int = 1) -> Tensor:
-        tap = Tap(torch.zeros_like(out, requires_grad=True), features)
+        point = ProbePoint(torch.zeros_like(out, requires_grad=True), features)
         for w, kind in used:
             name = self.name_of(w)
             if name:
                 kind.a = kind.a.detach() if isinstance(kind.a, Tensor) else kind.a
                 region = (w.storage_offset(), tuple(w.shape), tuple(w.stride()))
-                tap.uses.append(
+                point.uses.append(
                     Use(name, kind, w.shape, region, out.shape, out.dtype, features, [])
                 )
-        self.uses += tap.uses
-        self.taps.append(tap)
-        probed = out + tap.probe
+        self.uses += point.uses
+        self.probe_points.append(point)
+        probed = out + point.probe
         if probed.requires_grad:
             probed.register_hook(self._told)
         return probed
@@ -118,23 +118,25 @@ class Places(Uses):
         self.settle(z.shape[0])
         _, stray, _ = self.walk(z)
         fit = [
-            tap
-            for tap in self.taps
-            if tap.uses
-            and tap.product
-            and all(count[u.name] == 1 and u.name not in stray for u in tap.uses)
+            point
+            for point in self.probe_points
+            if point.uses
+            and point.product
+            and all(count[u.name] == 1 and u.name not in stray for u in point.uses)
         ]
         if len(z) > 1 and fit:
-            layouts, seen = fitting(z, [tap.probe for tap in fit], [tap.layouts for tap in fit])
-            for tap, left in zip(fit, layouts, strict=True):
-                tap.layouts = left
+            layouts, seen = fitting(
+                z, [point.probe for point in fit], [point.layouts for point in fit]
+            )
+            for point, left in zip(fit, layouts, strict=True):
+                point.layouts = left
         else:
             seen = [True] * len(fit)
-        self.kept = [tap for tap, s in zip(fit, seen, strict=True) if tap.layouts and s]
-        self.covered = {use.name for tap in self.kept for use in tap.uses}
+        self.kept = [point for point, s in zip(fit, seen, strict=True) if point.layouts and s]
+        self.covered = {use.name for point in self.kept for use in point.uses}
 
 
-class Tap:
+class ProbePoint:
     """A zero probe behind z_t = W a_t (+ b), and how to draw v there."""
 
     def __init__(self, probe: Tensor, features: int) -> None:

@@ -63,7 +63,7 @@ def corruption(
     if draws < 1:
         raise DitherError(f"corruption: draws = {draws}; give 1 or more")
     _check("corruption", x, y)
-    levels, found = _numbers("corruption: levels", levels), {}
+    levels, accuracy = _numbers("corruption: levels", levels), {}
     with silent(model), torch.no_grad():
         for level in levels:
             rng = torch.Generator().manual_seed(key("corruption", seed))
@@ -71,8 +71,8 @@ def corruption(
             for _ in range(draws):
                 spoilt = corrupt(x, level, rng)
                 right += torch.cat([_right(output(model, a), b) for a, b in _parts(spoilt, y)])
-            found[level] = Estimate.of(right / draws)
-    return found
+            accuracy[level] = Estimate.of(right / draws)
+    return accuracy
 
 
 class Attacked(NamedTuple):
@@ -245,12 +245,12 @@ def _judged(z: Tensor, y: Tensor) -> Tensor:
 def _numbers(what: str, values: Any) -> list[float]:
     """A sequence of numbers ≥ 0, one or more."""
     try:
-        found = [float(v) for v in values]
+        numbers = [float(v) for v in values]
     except TypeError:
         raise DitherError(f"{what} are a sequence of numbers: got {values!r}") from None
-    if not found or not all(math.isfinite(v) and v >= 0 for v in found):
+    if not numbers or not all(math.isfinite(v) and v >= 0 for v in numbers):
         raise DitherError(f"{what} are finite numbers ≥ 0, one or more: got {values!r}")
-    return found
+    return numbers
 
 
 def _check(what: str, x: Any, y: Any, least: int = 2) -> None:

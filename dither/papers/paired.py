@@ -21,11 +21,11 @@ def verdict(differences: Iterable[Array]) -> bool | None:
     False where one is below 0 by as much; None where they can't be told apart, or one is not
     finite, as of a run that diverged.
     """
-    found = list(differences)
-    if not all(np.isfinite(d).all() for d in found):
+    values = list(differences)
+    if not all(np.isfinite(d).all() for d in values):
         return None
-    means = [np.mean(d) for d in found]
-    sems = [np.std(d, ddof=1) / np.sqrt(len(d)) if len(d) > 1 else np.inf for d in found]
+    means = [np.mean(d) for d in values]
+    sems = [np.std(d, ddof=1) / np.sqrt(len(d)) if len(d) > 1 else np.inf for d in values]
     if any(m < -s for m, s in zip(means, sems, strict=True)):
         return False
     return True if all(m > s for m, s in zip(means, sems, strict=True)) else None

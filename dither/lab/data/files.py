@@ -133,7 +133,7 @@ def folders(name: str) -> list[Path]:
     return [*mine, *([PACKAGED[name]] if name in PACKAGED else []), cache_folder() / name]
 
 
-def find(name: str, file: str) -> Path | None:
+def locate(name: str, file: str) -> Path | None:
     """The first copy of a file, compressed or not, or of the folder that stands for it."""
     spellings = dict.fromkeys((compressed(file), file, UNPACKED.get(file, file)))
     candidates = (folder / spelling for folder in folders(name) for spelling in spellings)
@@ -145,7 +145,7 @@ def find(name: str, file: str) -> Path | None:
 
 def missing(name: str) -> list[str]:
     """The files of a set that are on this machine nowhere."""
-    return [compressed(file) for file in SUMS[name] if find(name, file) is None]
+    return [compressed(file) for file in SUMS[name] if locate(name, file) is None]
 
 
 def fetch(name: str, file: str) -> Path:
@@ -190,5 +190,5 @@ def _said(error: Exception) -> str:
 def contents(name: str) -> dict[str, tuple[Path, str]]:
     """{file: (its copy on this machine, its checksum)}, after fetching what is missing."""
     return {
-        file: (find(name, file) or fetch(name, file), sum_) for file, sum_ in SUMS[name].items()
+        file: (locate(name, file) or fetch(name, file), sum_) for file, sum_ in SUMS[name].items()
     }

@@ -27,7 +27,7 @@ def found(name: str) -> str | None:
     if name in PACKAGED:
         package, _ = PACKAGED[name]
         return f"in the package {package}" if importlib.util.find_spec(package) else None
-    paths = [files.find(name, file) for file in files.SUMS.get(name, {})]
+    paths = [files.locate(name, file) for file in files.SUMS.get(name, {})]
     if not paths or not all(paths):
         return None
     return ", ".join(dict.fromkeys(str(path.parent) for path in paths if path))

@@ -117,10 +117,10 @@ def libsvm(payload: bytes, where: str = "a file") -> tuple[np.ndarray, np.ndarra
 
 
 def _text(payload: bytes) -> str:
-    found = bz2.BZ2File(io.BytesIO(payload)).read(LARGEST_TEXT + 1)
-    if len(found) > LARGEST_TEXT:
+    text = bz2.BZ2File(io.BytesIO(payload)).read(LARGEST_TEXT + 1)
+    if len(text) > LARGEST_TEXT:
         raise ValueError(f"it holds more than {LARGEST_TEXT} bytes")
-    return found.decode("ascii")
+    return text.decode("ascii")
 
 
 def _checked(x: np.ndarray, y: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -206,12 +206,12 @@ def _usps(split: str, path: Path, checksum: str) -> tuple[np.ndarray, np.ndarray
     copy, payload = content.Copy("usps", path, [path]), path.read_bytes()
     wrong = None if copy.known() else files.mismatch(payload, checksum, path)
     try:
-        found = libsvm(payload, str(path))
+        examples = libsvm(payload, str(path))
     except DitherError as damage:
         raise (wrong or damage) from damage
-    if wrong and not copy.holds(**{split: found}):
+    if wrong and not copy.holds(**{split: examples}):
         raise wrong
-    return content.settled(*found)
+    return content.settled(*examples)
 
 
 def load(name: str) -> Arrays:

@@ -108,12 +108,12 @@ def tabulate(study: Study, store: Store) -> Table:
     for label, run in study.runs.items():
         try:
             seeds = [seed for seed in study.seeds if store.has(run, seed)]
-            found = {seed: store.rows(run, seed) for seed in seeds}
+            by_seed = {seed: store.rows(run, seed) for seed in seeds}
         except DitherError as error:  # one unreadable result must not hide the others
             missing[label] = str(error)
             continue
-        if found:
-            there[label] = found
+        if by_seed:
+            there[label] = by_seed
         else:
             why = "left out (--only)" if label in study.unasked else "it has no results"
             missing[label] = study.failures.get(label, why)
@@ -136,8 +136,8 @@ def judge(claim: Claim, table: Table, scale: str) -> tuple[dict[str, Any], str]:
         if not (holds is None or isinstance(holds, (bool, np.bool_))):
             raise TypeError(f"its check says holds = {holds!r}, not True, False or None")
         said["holds"] = None if holds is None else bool(holds)
-        spelt = {str(k): number(v, len(table.seeds)) for k, v in numbers.items()}
-        return {**said, "numbers": spelt, **over}, ""
+        words = {str(k): number(v, len(table.seeds)) for k, v in numbers.items()}
+        return {**said, "numbers": words, **over}, ""
     except DitherError as error:
         return {
             **said,
@@ -192,7 +192,7 @@ def number(value: Any, seeds: int) -> Any:
     return [number(one, seeds) for one in array.ravel()]
 
 
-def draw(figure: Figure, table: Table) -> dict[str, bytes]:
+def picture_files(figure: Figure, table: Table) -> dict[str, bytes]:
     """{"figure.svg": …, "figure.png": …}. Raises whatever the figure's plot raises."""
     import matplotlib
 
@@ -225,10 +225,10 @@ def _saved(picture: Any, kind: str) -> bytes:
 
 
 def _judged(study: Study, claim: Claim, table: Table, store: Store) -> dict[str, Any]:
-    entry, trace = judge(claim, table, study.scale)
-    if trace:
+    entry, stack = judge(claim, table, study.scale)
+    if stack:
         entry["numbers"]["why"] = store.log(
-            f"{study.name} {claim.id}", entry["numbers"]["why"], trace
+            f"{study.name} {claim.id}", entry["numbers"]["why"], stack
         )
     return entry
 
@@ -237,7 +237,7 @@ def _drawn(study: Study, table: Table, store: Store, record: dict[str, Any]) -> 
     """The picture's files, or none and the reason in the record."""
     assert study.figure
     try:
-        return draw(study.figure, table)
+        return picture_files(study.figure, table)
     except DitherError as error:
         record["no picture"] = str(error)
     except Exception as error:  # as with claims: a picture's bug hides nothing else
@@ -277,7 +277,7 @@ def _record(study: Study, store: Store) -> dict[str, Any]:
         "command": study.command,
         "seconds": round(sum(env["seconds"] for env in envs), 1),
         "machines": _distinct([env["machine"] for env in envs]),
-        "versions": _distinct([provenance.spelt(env) for env in envs]),
+        "versions": _distinct([provenance.versions_line(env) for env in envs]),
         "commits": _distinct([env["commit"] for env in envs]),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

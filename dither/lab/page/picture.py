@@ -16,15 +16,15 @@ def of(folder: Path, name: str, title: str) -> tuple[str, float]:
     not drawn.
     """
     svg, png = folder / "figure.svg", folder / "figure.png"
-    found = []
+    pictures = []
     if svg.is_file():
-        found.append(_inline(svg.read_text(encoding="utf-8"), name, title))
-    if png.is_file() and (not found or len(found[0][0]) > HEAVY):
+        pictures.append(_inline(svg.read_text(encoding="utf-8"), name, title))
+    if png.is_file() and (not pictures or len(pictures[0][0]) > HEAVY):
         data = png.read_bytes()
         (width,) = struct.unpack(">I", data[16:20])
         source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-        found.append((f'<img src="{source}" alt="{html.escape(title)}">', width * 72 / DPI))
-    return min(found, key=lambda picture: len(picture[0]), default=("", 0.0))
+        pictures.append((f'<img src="{source}" alt="{html.escape(title)}">', width * 72 / DPI))
+    return min(pictures, key=lambda picture: len(picture[0]), default=("", 0.0))
 
 
 def _inline(svg: str, name: str, title: str) -> tuple[str, float]:

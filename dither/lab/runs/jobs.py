@@ -1,5 +1,6 @@
 """Jobs for workers, and what comes of them."""
 
+import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,11 +28,17 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What came of a job: rows per seed and where they come from, or a sentence (and a traceback,
-    if it is a bug).
+    """The result of a job: rows per seed and their environment, or a sentence that says why there
+    are none, with a traceback if the reason is a bug.
     """
 
     rows: dict[int, pl.DataFrame] | None = None
     env: dict[str, Any] | None = None
     sentence: str = ""
-    trace: str = ""
+    traceback: str = ""
+
+    @classmethod
+    def failed(cls, error: Exception) -> "Outcome":
+        """The outcome of a job that raised an error which is no DitherError."""
+        lines = traceback.format_exception(type(error), error, error.__traceback__)
+        return cls(sentence=f"{type(error).__name__}: {error}", traceback="".join(lines))

@@ -28,7 +28,7 @@ def environment(seconds: float, together: int = 1) -> dict[str, Any]:
     }
 
 
-def spelt(env: dict[str, Any]) -> str:
+def versions_line(env: dict[str, Any]) -> str:
     """Like "dither 0.1.0, torch 2.13.0, Python 3.11.7"."""
     named = {"dither": env.get("dither"), "torch": env.get("torch"), "Python": env.get("python")}
     return ", ".join(f"{name} {value}" for name, value in named.items() if value)

@@ -192,10 +192,10 @@ class Store:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def log(self, what: str, sentence: str, trace: str) -> str:
+    def log(self, what: str, sentence: str, traceback: str) -> str:
         """Keep a traceback in a file, and say where."""
         path = self.root / "logs" / f"{re.sub(r'[^-.0-9A-Za-z]+', '_', what)}.log"
-        write(path, f"{what}\n{sentence}\n\n{trace}")
+        write(path, f"{what}\n{sentence}\n\n{traceback}")
         return f"{sentence} (traceback: {path})"
 
     def _unwritable(self, error: OSError) -> DitherError:

@@ -15,7 +15,6 @@ import os
 import signal
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -66,10 +65,8 @@ def work(job: Job, send: Callable[[float, float], None], say: Callable[[str], No
             return Outcome(rows, provenance.environment(seconds, len(job.seeds)))
     except DitherError as error:
         return Outcome(sentence=str(error))
-    except (
-        Exception
-    ) as error:  # a run is anybody's code: its bug is a result to report, the others go on
-        return Outcome(sentence=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+    except Exception as error:  # a bug in a run is a result to report: the other runs go on
+        return Outcome.failed(error)
 
 
 def _keeper(job: Job, say: Callable[[str], None]) -> Any:
@@ -81,7 +78,7 @@ def _keeper(job: Job, say: Callable[[str], None]) -> Any:
     return Keeper(Path(job.folder), job.run.key, lambda text: say(f"{job} · {text}"))
 
 
-class Here:
+class InProcess:
     """In this process, one after another."""
 
     def outcomes(self, jobs: Sequence[Job], screen: Screen) -> Outcomes:
@@ -220,7 +217,7 @@ def _result(future: cf.Future[Outcome]) -> Outcome:
     except BrokenProcessPool:
         raise
     except Exception as error:  # it could not be sent or received, or a cluster lost its worker
-        return Outcome(sentence=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+        return Outcome.failed(error)
 
 
 def _listen(reports: Any, screen: Screen) -> None:

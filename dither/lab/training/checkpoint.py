@@ -101,10 +101,10 @@ class Keeper:
 
 def name(seeds: Sequence[int]) -> str:
     """The file of a program's seeds."""
-    spelt = "_".join(map(str, seeds))
-    if len(spelt) > LONGEST:
-        spelt = hashlib.sha256(spelt.encode()).hexdigest()
-    return f".{spelt}{SUFFIX}"
+    joined = "_".join(map(str, seeds))
+    if len(joined) > LONGEST:
+        joined = hashlib.sha256(joined.encode()).hexdigest()
+    return f".{joined}{SUFFIX}"
 
 
 def remove(folder: Path, seeds: Sequence[int]) -> None:

@@ -217,8 +217,9 @@ class Training:
         self.noise.step = self.step + 1  # paused, its clock stands still; its schedules go on
         self.loss.step = self.step
         samples = 1 if self.run.objective == "sampled" else None
-        found = explicit(self.noise, x, y, loss=self.loss, samples=samples)
-        total = len(self.seeds) * (found.loss + found.R)  # they are means over the replicas too
+        penalised = explicit(self.noise, x, y, loss=self.loss, samples=samples)
+        mean = penalised.loss + penalised.R  # over replicas and samples
+        total = len(self.seeds) * mean
         return total, self.loss.seen if self.stacked else total[None]
 
     # -------------------------------------------------------------------------------- looking
@@ -258,8 +259,8 @@ class Training:
                 seen = {s: watch(one) for s, one in enumerate(state.each()) if s in wanted}
                 columns = {q: {s: seen[s][q] for s in seen} for q in seen[wanted[0]]}
             else:
-                found = {q: torch.as_tensor(v).flatten().tolist() for q, v in watch(state).items()}
-                columns = {q: {s: v[s] for s in wanted} for q, v in found.items()}
+                looks = {q: torch.as_tensor(v).flatten().tolist() for q, v in watch(state).items()}
+                columns = {q: {s: v[s] for s in wanted} for q, v in looks.items()}
             for quantity, values in columns.items():
                 for s, value in values.items():
                     row = (self.step, quantity, torch.as_tensor(value).item())
@@ -299,9 +300,9 @@ class _Loss:
         return per_sample.unflatten(0, (len(self.seeds), -1)).mean(1)  # [S]
 
     def per_sample(self, z: Tensor, y: Tensor) -> Tensor:
-        found = self.loss.per_sample(z, y)
-        self.seen = self.means(found.detach())
-        return found
+        per_sample = self.loss.per_sample(z, y)
+        self.seen = self.means(per_sample.detach())
+        return per_sample
 
     def columns(self, z: Tensor, y: Tensor) -> Any:
         columns = self.loss.columns(z, y)

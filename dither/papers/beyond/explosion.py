@@ -27,22 +27,22 @@ def foretold(
     """Against σ: G of full and layer-wise noise, compounded G; and the safe σ."""
     data = Data("fashion-mnist", train=train, standardise=False, subset_seed=None).load(seed)
     net = MLP(widths).build(seed)
-    found = explosion(net, data.x_train, data.y_train, sigma=sigmas[0], draws=16, seed=seed)
-    yield sigmas[0], "safe", found.full.safe.value
-    yield sigmas[0], "sem of safe", found.full.safe.sem
+    forecast = explosion(net, data.x_train, data.y_train, sigma=sigmas[0], draws=16, seed=seed)
+    yield sigmas[0], "safe", forecast.full.safe.value
+    yield sigmas[0], "sem of safe", forecast.full.safe.sem
     for done, sigma in enumerate(sigmas):
         for name, draw in DRAWS.items():
             G = growth(net, data.x_train, sigma=sigma, draw=draw, draws=16, seed=seed)
             yield sigma, f"G {name}", G.value
             yield sigma, f"sem {name}", G.sem
         square = (sigma / sigmas[0]) ** 2
-        yield sigma, "compounded", compounded(square * rho for rho in found.ratios.values())
-        yield sigma, "R over loss", square * found.R / found.loss
+        yield sigma, "compounded", compounded(square * rho for rho in forecast.ratios.values())
+        yield sigma, "R over loss", square * forecast.R / forecast.loss
         progress.update(done + 1, len(sigmas))
 
 
 def runs(nets: dict[str, tuple[int, ...]], train: int, steps: int, sigmas: tuple[float, ...]):
-    found: dict[str, Run | Task] = {}
+    by_label: dict[str, Run | Task] = {}
     for name, widths in nets.items():
         gd = Run(
             data=Data("fashion-mnist", train=train, standardise=False, subset_seed=None),
@@ -51,13 +51,13 @@ def runs(nets: dict[str, tuple[int, ...]], train: int, steps: int, sigmas: tuple
             steps=steps,
             watch=(Loss("train", every=steps),),
         )
-        found[f"{name}, before"] = Task.of(foretold, widths=widths, train=train, sigmas=sigmas)
-        found[f"{name}, none"] = gd
+        by_label[f"{name}, before"] = Task.of(foretold, widths=widths, train=train, sigmas=sigmas)
+        by_label[f"{name}, none"] = gd
         for sigma in sigmas:
             for way, draw in DRAWS.items():
                 run = replace(gd, noise=dither.Weight(sigma), draw=draw)
-                found[f"{name}, {way}, σ {sigma:g}"] = run
-    return found
+                by_label[f"{name}, {way}, σ {sigma:g}"] = run
+    return by_label
 
 
 def names(t: Table) -> list[str]:

@@ -70,8 +70,8 @@ def trained(
             for group in optimiser.param_groups:
                 group["lr"] = 3e-3 * (1 + math.cos(math.pi * step / steps)) / 2
             if noise is not None and noise.paused:
-                found = dither.explicit(noise, x, y, samples=1)
-                objective = found.loss + found.R
+                penalised = dither.explicit(noise, x, y, samples=1)
+                objective = penalised.loss + penalised.R
             else:
                 objective = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
             optimiser.zero_grad()
@@ -82,15 +82,15 @@ def trained(
 def look(model: nn.Module, noise: Any, text: Text, length: int) -> dict[str, float]:
     """Losses, calibration error and trace, the noise off."""
     model.eval()
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     with torch.no_grad():
         for split in ("train", "test"):
             whole = getattr(text, split)
             x, y = pieces(whole, torch.arange(0, len(whole) - length, length)[:64], length)
             z = model(x).flatten(0, 1)
-            found[f"loss/{split}"] = F.cross_entropy(z, y.flatten()).item()
+            values[f"loss/{split}"] = F.cross_entropy(z, y.flatten()).item()
             if split == "test":
-                found["calibration error"] = float(reliability(z.softmax(-1), y.flatten()).error)
+                values["calibration error"] = float(reliability(z.softmax(-1), y.flatten()).error)
         with dither.inject(model, dither.Weight(1.0)) as unit, torch.random.fork_rng():
             torch.manual_seed(0)  # the same columns at every look and in every model
             x, y = pieces(
@@ -99,7 +99,7 @@ def look(model: nn.Module, noise: Any, text: Text, length: int) -> dict[str, flo
             draws = torch.stack([2 * dither.explicit(unit, x, y, samples=1).R for _ in range(8)])
     trace = Estimate.of(draws)
     model.train()
-    return found | {"trace": trace.value, "trace sem": trace.sem}
+    return values | {"trace": trace.value, "trace sem": trace.sem}
 
 
 def label(scheme: str, sigma: float) -> str:
@@ -108,12 +108,12 @@ def label(scheme: str, sigma: float) -> str:
 
 def runs(sigmas: tuple[float, ...], at: float, **how: Any) -> dict[str, Task]:
     """`at`: the σ of the run on R."""
-    found = {"none": Task.of(trained, scheme="none", sigma=0.0, **how)}
+    by_label = {"none": Task.of(trained, scheme="none", sigma=0.0, **how)}
     for scheme in SCHEMES:
         for sigma in sigmas:
-            found[label(scheme, sigma)] = Task.of(trained, scheme=scheme, sigma=sigma, **how)
-    found[label("loss + R̂", at)] = Task.of(trained, scheme="loss + R̂", sigma=at, **how)
-    return found
+            by_label[label(scheme, sigma)] = Task.of(trained, scheme=scheme, sigma=sigma, **how)
+    by_label[label("loss + R̂", at)] = Task.of(trained, scheme="loss + R̂", sigma=at, **how)
+    return by_label
 
 
 # ------------------------------------------------------------------------------------------ claims
@@ -126,8 +126,8 @@ def gain(t: Table, quantity: str, ours: str, other: str) -> Array:
 
 def of(t: Table, scheme: str) -> dict[float, str]:
     """{σ: label}."""
-    found = [name for name in t.labels if name.startswith(f"{scheme}, σ")]
-    return dict(sorted((float(name.rpartition(" ")[2]), name) for name in found))
+    labels = [name for name in t.labels if name.startswith(f"{scheme}, σ")]
+    return dict(sorted((float(name.rpartition(" ")[2]), name) for name in labels))
 
 
 def everything(t: Table) -> dict[str, Any]:

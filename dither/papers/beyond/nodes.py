@@ -23,9 +23,9 @@ from dither.papers import style
 from dither.papers.beyond.nets import Residual, Rows
 from dither.papers.levi2022.looks import LEVELS, Corrupted
 from dither.papers.levi2022.methods import (
+    AT_SCALE,
     BATCH,
     LR,
-    SCALES,
     SCAN,
     Setting,
     at_least,
@@ -62,7 +62,7 @@ def runs(fc: Setting, epochs: int) -> dict[str, Run]:
     def node(sigma: Any, nodes: int = 1) -> Run:
         return replace(plain, model=model, noise={"fc0": Node(sigma, nodes=nodes)})
 
-    found = {
+    by_label = {
         "FC none": plain,
         "FC constant": node(CATAPULT),
         "FC falls": node(Cosine(CATAPULT, 0.0, max(1, steps // 2))),
@@ -74,10 +74,10 @@ def runs(fc: Setting, epochs: int) -> dict[str, Run]:
     for name, (spec, where) in OTHERS.items():
         watch = (Accuracy("train"), Accuracy("test"), NodeNorms(), Corrupted())
         base = replace(plain, model=spec, epochs=epochs, watch=watch, stop=None)
-        found[f"{name} none"] = base
+        by_label[f"{name} none"] = base
         for pattern, sigma in where.items():
-            found[f"{name} {pattern}"] = replace(base, noise={pattern: Node(sigma)})
-    return found
+            by_label[f"{name} {pattern}"] = replace(base, noise={pattern: Node(sigma)})
+    return by_label
 
 
 def clean(t: Table, label: str) -> Array:
@@ -174,9 +174,9 @@ def plot(t: Table):
 figure = Figure(
     runs,
     plot,
-    smoke={"fc": SCALES["smoke"]["fc"], "epochs": 1},
-    quick={"fc": replace(SCALES["quick"]["fc"], epochs=60), "epochs": 8},
-    paper={"fc": SCALES["paper"]["fc"], "epochs": 50},
+    smoke={"fc": AT_SCALE["smoke"]["fc"], "epochs": 1},
+    quick={"fc": replace(AT_SCALE["quick"]["fc"], epochs=60), "epochs": 8},
+    paper={"fc": AT_SCALE["paper"]["fc"], "epochs": 50},
     claims=[
         Claim("N1", "σ falling to 0 by half of the steps is as robust as constant σ (3 points)",
               as_robust("FC falls")),

@@ -49,7 +49,7 @@ TOLD = 0.02  # of R
 Asked = tuple[list[Comparison], dict[str, Any]]
 RATES_AT = 0.1  # the σ² at which the other rates are tried
 COLOURS = dict(zip(VARIANCES, (style.BLUE, style.GREEN, style.ORANGE, style.RED), strict=True))
-SCALES = {
+AT_SCALE = {
     "smoke": {
         "nets": 2, "draws": 8, "width": 16, "steps": 2, "every": 1, "batch": 16, "train": 64
     },
@@ -65,18 +65,18 @@ SCALES = {
 
 
 def runs(nets: int, draws: int, width: int, **common: Any) -> dict[str, Run | Task]:
-    found: dict[str, Run | Task] = {}
+    by_label: dict[str, Run | Task] = {}
     common |= {"width": width, "draws": draws}
     for problem in present():
-        found[f"{problem} start"] = Task.of(
+        by_label[f"{problem} start"] = Task.of(
             at_initialisation, problem=problem, nets=nets, draws=draws, width=width,
             variances=(*SMALL, *VARIANCES),
         )  # fmt: skip
         for sigma2 in VARIANCES:
-            found[f"{problem} σ²={sigma2:g}"] = training(problem, sigma2, RATE, **common)
+            by_label[f"{problem} σ²={sigma2:g}"] = training(problem, sigma2, RATE, **common)
         for rate in RATES:
-            found[f"{problem} rate {rate:g}"] = training(problem, RATES_AT, rate, **common)
-    return found
+            by_label[f"{problem} rate {rate:g}"] = training(problem, RATES_AT, rate, **common)
+    return by_label
 
 
 # ------------------------------------------------------------------------------ reading a table
@@ -271,9 +271,9 @@ CHECKS: dict[str, tuple[str, Callable[[Table, str], Asked]]] = {
 figure = Figure(
     runs,
     plot,
-    smoke=SCALES["smoke"],
-    quick=SCALES["quick"],
-    paper=SCALES["paper"],
+    smoke=AT_SCALE["smoke"],
+    quick=AT_SCALE["quick"],
+    paper=AT_SCALE["paper"],
     claims=[
         Claim(
             f"{id} {problem.split(',')[0]}",

@@ -38,9 +38,9 @@ from dither.papers import style
 from dither.papers.camuto2020.followed import (
     AGAIN,
     ALWAYS,
+    AT_SCALE,
     METHODS,
     NETS,
-    SCALES,
     SCARCE,
     SETS,
     STANDARDISED,
@@ -90,9 +90,9 @@ def three(t: Table, net: str, quantity: str) -> tuple[Array, dict[str, Array]]:
     labels = {m: f"{net} {m}" for m in (*METHODS, AGAIN)}
     if quantity not in t.quantities(labels[AGAIN]):
         del labels[AGAIN]  # its traces are not looked at
-    found = {m: t.series(label, quantity) for m, label in labels.items()}
-    n = min(len(steps) for steps, _ in found.values())
-    return found["baseline"][0][:n], {m: values[:, :n] for m, (_, values) in found.items()}
+    series = {m: t.series(label, quantity) for m, label in labels.items()}
+    n = min(len(steps) for steps, _ in series.values())
+    return series["baseline"][0][:n], {m: values[:, :n] for m, (_, values) in series.items()}
 
 
 def until_fitted(t: Table, label: str) -> int:
@@ -196,7 +196,7 @@ def curves(ax: Any, t: Table, net: str, quantity: str, title: str, *, first: int
     ax.set(xlabel="step", title=title)
 
 
-def apart(ax: Any, t: Table, net: str) -> None:
+def distances_panel(ax: Any, t: Table, net: str) -> None:
     for (a, b), colour in PAIRS.items():
         steps, d = distance(t, f"{net} {a}", f"{net} {b}")
         style.band(ax, steps, d, colour, label=f"{a} to {b}")
@@ -233,7 +233,7 @@ def plot(t: Table) -> Any:
         small = f"{name} 2 × 32"
         curves(below[0], t, small, "trace", "tr ∇²L, 2 × 32")
         curves(below[1], t, small, "authors' trace", "authors' convention, 2 × 32")
-        apart(below[2], t, small)
+        distances_panel(below[2], t, small)
     for name in scarce:
         row, case = axes[-1], list(SCARCE)[-1]
         for ax, c in zip(row, SCARCE, strict=False):
@@ -292,7 +292,7 @@ def of_few() -> list[Claim]:
 
 def of_means() -> list[Claim]:
     """Ours: without the draws' own wandering."""
-    found = [
+    listed = [
         Claim(
             f"C4 {net}, mean", f"{net}: so is it to GNI's mean over draws (ours)",
             closer_to_mean(ALWAYS, net),
@@ -300,22 +300,22 @@ def of_means() -> list[Claim]:
         for net in NETS
     ]  # fmt: skip
     end = "R ends closer to GNI's mean over draws than the baseline does, by a tenth (ours)"
-    return [*found, Claim("C6, mean", end, apart_of(ALWAYS, together_in_mean))]
+    return [*listed, Claim("C6, mean", end, apart_of(ALWAYS, together_in_mean))]
 
 
 def claims() -> list[Claim]:
     """Of Fashion-MNIST as the authors scale images, then standardised; last of the paper's sets."""
     settings = [(name, tail) for name in SETS for tail in ("", STANDARDISED)]
     first, second, *others = (of_set(*setting) for setting in settings)
-    return [*first, *of_means(), *second, *of_few(), *(c for found in others for c in found)]
+    return [*first, *of_means(), *second, *of_few(), *(c for of_one in others for c in of_one)]
 
 
 figure = Figure(
     runs,
     plot,
-    smoke=SCALES["smoke"],
-    quick=SCALES["quick"],
-    paper=SCALES["paper"],
+    smoke=AT_SCALE["smoke"],
+    quick=AT_SCALE["quick"],
+    paper=AT_SCALE["paper"],
     claims=claims(),
     departures=[
         "changed after first results: C4 is judged until the baseline fits its images; few images, "

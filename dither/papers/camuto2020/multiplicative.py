@@ -44,18 +44,18 @@ SHORT = f"the networks were looked at for fewer than {EARLY} steps"
 
 
 def runs(nets: int, draws: int, width: int, **common: Any) -> dict[str, Run | Task]:
-    found: dict[str, Run | Task] = {}
+    by_label: dict[str, Run | Task] = {}
     for problem in (p for p in present() if p in SETS):
         for of in LAWS:
-            found[f"{name(problem, of)} start"] = Task.of(
+            by_label[f"{name(problem, of)} start"] = Task.of(
                 at_initialisation, problem=problem, nets=nets, draws=draws, width=width,
                 variances=(*SMALL, *VARIANCES), of=of,
             )  # fmt: skip
             for v in VARIANCES:
-                found[f"{name(problem, of)} σ²={v:g}"] = training(
+                by_label[f"{name(problem, of)} σ²={v:g}"] = training(
                     problem, v, fig2.RATE, of=of, width=width, draws=draws, **common
                 )
-    return found
+    return by_label
 
 
 # ------------------------------------------------------------------------------ reading a table
@@ -72,8 +72,8 @@ def of_both(check: Any) -> Any:
     def said(t: Table, problem: str) -> Verdict:
         asked, numbers = [], {}
         for law in LAWS:
-            found, more = check(t, name(problem, law))
-            asked += [replace(c, name=f"{MEANING[law]}: {c.name}") for c in found]
+            comparisons, more = check(t, name(problem, law))
+            asked += [replace(c, name=f"{MEANING[law]}: {c.name}") for c in comparisons]
             numbers |= {f"{MEANING[law]}: {k}": v for k, v in more.items()}
         return decide(*asked, numbers=numbers)
 
@@ -97,8 +97,8 @@ def part(t: Table, problem: str) -> Verdict:
         f"E[C]/R, {MEANING[of]}": (c["C"] / c["R"]).mean()
         for of, c in zip(LAWS, (a, b), strict=True)
     }
-    same, found = decide(near("dropout − Gaussian, over R", gap, within=TOLD), numbers=numbers)
-    return None if same is None else not same, found
+    same, shown = decide(near("dropout − Gaussian, over R", gap, within=TOLD), numbers=numbers)
+    return None if same is None else not same, shown
 
 
 # -------------------------------------------------------------------------------------- picture
@@ -162,9 +162,9 @@ CHECKS: Mapping[str, tuple[str, Any]] = {
 figure = Figure(
     runs,
     plot,
-    smoke=fig2.SCALES["smoke"],
-    quick=fig2.SCALES["quick"] | {"nets": 8},
-    paper=fig2.SCALES["paper"],
+    smoke=fig2.AT_SCALE["smoke"],
+    quick=fig2.AT_SCALE["quick"] | {"nets": 8},
+    paper=fig2.AT_SCALE["paper"],
     claims=[
         Claim(f"{id} {set_}", f"{set_}: {text}", where_run(f"{set_}, {net}", check, FIRST))
         for set_, net in (problem.split(", ") for problem in SETS)

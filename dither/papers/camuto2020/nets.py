@@ -109,10 +109,10 @@ class Capacity:
 
     def __call__(self, state: State) -> dict[str, float]:
         x, y = state.examples("train", self.limit)
-        found = capacity.capacity(state.model, x, y, quantile=0.5)
-        normalised = found.normalised()
+        measured = capacity.capacity(state.model, x, y, quantile=0.5)
+        normalised = measured.normalised()
         return {
-            **{f"capacity/{name}": getattr(found, name) for name in normalised},
+            **{f"capacity/{name}": getattr(measured, name) for name in normalised},
             **{f"normalised/{name}": value for name, value in normalised.items()},
         }
 
@@ -126,13 +126,13 @@ class Calibration:
 
     def __call__(self, state: State) -> dict[str, float]:
         z, y = (t[0] for t in state.outputs(self.split))  # type: ignore[arg-type]
-        found = calibration.reliability(z.softmax(-1), y, bins=BINS)
+        diagram = calibration.reliability(z.softmax(-1), y, bins=BINS)
         bins = {
             f"{name}/{m:02d}": float(values[m])
-            for name, values in (("share", found.share), ("gap", found.gap))
+            for name, values in (("share", diagram.share), ("gap", diagram.gap))
             for m in range(BINS)
         }
-        single = {q: float(getattr(found, q)) for q in ("error", "chance", "overconfidence")}
+        single = {q: float(getattr(diagram, q)) for q in ("error", "chance", "overconfidence")}
         return {"ece": single.pop("error"), **single, **bins}
 
 
@@ -187,9 +187,9 @@ class Both:
                 try:
                     last.weight.copy_(kept + s * v)
                     for name, form in forms.items():
-                        found = explicit(noise, x[:100], y[:100], form)
-                        seen[f"shifted {name}/{s:g}"] = float(found.R)
-                        seen[f"shifted loss/{s:g}"] = float(found.loss)
+                        penalised = explicit(noise, x[:100], y[:100], form)
+                        seen[f"shifted {name}/{s:g}"] = float(penalised.R)
+                        seen[f"shifted loss/{s:g}"] = float(penalised.loss)
                 finally:
                     last.weight.copy_(kept)
         return seen

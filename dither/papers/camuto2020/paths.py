@@ -63,14 +63,14 @@ class Traces:
     def __call__(self, state: State) -> dict[str, float]:
         x, y = state.examples("train", self.limit)
         model, loss, seed = state.model, state.run.loss, state.seed
-        found = trace(model, loss, (x, y), probes=self.probes, seed=seed)
+        whole = trace(model, loss, (x, y), probes=self.probes, seed=seed)
         theirs = trace(
             noisy(model, x, self.sigma, seed), loss, (x, y), probes=self.probes, seed=seed
         )
         sizes = {f"{n}.weight": m.weight.numel() for n, m in model.named_children()
                  if isinstance(m, nn.Linear)}  # fmt: skip
         mean = sum(part.value / sizes[name] for name, part in theirs.by_parameter.items())
-        return {"trace": found.value, "trace sem": found.sem, "authors' trace": mean}
+        return {"trace": whole.value, "trace sem": whole.sem, "authors' trace": mean}
 
 
 @dataclass(frozen=True)
@@ -165,9 +165,9 @@ def together(
     end = {pair: d[:, -1] for pair, d in apart.items()}
     half = {f"{pair}, halfway": d[:, d.shape[1] // 2] for pair, d in apart.items()}
     asked = [
-        nearer(f"{close} below {far}", found[close], found[far], by=NEARER)
-        for found in (half, end)
-        for close, *others in [list(found)]
+        nearer(f"{close} below {far}", distances[close], distances[far], by=NEARER)
+        for distances in (half, end)
+        for close, *others in [list(distances)]
         for far in others
     ]
     wandered = {f"{noise} to {noise} with other draws": distance(t, labels[noise], again)[1][:, -1]}

@@ -83,10 +83,10 @@ class Spectral:
     stacked: ClassVar[bool] = True
 
     def __call__(self, state: State) -> dict:
-        found = jacobian.layers(state.model, state.examples("train")[0]).items()
+        layers = jacobian.layers(state.model, state.examples("train")[0]).items()
         return {
             f"spectral/{int(name.removeprefix('fc')) + 1}": layer.spectral()
-            for name, layer in found
+            for name, layer in layers
             if layer.is_square
         }
 

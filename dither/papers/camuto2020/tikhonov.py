@@ -87,11 +87,11 @@ class Orders:
                 dither.inject(model, {"input": dither.Additive(sigma)}, seed=0) as noise,
                 torch.no_grad(),
             ):
-                found = expected(
+                estimate = expected(
                     noise, x, y, loss, draws=self.draws, antithetic=True, seed=state.seed
                 )
-                seen[f"E/{sigma:g}"] = found.value / sigma**2
-                seen[f"sem/{sigma:g}"] = found.sem / sigma**2
+                seen[f"E/{sigma:g}"] = estimate.value / sigma**2
+                seen[f"sem/{sigma:g}"] = estimate.sem / sigma**2
                 if sigma == SIGMAS[-1]:
                     seen["R"] = float(explicit(noise, x, y, loss).R) / sigma**2
                     seen["gap"] = abs(seen["R"] / float(bishop(model, x, y, loss)) - 1)
@@ -160,7 +160,7 @@ def runs(steps: int, draws: int) -> dict[str, Run | Task]:
         watch=(Coefficients(), Loss("test", None)),
     )  # fmt: skip
     orders = Orders(every=steps)
-    found: dict[str, Run | Task] = {
+    by_label: dict[str, Run | Task] = {
         "linear, none": line,
         "linear, noise": replace(line, noise=noise),
         "linear, R": replace(line, noise=noise, objective="explicit"),
@@ -175,7 +175,7 @@ def runs(steps: int, draws: int) -> dict[str, Run | Task]:
             watch=(orders, Loss("train", None), WeightNorms(None)),
         ),
     }  # fmt: skip
-    return found | {"filters": Task.of(filters, widths=WIDTHS, draws=draws)}
+    return by_label | {"filters": Task.of(filters, widths=WIDTHS, draws=draws)}
 
 
 def ridge(seed: int, sigma: float) -> Array:

@@ -17,6 +17,7 @@ from dither.lab import Array, Claim, Figure, Run, Table, Verdict
 from dither.lab.rule import Comparison, above, decide, not_below
 from dither.papers import style
 from dither.papers.levi2022.methods import (
+    AT_SCALE,
     BASELINES,
     CATAPULTS,
     COLOURS,
@@ -25,7 +26,6 @@ from dither.papers.levi2022.methods import (
     METHODS,
     POINT,
     RULED,
-    SCALES,
     SCAN,
     SEEDS,
     Setting,
@@ -91,8 +91,8 @@ def cost_of_corruption(net: str):
 
 def drawn(t: Table, net: str, reading: str) -> dict[str, str]:
     """{run: method} of a panel, without those that are missing."""
-    found = {label(net, m, reading): m for m in SHOWN}
-    return {name: m for name, m in found.items() if name in t.there}
+    methods = {label(net, m, reading): m for m in SHOWN}
+    return {name: m for name, m in methods.items() if name in t.there}
 
 
 def curves(ax, t: Table, runs: dict[str, str]) -> None:
@@ -136,9 +136,9 @@ def plot(t: Table):
 figure = Figure(
     runs,
     plot,
-    smoke=SCALES["smoke"],
-    quick=SCALES["quick"],
-    paper=SCALES["paper"],
+    smoke=AT_SCALE["smoke"],
+    quick=AT_SCALE["quick"],
+    paper=AT_SCALE["paper"],
     claims=[
         Claim("L1 scan", f"FC: in-NINR catapult (logits, σ = {SCAN['FC']['in catapult']:g}, chosen "
               "from the scan of phases) has the best accuracy at large corruption (mean over s = "

@@ -17,13 +17,13 @@ from dither.lab.rule import above, decide, not_above
 from dither.papers import style
 from dither.papers.levi2022.looks import STRENGTHS, attacked
 from dither.papers.levi2022.methods import (
+    AT_SCALE,
     BASELINES,
     COLOURS,
     DEPARTURES,
     NINR,
     POINT,
     RULED,
-    SCALES,
     SEEDS,
     Setting,
     compared,
@@ -47,8 +47,8 @@ def under(method: str, target: str = "loss"):
     """Accuracy against the strength, [S, T]."""
 
     def read(t: Table, label: str) -> Array:
-        found = [final(t, label, attacked(method, target, e)) for e in STRENGTHS]
-        return np.stack(found, 1)
+        accuracy = [final(t, label, attacked(method, target, e)) for e in STRENGTHS]
+        return np.stack(accuracy, 1)
 
     return read
 
@@ -181,9 +181,9 @@ def for_each(net: str, tail: str) -> list[Claim]:
 figure = Figure(
     runs,
     plot,
-    smoke=SCALES["smoke"],
-    quick=SCALES["quick"],
-    paper=SCALES["paper"],
+    smoke=AT_SCALE["smoke"],
+    quick=AT_SCALE["quick"],
+    paper=AT_SCALE["paper"],
     claims=[*for_each("FC", ""), *for_each("CNN", " CNN")],
     departures=[
         *DEPARTURES,

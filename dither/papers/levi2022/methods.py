@@ -96,7 +96,7 @@ class Setting:
         return dict.fromkeys(after, Multiplicative(1.0, dropout(0.5)))
 
 
-SCALES: dict[str, dict[str, Setting]] = {
+AT_SCALE: dict[str, dict[str, Setting]] = {
     "smoke": {
         "fc": Setting("FC", 16, 256, 64, 1, 8),
         "cnn": Setting("CNN", 16, 256, 64, 1, 8, (2, 4)),
@@ -172,12 +172,12 @@ def compared(setting: Setting, methods: Iterable[str] = METHODS) -> dict[str, Ru
     reading of the text leaves open: the clipped loss, and the σ of the scan.
     """
     net, methods = setting.net, tuple(methods)
-    found = {f"{net} {m}": run(setting, m) for m in methods}
-    found |= {
+    by_label = {f"{net} {m}": run(setting, m) for m in methods}
+    by_label |= {
         f"{net} {m}, clipped": run(setting, m, loss=CLIPPED) for m in methods if m in CATAPULTS
     }
     scan = {m: s for m, s in SCAN[net].items() if m in methods}
-    return found | {f"{net} {m}, scan": run(setting, m, sigma=s) for m, s in scan.items()}
+    return by_label | {f"{net} {m}, scan": run(setting, m, sigma=s) for m, s in scan.items()}
 
 
 # ------------------------------------------------------------------------------- reading a table

@@ -19,12 +19,12 @@ from dither.lab import Array, Claim, Data, Figure, Run, State, Table, Verdict, b
 from dither.lab.data import needs
 from dither.lab.rule import above, decide, near
 from dither.papers.levi2022.methods import (
+    AT_SCALE,
     DEPARTURES,
     METHODS,
     NINR,
     POINT,
     RULED,
-    SCALES,
     SEEDS,
     Setting,
     final,
@@ -91,13 +91,13 @@ class ShiftedToUSPS:
 
 
 def runs(fc: Setting, cnn: Setting) -> dict[str, Run]:
-    found, theirs = {}, all(map(needs.found, THEIRS))
+    by_label, theirs = {}, all(map(needs.found, THEIRS))
     source, target = ("mnist", ShiftedToUSPS()) if theirs else ("mnist-5000", Shifted())
     for setting in (fc, cnn):
         digits = replace(setting, data=source)
         for method in SHIFTED:
-            found[f"{setting.net} {method}"] = run(digits, method, stop=1.0, watch=(target,))
-    return found
+            by_label[f"{setting.net} {method}"] = run(digits, method, stop=1.0, watch=(target,))
+    return by_label
 
 
 def target(t: Table) -> str:
@@ -151,14 +151,14 @@ def plot(t: Table):
 
 
 SHORT = {
-    "smoke": SCALES["smoke"],
+    "smoke": AT_SCALE["smoke"],
     "quick": {
-        "fc": replace(SCALES["quick"]["fc"], train=2000, epochs=40),
-        "cnn": replace(SCALES["quick"]["cnn"], train=1000, epochs=15),
+        "fc": replace(AT_SCALE["quick"]["fc"], train=2000, epochs=40),
+        "cnn": replace(AT_SCALE["quick"]["cnn"], train=1000, epochs=15),
     },
     "paper": {
-        "fc": replace(SCALES["paper"]["fc"], train=None),
-        "cnn": replace(SCALES["paper"]["cnn"], train=None),
+        "fc": replace(AT_SCALE["paper"]["fc"], train=None),
+        "cnn": replace(AT_SCALE["paper"]["cnn"], train=None),
     },
 }
 

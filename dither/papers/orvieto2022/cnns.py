@@ -93,8 +93,8 @@ def named(net: str, data: str, thinner: int = 1) -> dict[str, str]:
 def there(t: Table, net: str, data: str) -> dict[str, str]:
     """The same of the runs in a table, of whatever width; {} if there is none."""
     start = named(net, data)[GD]
-    found = [b for b in t.there if b == start or b.startswith(f"{start}, channels / ")]
-    return named(net, data, channels(found[0])) if found else {}
+    labels = [b for b in t.there if b == start or b.startswith(f"{start}, channels / ")]
+    return named(net, data, channels(labels[0])) if labels else {}
 
 
 def channels(label: str) -> int:
@@ -105,7 +105,7 @@ def channels(label: str) -> int:
 
 def runs(**scales: Scale) -> dict[str, Run]:
     """toy=Scale(…), wide=Scale(…)."""
-    found: dict[str, Run] = {}
+    by_label: dict[str, Run] = {}
     for name, scale in scales.items():
         net: Net = "toy" if name == "toy" else "wide"
         for data in sets(scale):
@@ -125,8 +125,8 @@ def runs(**scales: Scale) -> dict[str, Run]:
             )
             each = schemes(plain, noise(net, scale.thinner))
             labels = named(net, data, scale.thinner)
-            found |= {labels[scheme]: run for scheme, run in each.items()}
-    return found
+            by_label |= {labels[scheme]: run for scheme, run in each.items()}
+    return by_label
 
 
 # ------------------------------------------------------------------------------------------ claims

@@ -48,7 +48,7 @@ class Regularised:
 
 
 def runs(steps: int) -> dict[str, Run]:
-    found = {}
+    by_label = {}
     for units in UNITS:
         gd = Run(
             data=DATA,
@@ -59,16 +59,16 @@ def runs(steps: int) -> dict[str, Run]:
             watch=(Regularised(SIGMA, every=max(10, steps // 50)),),
         )
         both = dither.Weight(2**0.5 * SIGMA)
-        found |= {
+        by_label |= {
             f"{GD}, {units}": gd,
             f"{FULL}, {units}": replace(gd, noise=both, draw="all"),
             f"{LAYER}, {units}": replace(gd, noise=both, draw="random"),
             f"{ON_R}, {units}": replace(gd, noise=both, draw="all", objective="explicit"),
         }
         for method in (FULL, LAYER):
-            run = found[f"{method}, {units}"]
-            found[f"{method}, {units}, annealed"] = replace(run, schedule="cosine")
-    return found
+            run = by_label[f"{method}, {units}"]
+            by_label[f"{method}, {units}, annealed"] = replace(run, schedule="cosine")
+    return by_label
 
 
 def minima(t: Table) -> Array:

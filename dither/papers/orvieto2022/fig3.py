@@ -54,22 +54,22 @@ def label(scheme: str, sigma: float) -> str:
 def runs(scale: Scale, sigmas: tuple[float, ...], at: float) -> dict[str, Run]:
     """`at`: the σ of the baselines."""
     plain = mlps.plain(NET, scale, "cosine")
-    found = {GD if scale.width is None else f"{GD}, {scale.width} units": plain}
+    by_label = {GD if scale.width is None else f"{GD}, {scale.width} units": plain}
     for sigma in sigmas:
         noise = mlps.noise(NET, scale, sigma)
         for scheme in (FULL, LAYER):
-            found[label(scheme, sigma)] = replace(plain, noise=noise, draw=DRAWS[scheme])
+            by_label[label(scheme, sigma)] = replace(plain, noise=noise, draw=DRAWS[scheme])
     steps, more, sgd = scale.steps, mlps.more(NET, scale), plain.optimiser
     walk, one = at / (M * steps) ** 0.5, at / M**0.5
-    found["loss + R̂"] = replace(
+    by_label["loss + R̂"] = replace(
         plain, noise=mlps.noise(NET, scale, at), draw="all", objective="sampled"
     )
-    found["noise after"] = replace(plain, optimiser=NoiseAfter(sgd, walk, more))
+    by_label["noise after"] = replace(plain, optimiser=NoiseAfter(sgd, walk, more))
     anti = AntiNoise(sgd, Until(one, max(1, round(0.95 * steps))), more)
-    found["Anti-PGD"] = replace(plain, optimiser=anti)
+    by_label["Anti-PGD"] = replace(plain, optimiser=anti)
     if SharpnessAware.installed():
-        found["SAM"] = replace(plain, optimiser=SharpnessAware(sgd))
-    return found
+        by_label["SAM"] = replace(plain, optimiser=SharpnessAware(sgd))
+    return by_label
 
 
 def gd(t: Table) -> str:
@@ -79,10 +79,10 @@ def gd(t: Table) -> str:
 
 def sweep(t: Table, scheme: str) -> Iterator[tuple[float, str]]:
     """σ and the label of its run, from small to large."""
-    found = [
+    sigmas = [
         (float(name.rpartition(" ")[2]), name) for name in t.labels if name.startswith(f"{scheme},")
     ]
-    yield from sorted(found)
+    yield from sorted(sigmas)
 
 
 def others(t: Table) -> list[str]:

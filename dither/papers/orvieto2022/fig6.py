@@ -77,8 +77,8 @@ def named(
 
 def sgd(t: Table, data: str) -> str:
     """The label of SGD's run on these data, of whatever width; "" if there is none."""
-    found = (b for b in t.labels if b.startswith("SGD,") and b.endswith(SAID[data]))
-    return next(found, "")
+    labels = (b for b in t.labels if b.startswith("SGD,") and b.endswith(SAID[data]))
+    return next(labels, "")
 
 
 def channels(label: str) -> int:
@@ -89,7 +89,7 @@ def channels(label: str) -> int:
 
 def runs(net: ResNet, images: Images, sigmas: tuple[float, ...], at: float) -> dict[str, Run]:
     """`at`: the σ at which BatchNorm's statistics are kept from the noise, too."""
-    found: dict[str, Run] = {}
+    by_label: dict[str, Run] = {}
     for data in sets(images):
         n = images.train or (50_000 if data == CIFAR else 60_000)
         steps = images.epochs * -(-n // images.batch)
@@ -106,15 +106,15 @@ def runs(net: ResNet, images: Images, sigmas: tuple[float, ...], at: float) -> d
                 Curvature(every, images.limit),
             ),
         )  # fmt: skip
-        found[named(data, width=net.width)] = plain
+        by_label[named(data, width=net.width)] = plain
         for scheme in (FULL, LAYER):
             for sigma in sigmas:
                 noisy = replace(plain, noise=noise(net, sigma, steps), draw=DRAWS[scheme])
-                found[named(data, scheme, sigma)] = noisy
+                by_label[named(data, scheme, sigma)] = noisy
                 if sigma == at:
                     kept = replace(noisy, statistics="keep")
-                    found[named(data, scheme, sigma, KEPT)] = kept
-    return found
+                    by_label[named(data, scheme, sigma, KEPT)] = kept
+    return by_label
 
 
 # ------------------------------------------------------------------------------------------ claims
@@ -123,12 +123,12 @@ def runs(net: ResNet, images: Images, sigmas: tuple[float, ...], at: float) -> d
 def sweep(t: Table, data: str, scheme: str) -> dict[float, str]:
     """{σ: label}, from small to large; without those whose statistics were kept."""
     start, end = f"{scheme.replace(GD, 'SGD')}, σ = ", f", {SAID[data]}"
-    found = [
+    pairs = [
         (name.removeprefix(start).removesuffix(end), name)
         for name in t.labels
         if name.startswith(start) and name.endswith(end) and KEPT not in name
     ]
-    return dict(sorted((float(sigma), name) for sigma, name in found))
+    return dict(sorted((float(sigma), name) for sigma, name in pairs))
 
 
 def ends(t: Table, data: str) -> dict[str, Any]:
@@ -188,8 +188,8 @@ def holds_up(t: Table, data: str, why: str) -> Verdict:
 
 def headline(t: Table, data: str, why: str) -> Verdict:
     """At the σ that is best for the other seeds layer-wise noise is above SGD."""
-    found = sweep(t, data, LAYER)
-    top = chosen([t.last(name, ACCURACY) for name in found.values()])
+    by_sigma = sweep(t, data, LAYER)
+    top = chosen([t.last(name, ACCURACY) for name in by_sigma.values()])
     asked = above("layer-wise at its best σ − SGD", top, t.last(sgd(t, data), ACCURACY),
                   by=HEADLINE)  # fmt: skip
     return decide(asked, unless=why)
@@ -199,16 +199,16 @@ def rises(t: Table, data: str, why: str) -> Verdict:
     """O19: from σ = .1 on, full noise's trace is more than twice SGD's, and twice that at the
     smallest σ.
     """
-    found: Mapping[float, Array] = {
+    traces: Mapping[float, Array] = {
         sigma: t.last(name, TRACE) for sigma, name in sweep(t, data, FULL).items()
     }
-    plain, least = t.last(sgd(t, data), TRACE), found[min(found)]
+    plain, least = t.last(sgd(t, data), TRACE), traces[min(traces)]
     asked = []
-    for sigma, trace in found.items():
+    for sigma, trace in traces.items():
         if sigma >= 0.1:
             asked += [
                 above(f"trace, full / {other}, σ = {sigma:g}", trace / value, by=TWICE)
-                for other, value in (("SGD", plain), (f"full at σ = {min(found):g}", least))
+                for other, value in (("SGD", plain), (f"full at σ = {min(traces):g}", least))
             ]
     return decide(*asked, unless=why)
 
@@ -254,11 +254,11 @@ def plot(t: Table):
         )
         ax.axhline(plain.mean(), color=style.BLACK, ls="--", label="SGD")
         for scheme, aside in ((FULL, 0.96), (LAYER, 1.04)):
-            said, found = scheme.replace(GD, "SGD"), sweep(t, data, scheme)
-            kept = {s: named(data, scheme, s, KEPT) for s in found}
+            said, by_sigma = scheme.replace(GD, "SGD"), sweep(t, data, scheme)
+            kept = {s: named(data, scheme, s, KEPT) for s in by_sigma}
             kept = {s: name for s, name in kept.items() if name in t.labels}
             marks = {"color": COLOURS[scheme], "capsize": 2}
-            errors(ax, t, found, quantity, aside, fmt="o-", label=said, **marks)
+            errors(ax, t, by_sigma, quantity, aside, fmt="o-", label=said, **marks)
             label = f"{said}, statistics kept"
             errors(ax, t, kept, quantity, aside**2, fmt="D", mfc="white", label=label, **marks)
         ax.set(xscale="log", xlabel="σ", title=f"{title}, {SAID[data]}")
@@ -271,11 +271,11 @@ def plot(t: Table):
 
 
 def errors(
-    ax: Any, t: Table, found: Mapping[float, str], quantity: str, aside: float, **how: Any
+    ax: Any, t: Table, by_sigma: Mapping[float, str], quantity: str, aside: float, **how: Any
 ) -> None:
     """Mean ± its standard error at each σ, a little aside."""
-    values = [t.last(name, quantity) for name in found.values()]
-    x = [sigma * aside for sigma in found]
+    values = [t.last(name, quantity) for name in by_sigma.values()]
+    x = [sigma * aside for sigma in by_sigma]
     ax.errorbar(x, [v.mean() for v in values], [sem(v) for v in values], **how)
 
 

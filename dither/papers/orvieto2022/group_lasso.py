@@ -81,8 +81,8 @@ def task(
         lambda number: start(seed, number), x, y, best, sigma=SIGMA, steps=steps, rate=0.05,
         seed=seed, starts=starts, iterations=iterations,
     )  # fmt: skip
-    found = {m: net.beta.detach().numpy() for m, net in models.items()}
-    for name, beta in {**found, "convex": known}.items():
+    betas = {m: net.beta.detach().numpy() for m, net in models.items()}
+    for name, beta in {**betas, "convex": known}.items():
         for j, norm in enumerate(np.linalg.norm(beta, axis=1)):
             yield j, f"norm {name}", norm
     progress.update(1, 1)

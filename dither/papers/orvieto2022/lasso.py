@@ -181,8 +181,8 @@ def reaches(t: Table) -> Verdict:
     """
     ends: dict[str, Any] = {}
     for label in METHODS:
-        found = measured(t, label, slice(-1, None)).items()
-        ends |= {f"{label}: {name}": values[:, 0] for name, values in found}
+        final = measured(t, label, slice(-1, None)).items()
+        ends |= {f"{label}: {name}": values[:, 0] for name, values in final}
     why = ""
     if np.mean(ends["GD on R_eff: gap"]) > NEAR:
         why = "GD on R_eff, which has no noise to blame, is not near its minimum yet"
@@ -239,10 +239,10 @@ def plot(t: Table):
     for (label, colour), shift in zip(METHODS.items(), (-0.2, 0.0, 0.2), strict=True):
         beta = paths(t, label)[1][0, -1, :width]
         coefficients.plot(np.arange(width) + shift, beta, "o", ms=4, color=colour, label=label)
-        steps, found = paths(t, label)[0], measured(t, label)
-        above = np.maximum(found["gap"], 1e-8)  # at the minimum rounding decides the sign
+        steps, values = paths(t, label)[0], measured(t, label)
+        above = np.maximum(values["gap"], 1e-8)  # at the minimum rounding decides the sign
         style.band(gap, steps, above, colour, log=True, label=label)
-        style.band(number, steps, found["coefficients"], colour)
+        style.band(number, steps, values["coefficients"], colour)
     low = [sparsity(problem(DATA, seed, SIGMA)[2]) for seed in t.seeds]
     number.axhline(np.mean(low), color=style.GREEN, ls="--", label="Lasso")
     gap.axhline(0.05, color=style.GREY, lw=1, ls=":")

@@ -61,8 +61,8 @@ class Problem:
     def effective(self, sigma: float, curvature: str = "gauss_newton") -> Tensor:
         """L + R, or L + the whole second order."""
         with dither.inject(self.net, dither.Weight(sigma), seed=0, draw="each") as noise:
-            found = dither.explicit(noise, self.x, self.y, "half_square", curvature=curvature)
-        return found.loss + found.R
+            penalised = dither.explicit(noise, self.x, self.y, "half_square", curvature=curvature)
+        return penalised.loss + penalised.R
 
     def predictions(self) -> Tensor:
         with torch.no_grad():
@@ -138,8 +138,8 @@ def polished(parameters: list[nn.Parameter], value: Callable[[], Tensor]) -> flo
     """
 
     def slope(graph: bool = False) -> Tensor:
-        found = torch.autograd.grad(value(), parameters, create_graph=graph)
-        return torch.cat([g.flatten() for g in found])
+        gradients = torch.autograd.grad(value(), parameters, create_graph=graph)
+        return torch.cat([g.flatten() for g in gradients])
 
     def put(vector: Tensor) -> None:
         torch.nn.utils.vector_to_parameters(vector, parameters)
@@ -174,14 +174,14 @@ def task(
         }
         if model == SQUARE:
             values["full"] = lambda s=sigma: problem.effective(s, "full")
-        found = {}
+        predictions = {}
         for name, value in values.items():
             left = lowest(problem.net, value, iterations)
-            found[name] = problem.predictions()
+            predictions[name] = problem.predictions()
             yield sigma, f"slope {name}", left
-        others = {f"{name} to σ": found[name] for name in values if name != "σ"}
+        others = {f"{name} to σ": predictions[name] for name in values if name != "σ"}
         for pair, other in {"σ to φ*": problem.y, **others}.items():
-            yield sigma, pair, float((found["σ"] - other).square().mean())
+            yield sigma, pair, float((predictions["σ"] - other).square().mean())
         progress.update(done + 1, len(sigmas))
 
 

@@ -127,8 +127,8 @@ def named(name: str, rate: str, units: int | None = None) -> dict[str, str]:
 def there(t: Table, name: str, rate: str = "cosine") -> dict[str, str]:
     """The same of the runs in a table, of whatever width; {} if there is none."""
     start = f"{name} {GD}, {rate}"
-    found = [b for b in (*t.there, *t.missing) if b == start or b.startswith(f"{start}, ")]
-    return named(name, rate, width(found[0])) if found else {}
+    labels = [b for b in (*t.there, *t.missing) if b == start or b.startswith(f"{start}, ")]
+    return named(name, rate, width(labels[0])) if labels else {}
 
 
 def width(label: str) -> int | None:
@@ -147,14 +147,14 @@ def thin(name: str, label: str) -> str:
 
 def runs(**scales: Scale) -> dict[str, Run]:
     """MLP1=Scale(…), …: the schemes on each, at each rate."""
-    found: dict[str, Run] = {}
+    by_label: dict[str, Run] = {}
     for name, scale in scales.items():
         net = NETS[name]
         for rate in scale.rates:
             each = schemes(plain(net, scale, rate), noise(net, scale))
             labels = named(name, rate, scale.width)
-            found |= {labels[scheme]: run for scheme, run in each.items()}
-    return found
+            by_label |= {labels[scheme]: run for scheme, run in each.items()}
+    return by_label
 
 
 # ------------------------------------------------------------------------------------------ claims

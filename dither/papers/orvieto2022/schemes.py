@@ -49,9 +49,9 @@ class Curvature:
         part = hessian  # where it is exact they are equal
         if not hessian.exact:
             part = trace(state.model, state.run.loss, data, of="gauss_newton")
-        found = {TRACE: hessian, GAUSS_NEWTON: part}
-        return {q: t.value for q, t in found.items()} | {
-            f"{q} sem": t.sem for q, t in found.items()
+        traces = {TRACE: hessian, GAUSS_NEWTON: part}
+        return {q: t.value for q, t in traces.items()} | {
+            f"{q} sem": t.sem for q, t in traces.items()
         }
 
 
@@ -91,11 +91,13 @@ def best(t: Table, label: str, quantity: str = ACCURACY) -> Array:
     return np.nanmax(t.series(label, quantity)[1], 1)
 
 
-def chosen(found: Sequence[Array]) -> Array:
-    """Of each seed the value of the run that is best in the mean of the other seeds; found: [S] of
-    each run. To choose on the same seed would put the best of many equal ones above them.
+def chosen(candidates: Sequence[Array]) -> Array:
+    """For each seed, the value of the run with the best mean over the other seeds. A choice on the
+    same seed would put the best of many equal runs above them.
+
+    candidates: [S] of each run.
     """
-    table = np.stack(found)  # [runs, S]
+    table = np.stack(candidates)  # [runs, S]
     others = table.sum(1, keepdims=True) - table
     return np.take_along_axis(table, others.argmax(0)[None], 0)[0]
 
@@ -110,15 +112,15 @@ def at_loss(t: Table, label: str, quantity: str, level: Array) -> Array:
     logarithm of the loss.
     """
     (_, loss), (_, values) = t.series(label, LOSS), t.series(label, quantity)
-    found = np.full(len(level), np.nan)
+    crossings = np.full(len(level), np.nan)
     for s, target in enumerate(level):
         below = np.flatnonzero(loss[s] <= target)
         if len(below):
             k = below[0]
             before, after = np.log(loss[s, [max(k - 1, 0), k]])
             share = (before - np.log(target)) / (before - after) if before > after else 1.0
-            found[s] = values[s, max(k - 1, 0)] * (1 - share) + values[s, k] * share
-    return found
+            crossings[s] = values[s, max(k - 1, 0)] * (1 - share) + values[s, k] * share
+    return crossings
 
 
 def unlearnt(t: Table, labels: Iterable[str]) -> str:
