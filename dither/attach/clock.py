@@ -65,7 +65,7 @@ class Clock:
     @contextmanager
     def hold(self) -> Iterator[Self]:
         """All forwards inside count as one step: weight noise keeps its draw, activations draw
-        afresh for each.
+        anew in each.
 
         For gradient accumulation: put one `hold` around the micro-batches of an optimiser step. It
         belongs around compiled code, not inside it. A `hold` inside a `hold` does nothing.

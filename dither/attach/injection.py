@@ -1,7 +1,7 @@
-"""The noise of one `inject`: its clock, its draws, and the way to take it off.
+"""The noise of one `inject`.
 
-Activations are displaced by forward hooks, parameters by shadows (`shadow`). So nothing is
-ever written to a parameter, the graph keeps W + δ for the backward, and the optimiser updates W.
+Forward hooks displace activations, and shadows displace parameters (`shadow`). So no parameter is
+written to, the graph keeps W + δ for the backward, and the optimiser updates W.
 """
 
 from __future__ import annotations
@@ -34,17 +34,16 @@ from dither.torch_internals import calls, forget_compiled, in_backward
 
 
 class Injection(Clock, Weights, nn.Module):
-    """The noise of one `inject`: its sites, its trained vectors, its clock, and the way to take it
-    off.
+    """The noise of one `inject`: its sites, its trained vectors and its clock.
 
     `parameters()` are the vectors of Nodes (`nodes[site]`, with "/" for "." in the name),
     `state_dict()` holds them with the seed and the step; both are separate from the model's. As a
     context manager it removes itself at the end.
     """
 
-    beside_its_model = True  # no place for another injection's sites
+    beside_its_model = True  # another injection finds no sites in it
     model: nn.Module
-    wrapper: nn.Module  # as it was given: DistributedDataParallel, or the model itself
+    wrapper: nn.Module  # DistributedDataParallel, or the model itself
 
     def __init__(
         self,
@@ -58,7 +57,7 @@ class Injection(Clock, Weights, nn.Module):
     ) -> None:
         nn.Module.__init__(self)
         Clock.__init__(self)
-        self.__dict__["model"] = model  # no submodule: its parameters stay its own
+        self.__dict__["model"] = model  # no submodule: `parameters()` are the vectors alone
         self.sites, self.by, self.when = sites, by, when
         self.batch_dim = batch_dim
         self.stack = int(isinstance(seed, Sequence))
@@ -66,7 +65,7 @@ class Injection(Clock, Weights, nn.Module):
         beside = [n.draws for n in on_model(model) if not n.sites.keys().isdisjoint(sites)]
         number = ordinals(own, [(d.seeds, d.ordinals) for d in beside])
         self.draws = Draws(own, number, draw, groups(sites, by))
-        self.seed_given = seed is not None or ranks() > 1  # else the ranks have yet to agree
+        self.seed_given = seed is not None or ranks() > 1  # False: the ranks have to agree first
         self.compared = False  # whether the ranks have compared their seeds
         self.nodes = nn.ParameterDict()
         self.paused = self.removed = False
@@ -78,33 +77,33 @@ class Injection(Clock, Weights, nn.Module):
                 self.owned.setdefault(id(owner), []).append((site, name))
         self.modules_of_sites = list({id(s.module): s.module for s in self.ordered}.values())
         self.handle = register(self)
-        self.statistics: Statistics | None = None  # of BatchNorms, kept from noisy forwards
-        self.collecting = False  # the running forward collects statistics that are kept from noise
+        self.statistics: Statistics | None = None  # BatchNorms', for statistics="keep"
+        self.collecting = False  # this forward collects statistics without noise
         self.turn_of = OneAtATime(model)
         self.reader: Reader | None = None  # gets the sites' tensors in place of the noise
-        self.layouts: dict[Any, Any] = {}  # where parameters have their samples, learnt by explicit
+        self.layouts: dict[Any, Any] = {}  # batch dimensions that `explicit` found
         self._inside: list[int] = []  # the modules whose forward is running, outermost first
         self._calls: dict[int, int] = {}
         self._unfused = ExitStack()
-        self._alone: set[int] = set()  # modules that were warned of: they run outside the model
+        self._alone: set[int] = set()  # modules of the warning: called outside the model
         self._ledger = Ledger()
         self._handles: list[Any] = []
 
     # ------------------------------------------------------------------------------ what users call
 
     def pause(self) -> None:
-        """No noise until `resume`; the clock stands still too."""
+        """No noise until `resume`. The clock stops too."""
         self.paused = True
         forget_compiled()
 
     def resume(self) -> None:
-        """Noise again, from where it was paused."""
+        """Noise again, from the step at which it was paused."""
         self.paused = False
         forget_compiled()
 
     @contextmanager
     def off(self) -> Iterator[Injection]:
-        """No noise inside, whatever is raised there; afterwards as before."""
+        """No noise inside; afterwards as before, also after an exception."""
         before = self.paused
         self.pause()
         try:
@@ -114,8 +113,8 @@ class Injection(Clock, Weights, nn.Module):
             forget_compiled()
 
     def remove(self) -> None:
-        """Take every hook off the model; its output is bit for bit what it was. Harmless when
-        called twice.
+        """Take every hook off the model. Its output is then bit for bit what it was without noise.
+        A second call does nothing.
         """
         self.unhook()
         self.unshadow()
@@ -138,8 +137,8 @@ class Injection(Clock, Weights, nn.Module):
         return f"noise on {len(self.sites)} sites of {type(self.model).__name__}\n{self.sites}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without hooks, clocks of running forwards and records of checkpoints: a copy is off its
-        model, as if removed.
+        """Without hooks and without the state of a running forward: a copy is removed from its
+        model.
         """
         return {k: v for k, v in self.__dict__.items() if k not in _OF_THE_MOMENT}
 
@@ -151,7 +150,7 @@ class Injection(Clock, Weights, nn.Module):
             site.let_go()
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Seed and clock, so that a resumed run goes on as if it had never stopped."""
+        """Seed and clock: a resumed run continues as if it had never stopped."""
         clocks = {name: (site.step, site.micro) for name, site in self.sites.items()}
         return {
             "seeds": self.draws.seeds,
@@ -174,18 +173,18 @@ class Injection(Clock, Weights, nn.Module):
     # ------------------------------------------------------------------------------------ the clock
 
     def on(self, module: nn.Module) -> bool:
-        """Whether a module is noisy now: like dropout, in its train mode."""
+        """Whether a module is noisy now: in its train mode, like dropout."""
         off = self.paused or self.collecting
         return not off and (self.when == "always" or module.training)
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """A forward starts; the outermost begins a step."""
-        if getattr(module, "_is_replica", False):  # DataParallel around it, after inject
+        if getattr(module, "_is_replica", False):  # DataParallel was put around it after inject
             raise replicas(type(module).__name__)
         if self.shadowed:
             check_whole(type(module).__name__, module)
         if module is self.model and id(module) in self._inside and _left(module):
-            for noise in on_model(module):  # Ctrl-C ran no hooks: clear away what it left
+            for noise in on_model(module):  # Ctrl-C runs no hooks: remove what it left
                 noise._inside.clear()
                 for site in noise.shadowed:
                     clear(site)
@@ -199,9 +198,7 @@ class Injection(Clock, Weights, nn.Module):
             self._ledger.note(id(module), sample_of(args, kwargs), (*self.now(self), 0))
 
     def leave(self, module: nn.Module) -> None:
-        """A forward ends, perhaps by an exception; after the outermost the parameters read W
-        again.
-        """
+        """A forward ends, also by an exception. After the outermost one parameters read W again."""
         if id(module) in self._inside:
             while self._inside.pop() != id(module):
                 pass
@@ -238,8 +235,8 @@ class Injection(Clock, Weights, nn.Module):
         return self.phase(self) if noisy else Phase.QUIET
 
     def moment(self, site: Site, call: int) -> tuple[int, int]:
-        """(step, micro) of a site's draw: the common clock's inside a forward of the model, else
-        the site's own, which the site's first call moves.
+        """(step, micro) of a site's draw. Inside a forward of the model the common clock says it.
+        Outside, the site's own clock does, and the site's first call advances it.
         """
         if self._inside:
             self.follow(site)
@@ -283,7 +280,7 @@ class Injection(Clock, Weights, nn.Module):
         return Here(h, w, self.stack, self.batch_dim, site.name)
 
     def source(self, site: Site, step: int, micro: int, call: int) -> Source:
-        """The source of a draw; before the first of them the ranks agree on the seeds."""
+        """The source of a draw. Before the first draw the ranks agree on the seeds."""
         if not self.seed_given and ranks() > 1:
             self.draws, self.seed_given = replace(self.draws, seeds=agreed(self.seeds)), True
         if not self.compared and ranks() > 1 and torch.is_grad_enabled():
@@ -292,7 +289,7 @@ class Injection(Clock, Weights, nn.Module):
         return self.draws.source(site, step, micro, call)
 
     def activation(self, site: Site, h: Tensor, module: nn.Module) -> Tensor | None:
-        """Give h + δ where the noise is on, None where it is off. Called by the hooks."""
+        """H + δ if the noise is on, None if it is off. The hooks call it."""
         if self.reader is not None:
             return self.reader.activation(site, h)
         if not self.on(module):
@@ -309,8 +306,8 @@ class Injection(Clock, Weights, nn.Module):
         return plus(noise, self.here(site, h), self.source(site, step, micro, call))
 
     def _stamp(self, site: Site, h: Tensor) -> tuple[int, int, int]:
-        """(step, micro, call) of this call of a site; that of the first time where a checkpoint
-        recomputes it.
+        """(step, micro, call) of this call of a site. If a checkpoint recomputes the call, it is
+        that of the first time.
         """
         stamp = self._ledger.recall(site.name, h) if in_backward() else None
         if stamp is None:
@@ -325,7 +322,7 @@ class Injection(Clock, Weights, nn.Module):
         return call
 
     def draw_compiled(self, site: Site, like: Tensor, call: int) -> Tensor:
-        """What compiled code asks for at run time: σ of the step times a draw."""
+        """σ of the step times a draw; compiled code asks for it at run time."""
         step, micro = self.moment(site, call)
         sigma = self.noise_at(site, step).sigma * self.scale(site, step)
         if sigma == 0 or self.paused:
@@ -334,7 +331,7 @@ class Injection(Clock, Weights, nn.Module):
 
 
 def _moment() -> dict[str, Any]:
-    """What an injection holds only for the moment, empty."""
+    """The state of a running forward, empty. Copies and pickles do not have it."""
     return {
         "reader": None,
         "open_hold": 0,
@@ -354,12 +351,12 @@ _OF_THE_MOMENT = {*_moment(), "handle", "wrapper", "turn_of"}
 
 
 def _left(module: nn.Module) -> bool:
-    """Whether a forward that began is on the stack no more, beside the one that begins now."""
+    """Whether an earlier forward of the module began and has left the stack without its hooks."""
     return calls(module) < 2
 
 
 def on_model(model: nn.Module) -> list[Injection]:
-    """The injections whose model this module is (`read.injections`: also those inside it)."""
+    """The injections whose model this module is (`reading.injections`: also those inside it)."""
     hooks = model._forward_pre_hooks.values()
     noises = [cast(Injection, h.noise) for h in hooks if isinstance(h, Enter)]
     return list({id(noise): noise for noise in noises}.values())

@@ -1,4 +1,4 @@
-"""Sites: where in a network a noise acts, found by patterns without touching the network."""
+"""Sites: where in a network a noise acts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ CONV = nn.modules.conv._ConvNd
 class Site:
     """A place for noise: the input or output of a module, or a parameter.
 
-    `module` is the module (for a parameter: its first owner), `owners` all (module, attribute)
-    pairs of a parameter. `step`, `micro` and `last_hold` are the site's own clock: it
+    `module` is the module; for a parameter it is the first owner. `owners` are all (module,
+    attribute) pairs of a parameter. `step`, `micro` and `last_hold` are the site's own clock. It
     counts where no forward of the whole model does, and compiled code reads it.
     """
 
@@ -46,15 +46,15 @@ class Site:
     def parameter(self) -> Tensor:
         """The parameter as the model holds it now (it may have been moved since).
 
-        Raises DitherError where it is there no more, or sharded.
+        Raises DitherError if it is no longer there, or if it is sharded.
         """
         module, name = self.owners[0]
-        held: Any = module._parameters  # of TorchScript: a mapping without `get`
+        held: Any = module._parameters  # TorchScript has a mapping without `get`
         parameter = held[name] if name in held.keys() else None  # noqa: SIM118
         if parameter is None:
             raise DitherError(
-                f"what is noisy at {self.name!r} is no longer in the model: the parameter was "
-                "replaced, pruned or parametrised after inject; call remove() and inject again"
+                f"the noisy parameter {self.name!r} is no longer in the model: it was replaced, "
+                "pruned or parametrised after inject; call remove() and inject again"
             )
         if type(parameter).__name__ == "DTensor":
             raise DitherError(
@@ -64,13 +64,14 @@ class Site:
         return parameter
 
     def let_go(self) -> None:
-        """Nothing is in the parameter's place any more."""
+        """Forget the shadow."""
         self.put, self.under, self.again, self.held = None, [], None, None
 
 
 class Sites(dict[str, Site]):
-    """Site name → Site, in the order of the model; prints as a table. `skipped`: name → why it is
-    no site.
+    """Site name → Site, in the order of the model. It prints as a table.
+
+    skipped: {module name: why it is no site}.
     """
 
     def __init__(self, sites: list[Site], skipped: dict[str, str]) -> None:
@@ -97,12 +98,12 @@ def _shape(site: Site) -> str:
 
 
 def label(name: str) -> str:
-    """A site's name as the name of its Node's vectors, which may hold no dot."""
+    """The name of a Node's vectors: the site's name without dots, which torch forbids."""
     return name.replace(".", "/")
 
 
 def groups(sites: Mapping[str, Site], by: str) -> tuple[frozenset[str], ...]:
-    """The M tensors, or layers, among which `draw` shares σ."""
+    """The names of the M tensors, or of the tensors of the M layers, that share σ."""
     names: dict[object, set[str]] = {}
     for name, site in sites.items():
         if site.side == "parameter":

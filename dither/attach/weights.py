@@ -35,7 +35,7 @@ class Weights:
     source: Callable[[Site, int, int, int], Source]
 
     def displacement(self, site: Site, step: int, rng: Any = None) -> Tensor | None:
-        """δ of a parameter in a step, or None where the step leaves it alone."""
+        """δ of a parameter at a step, or None if the step does not displace it."""
         scale, noise = self.scale(site, step), self.noise_at(site, step)
         if scale == 0 or noise.sigma == 0:
             return None
@@ -44,7 +44,7 @@ class Weights:
         return delta if scale == 1 else scale * delta
 
     def shadow(self, module: nn.Module, step: int, micro: int) -> None:
-        """Let the displaced parameters below `module` read W + δ."""
+        """Let the parameters used inside `module` read W + δ."""
         if self.statistics and self.acts(step):
             self.statistics.put()
         below = None if module is self.model else {id(m) for m in module.modules()}
@@ -80,7 +80,7 @@ class Weights:
             self.statistics.take()
 
     def acts(self, step: int) -> bool:
-        """Whether anything is displaced in a step."""
+        """Whether a step displaces anything."""
         return any(
             self.on(s.module) and self.scale(s, step) * self.noise_at(s, step).sigma
             for s in self.ordered
