@@ -153,6 +153,13 @@ def types_of(node: Any) -> set[torch.dtype]:
     return {meta.dtype for meta in getattr(node, "_input_metadata", ())}
 
 
+def outside_functorch() -> Any:
+    """Inside the block torch computes plainly, also under a transform of torch.func. A table that
+    is computed once must not belong to the transform that needs it first.
+    """
+    return torch._C._DisableFuncTorch()  # pyright: ignore
+
+
 def inside_functorch() -> bool:
     """Whether a transform of torch.func (grad, vmap, jvp …) is under way."""
     return _functorch.maybe_current_level() is not None

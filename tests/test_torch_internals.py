@@ -80,6 +80,18 @@ def test_transforms_are_known():
     assert seen == [(False, False), (False, True), (True, True), (True, True), (True, True)]
 
 
+def test_outside_functorch_new_tensors_are_plain():
+    def look(x):
+        with internals.outside_functorch():
+            table = torch.ones(3).cumsum(0)
+            assert table.numpy().tolist() == [1, 2, 3]
+        assert not internals.functional(table)
+        return (table * x).sum()
+
+    slope = torch.func.grad(look)(torch.zeros(3))
+    assert slope.tolist() == [1, 2, 3]
+
+
 def test_cached_parametrisations_are_forgotten():
     layer = parametrizations.weight_norm(nn.Linear(2, 2))
     with parametrize.cached():
