@@ -1,4 +1,4 @@
-"""Calling a user's model: whatever it takes, and the tensor it gives."""
+"""Calls of a user's model: its arguments, and its output tensor."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def output(model: nn.Module, x: Any) -> Tensor:
 
 
 def _checked(z: Tensor) -> Tensor:
-    """Real numbers, at least one for each sample."""
+    """The outputs. Raises DitherError unless they are real numbers, one or more per sample."""
     if not z.dim():
         raise DitherError(
             "the model must give an output for each sample, [B, …]: got one number for the batch; "
@@ -75,7 +75,7 @@ def ordinary(x: Any) -> Any:
 
 
 def check_floats(what: str, x: Any) -> None:
-    """One tensor of floats [B, …] with an example or more: what is differentiated by, or moved."""
+    """Raises DitherError unless x is a tensor of floats [B, …] with an example or more."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or not x.dim() or not len(x):
         got = f"{list(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
         raise DitherError(
@@ -84,7 +84,7 @@ def check_floats(what: str, x: Any) -> None:
 
 
 def check_classes(what: str, x: Tensor, y: Any) -> None:
-    """Y [B] tells a class of each example of x, as a tensor."""
+    """Raises DitherError unless y is a tensor [B], one class for each example of x."""
     if not isinstance(y, Tensor) or y.shape != x.shape[:1]:
         got = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise DitherError(
@@ -106,7 +106,7 @@ def check_class_numbers(what: str, y: Tensor, classes: int) -> None:
 
 
 def check_devices(model: nn.Module, *parts: Any) -> None:
-    """One device for the model, x and y."""
+    """Raises DitherError unless the model, x and y are on one device."""
     parameter = next(model.parameters(), None)
     devices = {} if parameter is None else {"the model": {parameter.device}}
     for name, part in zip(("x", "y"), parts, strict=False):
@@ -130,7 +130,7 @@ def mixing(model: nn.Module) -> tuple[str, str] | None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; each module's own mode afterwards."""
+    """Eval mode inside. Afterwards each module has the mode it had before."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -142,8 +142,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Modules run as they are written: compiled ones, and the fused transformer layers of eval
-    mode, which call none of their parts.
+    """Inside, modules run as they are written: also compiled ones, and the fused transformer layers
+    of eval mode, which call none of their parts.
     """
     stance = getattr(torch.compiler, "set_stance", None)  # torch ≥ 2.6
     with nullcontext() if stance is None else stance("force_eager"), unfused():
@@ -152,7 +152,7 @@ def eager() -> Iterator[None]:
 
 @contextmanager
 def unfused() -> Iterator[None]:
-    """Transformer layers call their parts, and give no nested tensors for padded batches."""
+    """Inside, transformer layers call their parts and give no nested tensors for padded batches."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -162,7 +162,5 @@ def unfused() -> Iterator[None]:
 
 
 def twice(on: bool) -> Any:
-    """Where gradients are differentiated again, attention must take its plain form: the fused ones
-    can't be.
-    """
+    """Inside, attention takes its plain form if `on`. The fused forms have no second derivative."""
     return sdpa_kernel(SDPBackend.MATH) if on else nullcontext()

@@ -1,4 +1,4 @@
-"""The columns of √H, made one at a time, and the shapes of outputs and targets they live in."""
+"""The columns of √H, made one at a time, and the shapes of outputs and targets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Columns(NamedTuple):
 
 
 def of_type(columns: Columns, dtype: torch.dtype) -> Columns:
-    """The same columns in the precision of the outputs, which they are pulled back from."""
+    """The same columns in the precision of the outputs, from which they are pulled back."""
     made, mixed = columns.column, columns.mixed
     return Columns(
         columns.count,
@@ -54,8 +54,8 @@ def diagonal(root: Tensor) -> Columns:
 
 
 def eigen(h: Tensor, shape: torch.Size) -> Columns:
-    """Columns √|λ_k| v_k with the sign of λ_k, of H [B, D, D]; those of the minus signs only
-    where there are any.
+    """Columns √|λ_k| v_k of H [B, D, D], with the sign of λ_k. There are D of them, and D more if
+    an eigenvalue is negative.
     """
     value, vector = torch.linalg.eigh(h)
     d = value.shape[1]
@@ -76,8 +76,8 @@ def eigen(h: Tensor, shape: torch.Size) -> Columns:
 
 
 def polarised(h: Tensor, shape: torch.Size) -> Columns:
-    """Columns ½(s r ± H r/s) with signs ±, of H [B, D, D]; s² is H's size, which keeps the two of
-    one size.
+    """Columns ½(s r ± H r/s) of H [B, D, D], with signs ±. s² is the largest |H|, so that both
+    terms have the same size.
     """
     d = h.shape[1]
     s = h.detach().abs().amax().clamp(min=torch.finfo(h.dtype).tiny).sqrt()
@@ -107,7 +107,7 @@ def positions(losses: Tensor) -> Tensor:
 
 
 def places(z: Tensor) -> int:
-    """Positions of a sample: the product of what lies between batch and classes."""
+    """Positions of a sample: the product of the dimensions between batch and classes."""
     return math.prod(z.shape[1:-1])
 
 
@@ -117,7 +117,7 @@ def steps(z: Tensor) -> int:
 
 
 def at_position(s: Tensor, place: int) -> Tensor:
-    """S [B, T…, C] with all positions but one put to 0."""
+    """S [B, T…, C] with 0 at all positions but one."""
     if places(s) == 1:
         return s
     flat = s.flatten(1, -2)
@@ -172,7 +172,7 @@ def checked_targets(z: Tensor, y: Tensor) -> Tensor:
 
 
 def classes_last(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Z [B, T…, C] as it is, and [B, C, T…] with its dimension 1 moved to the end; y alike.
+    """Outputs [B, T…, C] as they are, and [B, C, T…] with dimension 1 moved to the end; y too.
 
     Raises DitherError if the targets fit neither order, or both.
     """
@@ -222,5 +222,5 @@ def _sums_to_one(y: Tensor, dim: int) -> bool:
 
 
 def unaligned(s: Tensor, shape: torch.Size) -> Tensor:
-    """Back to the model's own order of dimensions."""
+    """Back to the order of dimensions of the model."""
     return s if s.shape == shape else s.movedim(-1, 1)

@@ -2,9 +2,9 @@
 
     tr ∇²L = Σ_W tr ∇²_W L,  tr GN = Σ_W E_batch Σ_c ‖∂⟨S_c, z_i⟩/∂W‖²,   S Sᵀ = ∂²ℓ/∂z²
 
-Where the network is linear in each parameter tensor but for kinks (`measures.multilinear`), both
-are equal and the trace is exact at the price of `explicit`. Elsewhere it is probed, in activation
-space where that can be (`measures.probes`).
+If the network is linear in each parameter tensor away from kinks (`measures.multilinear`), both are
+equal, and the trace is exact at the cost of `explicit`. Else it is estimated by probes, if possible
+in activation space (`measures.probes`).
 """
 
 import math
@@ -34,9 +34,10 @@ STEIN = (PILOT - 1) / (PILOT - 3)  # E t² of Student's t at the pilot's PILOT �
 
 
 class Trace(NamedTuple):
-    """The trace over a data set: `value`, the standard error `sem` its probes left (0 where exact).
+    """The trace over a data set: `value`, and the standard error `sem` over its probes (0 if
+    exact).
 
-    by_parameter: {name: Estimate}; probes: how many of each batch are in the mean (0 where exact).
+    by_parameter: {name: Estimate}; probes: the number of probes of each batch (0 if exact).
     """
 
     value: float
@@ -46,7 +47,7 @@ class Trace(NamedTuple):
 
     @property
     def exact(self) -> bool:
-        """No probe was needed."""
+        """Whether no probe was needed."""
         return self.probes == 0
 
     @property
@@ -124,7 +125,7 @@ class Settings(NamedTuple):
 def _settings(
     of: str, precision: float | None, probes: int | None, limit: int, seed: int
 ) -> Settings:
-    """The settings, checked. Raises DitherError for what can't be."""
+    """The settings, checked. Raises DitherError for bad ones."""
     if of not in ("hessian", "gauss_newton"):
         raise DitherError(f"trace: of is 'hessian' or 'gauss_newton': got {of!r}")
     if precision is not None and probes is not None:
@@ -142,7 +143,7 @@ def _settings(
 
 
 def _plan(settings: Settings, probing: Callable[..., Tensor]) -> range:
-    """Which probes are drawn: those asked for, or after a pilot as many as the precision needs."""
+    """The numbers of the probes: as many as asked for, or as the precision needs by a pilot."""
     if settings.precision is None:
         return range(settings.probes)
     pilot = probing(probes=range(PILOT)).sum(0)

@@ -1,11 +1,11 @@
-"""Probes of a Hessian's trace in activation space: vᵀ (∇² ℓ) v whose mean is the trace in the
+"""Probes of a Hessian's trace in activation space: the mean of vᵀ (∇² ℓ) v is the trace in the
 parameters.
 
-For z_t = W a_t, with random signs r and s of each sample's own and V for all: v_t = s∘V(r∘a_t)
-(s ‖a‖ where there is one position; for convolutions s ⟨a_t, r⟩), since E v_t v_t'ᵀ = (a_t·a_t') I.
-Samples are uncorrelated, so the spread of a probe is that of one sample over √B. Parameters without
-such a product (embeddings, bare ones) are probed as they are, in the same pass. Proof:
-docs/math.md, §11.
+For z_t = W a_t take v_t = s∘V(r∘a_t), with random signs r and s for each sample and V for all. With
+one position it is s ‖a‖, and for convolutions s ⟨a_t, r⟩. Then E v_t v_t'ᵀ = (a_t·a_t') I. Samples
+are uncorrelated, so the spread of a probe is that of one sample over √B. Parameters without such a
+product (embeddings, bare parameters) are probed directly, in the same pass. Proof: docs/math.md,
+§11.
 """
 
 from collections import Counter
@@ -61,12 +61,12 @@ def probed(
 def _probe(
     places: "Places", parameters: Mapping[str, Tensor], live: list, generator: torch.Generator
 ) -> Tensor:
-    """vᵀ ∇²L v of one draw of v, shared out among the parameters [P]."""
+    """The part of each parameter in vᵀ ∇²L v for one draw of v, [P]."""
     drawn = {id(t.probe): t.vectors(generator) for t in places.kept}
     for name, p in parameters.items():
         if name not in places.covered:
             drawn[id(p)] = {name: signs(p, generator)}
-    if not live:  # nothing is curved
+    if not live:  # L is linear here
         return torch.zeros(len(parameters), dtype=torch.float64)
     points, slopes = zip(*live, strict=True)
     v = [torch.stack(list(drawn[id(p)].values())).sum(0) for p in points]
@@ -106,13 +106,15 @@ class Places(Uses):
         return probed
 
     def _told(self, g: Tensor) -> None:
-        """A gradient that comes by while the forward is under way: it differentiates inside."""
+        """A gradient arrived during the forward: the model differentiates inside."""
         self.differentiates |= self.recording
 
     def settle_in(self, z: Tensor) -> None:
-        """Keep the probes whose parameters are used there only, in a layout that is known."""
+        """Keep the probes whose parameters are used there alone, and whose batch dimension is
+        known.
+        """
         self.recording = False
-        if self.differentiates:  # then a product's operand is no constant
+        if self.differentiates:  # then the operand of a product is no constant
             return
         count = Counter(use.name for use in self.uses)
         self.settle(z.shape[0])
@@ -146,7 +148,9 @@ class ProbePoint:
 
     @property
     def layouts(self) -> list[Layout]:
-        """Those still possible: a dimension counts the samples, or the first has them folded in."""
+        """The layouts that are left: a dimension counts the samples, or they are folded into the
+        first.
+        """
         if self._layouts is None:
             self._layouts = [
                 c for c in self.uses[0].candidates
@@ -160,8 +164,8 @@ class ProbePoint:
 
     @property
     def product(self) -> bool:
-        """Whether all that enters is a matrix product, a convolution, a bias or a norm's scale, the
-        last two along one dimension, the features' or the channels'.
+        """Whether all uses are a matrix product, a convolution, a bias or a norm's scale, the last
+        two along the dimension of the features or of the channels.
         """
         kinds = [use.kind for use in self.uses]
         plain = all(isinstance(k, Outer | Convolution | Sum) for k in kinds)
@@ -190,7 +194,9 @@ class ProbePoint:
     def _drawn(
         self, use: Use, probe: Tensor, a: Any, at: int, batch: int, generator: torch.Generator
     ) -> Tensor:
-        """V in the probe's shape; `at` is the dimension of it and of a that counts the samples."""
+        """A draw of v in the shape of the probe. `at`: the dimension of it and of a that counts
+        samples.
+        """
         one = [1] * probe.dim()
         one[at] = batch
         channel = probe.dim() - self.features if self.features > 1 else -1
@@ -230,7 +236,7 @@ def _patch_products(use: Use, kind: Convolution, generator: torch.Generator) -> 
 
 
 class _leaves:
-    """Frozen parameters take gradients inside, and are frozen again afterwards."""
+    """Frozen parameters take gradients inside. Afterwards they are frozen again."""
 
     def __init__(self, frozen: Sequence[Tensor]) -> None:
         self.frozen = frozen
