@@ -1,4 +1,4 @@
-"""Are the results in a folder as they were sealed? Those that are not are computed again."""
+"""Compare the results in a folder with their checksums, and compute damaged ones again."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,10 +15,11 @@ from dither.lab.runs.workers import InProcess, Processes
 
 @dataclass
 class Report:
-    """What a look through a folder of results gave.
+    """The condition of a folder of results.
 
+    whole       how many results are whole
+    unsealed    how many of them have no checksums, since an earlier version wrote them
     damaged     {folder of a result: what is wrong with it}
-    unsealed    how many whole results have no checksums: an earlier version wrote them
     """
 
     whole: int = 0
@@ -40,7 +41,7 @@ def check(store: Store) -> Report:
         raise DitherError(f"there are no results in {store.root}: `dither reproduce` makes some")
     report = Report()
     for folder in sorted(store.root.glob("runs/*/*/")):
-        if folder.name.startswith("."):  # a writer's, or a run's under way
+        if folder.name.startswith("."):  # it belongs to a writer or to a running run
             continue
         try:
             sums = _read(store, folder)
@@ -69,9 +70,10 @@ def _read(store: Store, folder: Path) -> bool:
 def repair(
     store: Store, damaged: dict[Path, str], jobs: int = 1, screen: Screen | None = None
 ) -> list[str]:
-    """Compute the damaged results anew, each replaced once the new one is there.
+    """Compute the damaged results again. A result is replaced when the new one is there.
 
-    Sentences about those that could not be: no figure has the run any more, or it failed.
+    Returns a sentence for each result that could not be computed: no figure has the run any more,
+    or it failed.
     """
     session = reproduce.Session(store, screen or Quiet(), again=True)
     known, plan, said = dict(_runs()), [], []
@@ -100,7 +102,7 @@ def repair(
 def _runs() -> Iterator[tuple[str, Job]]:
     """Every run of every figure at every scale: (its key, a job without seeds)."""
     for name in catalogue.names():
-        with contextlib.suppress(DitherError):  # a figure that can't be imported hides no other
+        with contextlib.suppress(DitherError):  # it can't be imported; the others can
             figure = catalogue.find(name)
             for scale in figure.scales:
                 for label, run in figure.at(scale).items():

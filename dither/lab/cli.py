@@ -1,7 +1,7 @@
-"""The command line. Exit 0: ran; 1: could not, with a sentence on stderr; 2: --strict and a claim
-failed; 130: stopped.
+"""The command line. Exit codes: 0, it ran; 1, it could not run, with a sentence on stderr; 2, a
+claim failed with --strict; 130, it was stopped.
 
-Imports happen inside the commands: `dither --help` costs no torch and no polars.
+The commands import what they need, so that `dither --help` imports neither torch nor polars.
 """
 
 import inspect
@@ -19,8 +19,8 @@ from dither.errors import DitherError
 
 
 class Sentences(typer.core.TyperGroup):
-    """A group of commands whose errors are one sentence on stderr and exit 1, typer's own (a wrong
-    option) included.
+    """A group of commands. Each error, also typer's for a wrong option, is one sentence on stderr
+    and exit code 1.
     """
 
     def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
@@ -221,7 +221,7 @@ def compare(
 
 
 def _run_file(file: str) -> dict[str, Any]:
-    """What a user's file defines; its own mistakes are told with file and line."""
+    """The names that a user's file defines. An error in it is reported with file and line."""
     import runpy
     import traceback
     from pathlib import Path
@@ -319,7 +319,7 @@ def fetch(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM (kill, a batch system's time limit) stops as cleanly as Ctrl-C."""
+    """SIGTERM (kill, the time limit of a batch system) stops a run as Ctrl-C does."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -350,7 +350,7 @@ def _console() -> Console:
 
 
 def _usage(error: Any, path: str) -> str:
-    """What typer says about a wrong call of the command at that path, with where to look."""
+    """Typer's sentence about a wrong call of the command at a path, and where to find help."""
     said = error.format_message().strip().rstrip(".")
     return f"{said[:1].lower()}{said[1:]}; `{path} --help` shows what there is"
 

@@ -1,4 +1,4 @@
-"""Which noise helps on one's own problem: every method from the same seeds, one table.
+"""Compare noises on one's own problem: every method with the same seeds, one table.
 
     dither.compare(make_model, data, {"none": None, "gni": Additive(0.1), …}, seeds=5)
 
@@ -38,9 +38,9 @@ PERCENT = ("accuracy/test", "accuracy/train", "calibration error")  # shares, sh
 class Method:
     """A noise and how to train with it. A bare noise in `compare` stands for `Method(noise)`.
 
-    objective  "noise": train with it; "sampled", "explicit": on loss + R instead
+    objective  "noise": train with the noise on; "explicit", "sampled": train on loss + R instead
     draw, by   how Weight is drawn (see `inject`)
-    optimiser  in place of the comparison's own
+    optimiser  in place of the optimiser of the comparison
     """
 
     noise: Any = None
@@ -52,9 +52,10 @@ class Method:
 
 @dataclass
 class Comparison:
-    """The last values: `values[method][quantity]` is [seeds], nan where a run diverged.
+    """The values at the end of training: `values[method][quantity]` is [seeds], nan for a run that
+    diverged.
 
-    Prints as a table of mean ± sd over seeds, with the differences from the first method.
+    It prints as a table of mean ± sd over seeds, with the differences from the first method.
     """
 
     values: dict[str, dict[str, np.ndarray]]
@@ -202,7 +203,7 @@ def _check_optimiser(optimiser: Any) -> None:
 
 
 def _watches(tensors: Tensors) -> list[Any]:
-    """What is measured after training, whatever the noise."""
+    """The quantities that are measured after training with any noise."""
     watches = [Loss("train", every=None), Loss("test", every=None)]
     if tensors.classes is None:
         return watches
@@ -286,7 +287,7 @@ def _tensors(data: Sequence[Tensor]) -> Tensors:
         raise DitherError("data: inputs are not finite")
     if len(x) != len(y) or len(x_test) != len(y_test):
         raise DitherError(
-            f"data: as many targets as inputs are needed: got {len(x)} and {len(y)} to train on, "
+            f"data needs as many targets as inputs: got {len(x)} and {len(y)} to train on, "
             f"{len(x_test)} and {len(y_test)} to test on"
         )
     labels = not y.is_floating_point()

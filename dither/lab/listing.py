@@ -1,5 +1,5 @@
-"""What `dither list` and `dither show` print: figures, their cost, their claims and what came of
-them.
+"""The output of `dither list` and `dither show`: figures, their cost, their claims and the
+verdicts.
 """
 
 import re
@@ -22,7 +22,9 @@ from dither.lab.wording import duration
 
 
 def figures(names: Sequence[str], console: Console) -> None:
-    """Two lines each: name, number of claims, cost on one core at each scale, data; the title."""
+    """Two lines per figure: name, number of claims, cost on one core at each scale, data; the
+    title.
+    """
     wide = max(map(len, names), default=0)
     say = partial(console.print, highlight=False, soft_wrap=True)
     scales = "".join(f"{scale:>9}" for scale in SCALES)
@@ -41,7 +43,7 @@ def figures(names: Sequence[str], console: Console) -> None:
 
 
 def figure(name: str, out: str, console: Console) -> None:
-    """Its text, its runs at each scale, its claims with what came of them, its departures."""
+    """One figure: its text, its runs at each scale, its claims with verdicts, its departures."""
     chosen, store = catalogue.find(name), Store(out)
     say = partial(console.print, highlight=False, markup=False)
     say(f"{name}\n\n{_unwrapped(chosen.doc)}\n")
@@ -89,7 +91,7 @@ def _claims(chosen: Figure, folder: Path) -> Iterator[str | Grid]:
 
 
 def _hung(head: str, text: str) -> Grid:
-    """The text behind its head, wrapped where it began."""
+    """A line with a head and a text, wrapped under the start of the text."""
     grid = Grid.grid()
     grid.add_column(no_wrap=True, width=len(head))
     grid.add_column()
@@ -106,5 +108,5 @@ def _unknown(figure: Figure, scale: str) -> str:
 
 
 def _unwrapped(doc: str) -> str:
-    """A docstring whose paragraphs may be wrapped anew; indented lines (formulae) stay."""
+    """A docstring with one line per paragraph. Indented lines (formulas) stay."""
     return re.sub(r"(?<=\S)[ ]?\n(?=[^\s])", " ", doc.strip())

@@ -1,4 +1,4 @@
-"""Verdicts and numbers of claims, as people read them, and the files they stand in."""
+"""Verdicts and numbers of claims in readable form, and the files that hold them."""
 
 import json
 import math
@@ -15,7 +15,7 @@ SPREADS = {"sd": "sd", "sem": "standard error"}
 
 
 def readable(number: Any) -> str:
-    """A number a claim looked at, as people read it: "0.832 ± 0.010 (sd of 5)"."""
+    """One of a claim's numbers in readable form: "0.832 ± 0.010 (sd of 5)"."""
     if isinstance(number, dict) and number.get("kind") == "interval":
         return finding(number)
     if isinstance(number, dict):
@@ -35,7 +35,7 @@ def readable(number: Any) -> str:
 
 
 def finding(number: dict[str, Any]) -> str:
-    """What came of a comparison: "0.013 [0.004, 0.022], n = 5, asked > 0.01: holds"."""
+    """The result of a comparison: "0.013 [0.004, 0.022], n = 5, asked > 0.01: holds"."""
     mean, low, high = (readable(number[part]) for part in ("mean", "low", "high"))
     ends = "" if number["low"] == "nan" else f" [{low}, {high}]"
     word = VERDICTS[number["holds"]][0]
@@ -53,7 +53,7 @@ def _with_spread(mean: Any, spread: Any) -> str:
 
 
 def judged(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What figure.json and claims.json of a figure's folder say."""
+    """The contents of figure.json and claims.json in a figure's folder."""
     try:
         about = json.loads((folder / "figure.json").read_text(encoding="utf-8"))
         claims = json.loads((folder / "claims.json").read_text(encoding="utf-8"))

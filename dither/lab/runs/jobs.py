@@ -1,4 +1,4 @@
-"""Jobs for workers, and what comes of them."""
+"""Jobs for workers, and their outcomes."""
 
 import traceback
 from dataclasses import dataclass, field
@@ -11,11 +11,11 @@ from dither.lab.figure import Run, Task
 
 @dataclass(frozen=True)
 class Job:
-    """One call of execute: a run, and the seeds it is to be run with."""
+    """One call of `execute`: a run and its seeds."""
 
     run: Run | Task = field(compare=False)
     seeds: tuple[int, ...]
-    label: str  # for people; no two runs of one command share it
+    label: str  # for people; unique in one command
     folder: str = ""  # where its checkpoints are; "": none are kept
 
     def __str__(self) -> str:
