@@ -24,7 +24,7 @@ COLOURS = (style.BLUE, style.RED)
 def foretold(
     seed: int, progress: Progress, *, widths: tuple[int, ...], train: int, sigmas: tuple[float, ...]
 ) -> Iterator[tuple[float, str, float]]:
-    """Against σ: G of full and layer-wise noise, compounded G; and the safe σ."""
+    """Rows by σ: G of full and of layer-wise noise, and compounded G; and the safe σ."""
     data = Data("fashion-mnist", train=train, standardise=False, subset_seed=None).load(seed)
     net = MLP(widths).build(seed)
     forecast = explosion(net, data.x_train, data.y_train, sigma=sigmas[0], draws=16, seed=seed)
@@ -65,7 +65,7 @@ def names(t: Table) -> list[str]:
 
 
 def learnt(t: Table, label: str) -> Array:
-    """How far the training loss fell, [S]; nothing where it is no number."""
+    """The decrease of the training loss, [S]; 0 if the loss is not finite."""
     fall = t.first(label, "loss/train") - t.last(label, "loss/train")
     lost = "diverged" in t.quantities(label)
     return np.where(np.isfinite(fall) & (not lost), fall, 0.0)
@@ -106,7 +106,9 @@ def above(t: Table):
 
 
 def layerwise(t: Table):
-    """Everywhere: half of what no noise learns, and G within its errors or below 1."""
+    """At every σ it learns at least half of what training without noise does, and G is below 1 or
+    within its errors.
+    """
     numbers, holds = {}, True
     for name in names(t):
         sigmas, G = t.series(f"{name}, before", "G layer-wise")

@@ -46,7 +46,7 @@ def trained(
     steps: int,
     looks: int,
 ) -> Iterator[tuple[float, str, float]]:
-    """A model's looks along its training; scheme: "none", one of SCHEMES, or "loss + R̂"."""
+    """The measurements along a model's training. scheme: "none", one of SCHEMES, or "loss + R̂"."""
     text = Text.of(train, test)
     model = Transformer(seed, len(text.alphabet), length, width, blocks)
     noise = None
@@ -80,7 +80,7 @@ def trained(
 
 
 def look(model: nn.Module, noise: Any, text: Text, length: int) -> dict[str, float]:
-    """Losses, calibration error and trace, the noise off."""
+    """Losses, calibration error and trace, with the noise off."""
     model.eval()
     values: dict[str, float] = {}
     with torch.no_grad():
@@ -107,7 +107,7 @@ def label(scheme: str, sigma: float) -> str:
 
 
 def runs(sigmas: tuple[float, ...], at: float, **how: Any) -> dict[str, Task]:
-    """`at`: the σ of the run on R."""
+    """The runs. at: the σ of the run on R."""
     by_label = {"none": Task.of(trained, scheme="none", sigma=0.0, **how)}
     for scheme in SCHEMES:
         for sigma in sigmas:
@@ -120,7 +120,7 @@ def runs(sigmas: tuple[float, ...], at: float, **how: Any) -> dict[str, Task]:
 
 
 def gain(t: Table, quantity: str, ours: str, other: str) -> Array:
-    """The other's − ours, seed by seed: above 0 where ours is lower."""
+    """The other's value − ours, seed by seed: above 0 if ours is lower."""
     return t.last(other, quantity) - t.last(ours, quantity)
 
 
@@ -152,13 +152,13 @@ def judged(check: Callable[[Table], list[Comparison]]) -> Callable[[Table], Verd
 
 
 def less(t: Table, quantity: str, ours: str, other: str, name: str) -> Comparison:
-    """Ours ends lower than the other by its floor."""
+    """Our value ends below the other's by its floor."""
     mean = t.last(other, quantity).mean()
     return above(name, gain(t, quantity, ours, other) / mean, by=FLOORS[quantity])
 
 
 def lower(quantity: str, *schemes: str) -> Callable[[Table], list[Comparison]]:
-    """At its smallest σ every scheme ends lower than no noise."""
+    """At its smallest σ every scheme ends below training without noise."""
 
     def check(t: Table) -> list[Comparison]:
         smallest = {scheme: next(iter(of(t, scheme).values())) for scheme in schemes}
@@ -171,13 +171,13 @@ def lower(quantity: str, *schemes: str) -> Callable[[Table], list[Comparison]]:
 
 
 def explodes(t: Table) -> list[Comparison]:
-    """At the largest σ layer-wise noise ends at a lower test loss than full noise."""
+    """At the largest σ layer-wise noise ends with a lower test loss than full noise."""
     full, layer = (list(of(t, scheme).values())[-1] for scheme in SCHEMES)
     return [less(t, "loss/test", layer, full, "loss/test, full − layer-wise, over full")]
 
 
 def same(t: Table) -> list[Comparison]:
-    """Training on R ends within 5 % of the test loss of both noises of that R."""
+    """Training on R ends within 5 % of the test loss of both noises with that R."""
     (sigma, name), *_ = of(t, "loss + R̂").items()
     ours = t.last(name, "loss/test")
     return [

@@ -53,7 +53,7 @@ COLOURS = {
 
 
 def runs(fc: Setting, epochs: int) -> dict[str, Run]:
-    """`epochs`: of the other nets."""
+    """The runs. epochs: those of the other nets."""
     n = fc.train or 60_000
     steps = fc.epochs * -(-n // BATCH)
     plain = run(fc, "none", watch=(Corrupted(), Objective(every=1)))
@@ -85,7 +85,7 @@ def clean(t: Table, label: str) -> Array:
 
 
 def as_robust(label: str):
-    """Its accuracy at large corruption within 3 points of the constant σ's, or above."""
+    """The accuracy at large corruption is above that of constant σ, minus 3 points."""
 
     def check(t: Table):
         holds, seen = at_least(t, [label], ["FC constant"], large, within=POINTS)
@@ -96,7 +96,7 @@ def as_robust(label: str):
 
 
 def peak(t: Table, label: str) -> Array:
-    """The noisy training loss at its highest over its start, [S]; inf where it diverged."""
+    """The maximum of the noisy training loss over its start, [S]; inf for runs that diverged."""
     _, loss = t.series(label, "objective")
     top = np.nanmax(loss, 1) / loss[:, 0]
     return np.full_like(top, np.inf) if share_diverged(t, label) else top
@@ -111,7 +111,7 @@ def without_catapult(t: Table):
 
 
 def faster(t: Table):
-    """η doubled after a fifth: fits the training images better, as robust."""
+    """η doubled after a fifth of the steps: a better fit of the training images, as robust."""
     fit = {m: final(t, m, "accuracy/train") for m in ("FC η rises", "FC constant", "FC none")}
     holds, seen = at_least(t, ["FC η rises"], ["FC constant"], large, within=POINTS)
     better = fit["FC η rises"].mean() > fit["FC constant"].mean()
@@ -124,7 +124,9 @@ def node_norm(t: Table, label: str) -> dict[str, Array]:
 
 
 def elsewhere(name: str):
-    """In another net: the node decays, and corruption hurts less than without, in every seed."""
+    """In another net: the node decays, and corruption costs less accuracy than without it, in every
+    seed.
+    """
 
     def check(t: Table):
         ours = [f"{name} {pattern}" for pattern in OTHERS[name][1]]

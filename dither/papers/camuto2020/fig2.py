@@ -83,7 +83,7 @@ def runs(nets: int, draws: int, width: int, **common: Any) -> dict[str, Run | Ta
 
 
 def positive(t: Table, problem: str) -> Asked:
-    """C2, at initialisation and at every look at the first 100 steps; nan is not above 0."""
+    """C2, at initialisation and at every look in the first 100 steps. nan is not above 0."""
     asked, numbers = [], {}
     for v in VARIANCES:
         start = at_start(t, problem, v)["R"]
@@ -97,7 +97,7 @@ def positive(t: Table, problem: str) -> Asked:
 
 
 def larger(t: Table, problem: str) -> Asked:
-    """C1, with what makes it nearly free: how often E[C] is negative."""
+    """C1, and the share of negative E[C], which makes C1 nearly certain."""
     asked, numbers = [], {}
     for v in VARIANCES:
         a = at_start(t, problem, v)
@@ -107,7 +107,7 @@ def larger(t: Table, problem: str) -> Asked:
 
 
 def dominates(t: Table, problem: str) -> Asked:
-    """|E[C]| < R, what "dominates in norm" says."""
+    """|E[C]| < R, the meaning of "dominates in norm"."""
     asked, numbers = [], {}
     for v in VARIANCES:
         a = at_start(t, problem, v)
@@ -120,8 +120,8 @@ def dominates(t: Table, problem: str) -> Asked:
 
 
 def early(t: Table, labels: list[str]) -> Asked:
-    """C3 of these runs: |E[C]|/R is below 1 in the mean over nets, at the look at which that mean
-    is the largest.
+    """C3 for these runs: the mean of |E[C]|/R over nets is below 1, at the look with the largest
+    mean.
     """
     asked, numbers = [], {}
     for label in labels:
@@ -165,7 +165,7 @@ def judged(check: Callable[[Table, str], Asked]) -> Callable[[Table, str], Verdi
 
 
 def scatter(ax: Any, t: Table, problem: str) -> None:
-    """|E[C]| against R, both logarithmic."""
+    """|E[C]| against R, on logarithmic axes."""
     for v, colour in COLOURS.items():
         a = at_start(t, problem, v)
         sure = abs(a["C"]) > a["sem"]
@@ -226,7 +226,7 @@ PANELS = {scatter: " start", first_steps: " σ²=", small_sigma: " start", rates
 
 
 def plot(t: Table) -> Any:
-    """A column that no set has results for is left out."""
+    """The figure, without columns of sets that have no results."""
     shown = drawn(t)
     there = [draw for draw, tail in PANELS.items() if any(tail in label for label in t.there)]
     panels = there or list(PANELS)

@@ -82,7 +82,7 @@ def trained(
 
 
 def runs(*, twice: tuple[str, ...] = NETS, **setting: Any) -> dict[str, Run]:
-    """twice: the nets that are trained on standardised images too."""
+    """The runs. twice: the nets that are also trained on standardised images."""
     by_label = {}
     for name, data in SETS.items():
         if name != ALWAYS and not needs.found(data):

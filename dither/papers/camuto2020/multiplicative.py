@@ -62,12 +62,12 @@ def runs(nets: int, draws: int, width: int, **common: Any) -> dict[str, Run | Ta
 
 
 def name(problem: str, of: str) -> str:
-    """What a law's runs on a problem are called, before "start" and "σ²=0.1"."""
+    """The label of a law's runs on a problem, without "start" or "σ²=0.1"."""
     return f"{problem}, {MEANING[of]}"
 
 
 def of_both(check: Any) -> Any:
-    """A check of Fig. 2, of both laws."""
+    """A check of Fig. 2, for both laws."""
 
     def said(t: Table, problem: str) -> Verdict:
         asked, numbers = [], {}
@@ -81,7 +81,7 @@ def of_both(check: Any) -> Any:
 
 
 def first_steps(t: Table, problem: str) -> Verdict:
-    """As C3."""
+    """The check of C3."""
     labels = [f"{name(problem, of)} σ²={v:g}" for of in LAWS for v in VARIANCES]
     if t.series(labels[0], "C")[0].max() < EARLY:
         return None, {"why": SHORT}
@@ -90,7 +90,7 @@ def first_steps(t: Table, problem: str) -> Verdict:
 
 
 def part(t: Table, problem: str) -> Verdict:
-    """Dropout's E[C]/R at p = .5 is not within 2 % of R of the Gaussian's."""
+    """At p = .5 E[C]/R of dropout differs from the Gaussian's by more than 2 % of R."""
     a, b = (at_start(t, name(problem, of), 1.0) for of in LAWS)
     gap = (b["C"] - a["C"]) / a["R"]
     numbers: dict[str, Any] = {
@@ -128,7 +128,7 @@ def small_sigma(ax: Any, t: Table, problem: str) -> None:
 
 
 def by_parts(scale: Any, ticks: Any) -> None:
-    """Straight to ±1, then logarithmic."""
+    """An axis that is linear up to ±1 and logarithmic beyond."""
     scale("symlog", linthresh=1)
     ticks([-1, 0, 1, 10, 100], ["−1", "0", "1", "10", "100"])
 

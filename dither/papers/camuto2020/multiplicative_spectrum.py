@@ -33,7 +33,7 @@ COLOURS = {
 
 
 def runs(width: int, steps: int, rate: float) -> dict[str, Run]:
-    """The baseline is Fig. 4's."""
+    """The runs. The baseline is that of Fig. 4."""
     base = sinusoids.baseline(width, steps, rate)
     sites = [f"fc{k}:in" for k in range(1, sinusoids.HIDDEN + 1)]
     by_label = {"baseline": base}

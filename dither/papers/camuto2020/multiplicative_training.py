@@ -82,7 +82,7 @@ def trained(
 
 
 def curves(t: Table, net: str, quantity: str) -> tuple[Array, dict[str, Array]]:
-    """Steps and {method: [S, T]}, as far as all go."""
+    """Steps and {method: [S, T]}, up to the last common step."""
     series = {m: t.series(f"{net} {m}", quantity) for m in METHODS}
     n = min(len(steps) for steps, _ in series.values())
     return series["baseline"][0][:n], {m: values[:, :n] for m, (_, values) in series.items()}
@@ -94,7 +94,9 @@ def unlearnt(t: Table, net: str) -> str:
 
 
 def closer(net: str, of: str) -> Callable[[Table], Verdict]:
-    """As C4: the mean over looks of |ℓ_R − ℓ_noise| < |ℓ_R − ℓ_baseline|, in test loss."""
+    """The check of C4: the mean over looks of |ℓ_R − ℓ_noise| is below that of |ℓ_R − ℓ_baseline|,
+    in test loss.
+    """
 
     def check(t: Table) -> Verdict:
         steps, loss = curves(t, net, "loss/test")
@@ -110,7 +112,7 @@ def closer(net: str, of: str) -> Callable[[Table], Verdict]:
 
 
 def of_small(check: Any) -> Callable[[Table], Verdict]:
-    """A check of the 2 × 32, given its labels by method."""
+    """A check of the 2 × 32 net. It gets its labels by method."""
 
     def said(t: Table) -> Verdict:
         if curves(t, "2 × 32", "trace")[0][-1] < ENOUGH:
@@ -133,7 +135,7 @@ def apart_of(of: str, check: Any) -> Callable[[Table], Verdict]:
 
 
 def trained_curves(ax: Any, t: Table, net: str, quantity: str, first: int = 0) -> None:
-    """From the look `first` on."""
+    """Curves from the look `first` on."""
     steps, values = curves(t, net, quantity)
     for method, colour in METHODS.items():
         name, dash = MEANING.get(method, method), "--" if method == "R" else "-"

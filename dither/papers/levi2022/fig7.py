@@ -31,7 +31,7 @@ HALVES = {"s ≤ .4": slice(0, 5), "s = .5 … .8": slice(5, 9)}  # of LEVELS
 
 
 def runs(fc: Setting, cnn: Setting, catapults: str = "FC CNN") -> dict[str, Run]:
-    """`catapults`: the nets whose catapult phase is trained too."""
+    """The runs with each law. catapults: the nets that are trained in the catapult phase too."""
     by_label = {}
     for setting in (fc, cnn):
         net = setting.net
@@ -45,7 +45,7 @@ def runs(fc: Setting, cnn: Setting, catapults: str = "FC CNN") -> dict[str, Run]
 
 
 def same(net: str, methods: tuple[str, ...], laws: tuple[str, ...] = tuple(LAWS)):
-    """L16: each half of a curve within 3 points of the Gaussian's, in the mean over its s."""
+    """L16: each half of a curve is within 3 points of the Gaussian's, in the mean over its s."""
 
     def check(t: Table) -> Verdict:
         seen = {(m, x): curve(t, f"{net} {m}, {x}") for m in methods for x in (*laws, "Gaussian")}

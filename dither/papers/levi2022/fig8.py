@@ -50,7 +50,7 @@ def runs(fc: Setting, cnn: Setting, fewer: bool = False) -> dict[str, Run]:
 
 
 def above(net: str, name: str, methods: tuple[str, ...]):
-    """L17 for one net and optimiser: not a point below none."""
+    """L17 for one net and one optimiser: the difference to none is above −1 point."""
 
     def check(t: Table) -> Verdict:
         ours, none = [f"{net} {m}, {name}" for m in methods], f"{net} none, {name}"
@@ -80,7 +80,7 @@ def plot(t: Table):
 
 
 def short(fc: Setting, cnn: Setting) -> dict[str, Any]:
-    """Fewer epochs and methods: these nets are nobody else's."""
+    """Fewer epochs and methods, since no other figure trains these nets."""
     return {"fc": replace(fc, epochs=40), "cnn": replace(cnn, epochs=20), "fewer": True}
 
 

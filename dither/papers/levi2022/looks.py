@@ -16,12 +16,12 @@ STRENGTHS = (0.0, 0.02, 0.05, 0.1)  # in pixels; the paper names none
 
 
 def corrupted(level: float) -> str:
-    """The quantity: accuracy under eq. 8 at s = level."""
+    """The name of the accuracy under eq. 8 at s = level."""
     return f"corrupted/{level:g}"
 
 
 def attacked(method: str, target: str, strength: float) -> str:
-    """The quantity: accuracy under an attack."""
+    """The name of the accuracy under an attack."""
     return f"{method} on the {target}/{strength:g}"
 
 

@@ -43,7 +43,7 @@ LEARNT = 0.9  # training accuracy on digits; the paper trains to 1
 
 @cache
 def digits() -> tuple[Tensor, Tensor]:
-    """scikit-learn's digits boxed: x [1797, 1, 28, 28] in [0, 1], y [1797]."""
+    """scikit-learn's digits, boxed: x [1797, 1, 28, 28] in [0, 1], y [1797]."""
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
@@ -53,15 +53,15 @@ def digits() -> tuple[Tensor, Tensor]:
 
 @cache
 def usps() -> tuple[Tensor, Tensor, int]:
-    """USPS boxed, its test digits last: x [9298, 1, 28, 28] in [0, 1], y [9298], and their
-    number, 2 007.
+    """USPS, boxed, with its test digits last: x [9298, 1, 28, 28] in [0, 1], y [9298], and the
+    number of test digits, 2 007.
     """
     t = Data("usps", standardise=False, flat=False).load()
     return torch.cat([t.x_train, t.x_test]), torch.cat([t.y_train, t.y_test]), len(t.y_test)
 
 
 def right(state: State, x: Tensor, y: Tensor) -> float:
-    """Accuracy on digits in [0, 1], standardised like the training's."""
+    """Accuracy on digits in [0, 1], which are standardised like the training digits."""
     low, high = (float(v) for v in (state.data.x_test.min(), state.data.x_test.max()))
     x = low + (high - low) * x  # pixels 0 and 1 as the net knows them
     with torch.no_grad():
@@ -101,7 +101,7 @@ def runs(fc: Setting, cnn: Setting) -> dict[str, Run]:
 
 
 def target(t: Table) -> str:
-    """Which digits the nets were tested on."""
+    """The digits on which the nets were tested."""
     there = {quantity for label in t.there for quantity in t.quantities(label)}
     return next((quantity for quantity in (USPS, ALL) if quantity in there), OURS)
 
@@ -118,7 +118,7 @@ OTHER = {
 
 
 def ahead(net: str, ours: tuple[str, ...]):
-    """L9, L10: each of ours above each other method, seed by seed."""
+    """L9, L10: each of our methods is above each other method, seed by seed."""
 
     def check(t: Table) -> Verdict:
         seen = {m: shifted(t, f"{net} {m}") for m in SHIFTED}
@@ -132,7 +132,7 @@ def ahead(net: str, ours: tuple[str, ...]):
 
 
 def source_kept(net: str):
-    """Each method's test accuracy on the source against none's."""
+    """The test accuracy of each method on the source, compared with none."""
 
     def check(t: Table) -> Verdict:
         seen = {m: final(t, f"{net} {m}", "accuracy/test") for m in SHIFTED}

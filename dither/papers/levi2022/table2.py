@@ -34,7 +34,7 @@ def clean(t: Table, label: str) -> Array:
 
 
 def against_none(net: str, methods: tuple[str, ...], asked):
-    """Each method's clean accuracy against none's, seed by seed."""
+    """The clean accuracy of each method, compared with none, seed by seed."""
 
     def check(t: Table) -> Verdict:
         none, labels = f"{net} none", [f"{net} {m}" for m in methods]

@@ -52,7 +52,7 @@ def label(scheme: str, sigma: float) -> str:
 
 
 def runs(scale: Scale, sigmas: tuple[float, ...], at: float) -> dict[str, Run]:
-    """`at`: the σ of the baselines."""
+    """The runs. at: the σ of the baselines."""
     plain = mlps.plain(NET, scale, "cosine")
     by_label = {GD if scale.width is None else f"{GD}, {scale.width} units": plain}
     for sigma in sigmas:
@@ -73,12 +73,12 @@ def runs(scale: Scale, sigmas: tuple[float, ...], at: float) -> dict[str, Run]:
 
 
 def gd(t: Table) -> str:
-    """The label of GD's run, which names the units where they are not the paper's."""
+    """The label of GD's run. It names the units if they are not the paper's."""
     return next(name for name in t.labels if name == GD or name.endswith(" units"))
 
 
 def sweep(t: Table, scheme: str) -> Iterator[tuple[float, str]]:
-    """σ and the label of its run, from small to large."""
+    """(σ, label of its run), in increasing order of σ."""
     sigmas = [
         (float(name.rpartition(" ")[2]), name) for name in t.labels if name.startswith(f"{scheme},")
     ]
@@ -114,14 +114,16 @@ def table(t: Table) -> dict[str, Any]:
 
 
 def unjudged(t: Table) -> str:
-    """Why nothing can be said of a wide net; "" if it can. Of the noisy nets the best must have
-    learnt, which it has where it is above GD.
+    """Why a wide net can't be judged; "" if it can. The best of the noisy nets must have learnt, or
+    be above GD.
     """
     return mlps.thin("MLP2", gd(t)) or unlearnt(t, [gd(t)])
 
 
 def helps(t: Table) -> Verdict:
-    """O12: layer-wise raises accuracy at the σ that is best for the other seeds; full at none."""
+    """O12: layer-wise noise raises accuracy at the σ that is best for the other seeds; full noise
+    raises it at no σ.
+    """
     ours = [gains(t, ACCURACY, name, gd(t)) for _, name in sweep(t, LAYER)]
     asked = [above("accuracy: layer-wise at its best σ − GD", chosen(ours), by=POINT)]
     asked += [
@@ -132,7 +134,7 @@ def helps(t: Table) -> Verdict:
 
 
 def better(t: Table) -> Verdict:
-    """The best σ of layer-wise beside the best of full, each the best of the other seeds."""
+    """The best σ of layer-wise against the best of full noise; the other seeds choose each."""
     layer, full = (
         chosen([t.last(name, ACCURACY) for _, name in sweep(t, s)]) for s in (LAYER, FULL)
     )

@@ -180,8 +180,8 @@ def attained(t: Table, label: str, sigma: float) -> Array:
 
 
 def turns(t: Table) -> Verdict:
-    """O7: within 5 % of t at the end, and nearer than GD's direction. It is judged only where the
-    control, GD without noise, has come to its own limit, which is a theorem.
+    """O7: at the end within 5 % of t, and nearer than GD's direction. It is judged only if the
+    control, GD without noise, has reached its own limit, which is a theorem.
     """
     noise, gd = (attained(t, label, SIGMA) for label in (NOISE, GD))
     numbers = {"GD attains": gd[:, -1],

@@ -51,7 +51,7 @@ FLAT = 1e-9  # eigenvalues below this share of the largest are of directions wit
 
 @dataclass(frozen=True)
 class Problem:
-    """A model and its data, R_σ, and how Φ is read."""
+    """A model, its data, R_σ, and the function that reads Φ."""
 
     net: nn.Module
     x: Tensor
@@ -191,7 +191,9 @@ def runs(sigmas: tuple[float, ...], iterations: int) -> dict[str, Task]:
 
 
 def slope(t: Table, model: str, distance: str) -> np.ndarray:
-    """Of log distance² in log σ, σ ≤ .1, seed by seed; inf where it is 0 but for rounding."""
+    """The slope of log distance² in log σ, σ ≤ .1, for each seed; inf if the distance is 0 up to
+    rounding.
+    """
     sigma, values = t.series(model, distance)
     inside = sigma <= SMALL
     logs = np.log(np.maximum(values[:, inside], FLOOR))
@@ -200,12 +202,12 @@ def slope(t: Table, model: str, distance: str) -> np.ndarray:
 
 
 def few(t: Table) -> bool:
-    """Whether nothing can be judged: a smoke test."""
+    """Whether this is a smoke test, in which nothing is judged."""
     return len(t.series(SQUARE, "σ to φ*")[0]) < ENOUGH
 
 
 def rates(t: Table) -> Verdict:
-    """At least as fast as the theorem's. inf: the distance is 0 but for rounding."""
+    """The slope is at least the theorem's. It is inf if the distance is 0 up to rounding."""
     if few(t):
         return None, {"why": SHORT}
     asked = []
@@ -217,8 +219,8 @@ def rates(t: Table) -> Verdict:
 
 
 def vanishes(model: str, distance: str = "R_eff to σ"):
-    """The one distance² over the other's falls to a tenth or less from the greatest σ to the least;
-    or is 0.
+    """One distance² over the other falls to a tenth or less from the largest σ to the smallest, or
+    is 0.
     """
 
     def check(t: Table) -> Verdict:
@@ -262,7 +264,7 @@ def plot(t: Table):
 
 
 def values_at(t: Table, model: str) -> float:
-    """The distance to φ* at the greatest σ: where the bounds' lines start."""
+    """The distance to φ* at the largest σ, where the lines of the bounds start."""
     return float(t.series(model, "σ to φ*")[1][:, -1].mean())
 
 

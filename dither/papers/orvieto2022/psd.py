@@ -43,7 +43,7 @@ STRENGTHS = {"R": SIGMA**2 * (D + 1), "noise": SIGMA**2 * (D + 1 + R)}
 
 
 class Square(nn.Module):
-    """wwᵀ as one sample's outputs, [1, 1] → [1, d²]; the input is not looked at."""
+    """wwᵀ as the outputs of one sample, [1, 1] → [1, d²]. The input is ignored."""
 
     def __init__(self, w: Tensor) -> None:
         super().__init__()

@@ -56,7 +56,9 @@ class Curvature:
 
 
 def looks(every: int | None, test: int | None = None, limit: int | None = None) -> tuple[Any, ...]:
-    """Training loss, test loss, test accuracy and trace, together so that they can be compared."""
+    """Training loss, test loss, test accuracy and trace at the same steps, so that they can be
+    compared.
+    """
     return (
         Loss("train", every), Loss("test", every, test), Accuracy("test", every, test),
         Curvature(every, limit),
@@ -64,7 +66,9 @@ def looks(every: int | None, test: int | None = None, limit: int | None = None) 
 
 
 def schemes(plain: Run, noise: Any) -> dict[str, Run]:
-    """{scheme: run}: a run without noise, with all tensors' at once, with one tensor's a step."""
+    """{scheme: run}: a run without noise, one with noise on all tensors at once, one with noise on
+    one tensor per step.
+    """
     return {
         scheme: replace(plain, noise=noise, draw=draw) if draw else plain
         for scheme, draw in DRAWS.items()
@@ -75,19 +79,19 @@ def schemes(plain: Run, noise: Any) -> dict[str, Run]:
 
 
 def diverged(t: Table, label: str) -> Array:
-    """1 for the seeds whose loss was no longer finite, [S]."""
+    """1 for the seeds whose loss became not finite, [S]."""
     if "diverged" not in t.quantities(label):
         return np.zeros(len(t.seeds))
     return np.isfinite(t.last(label, "diverged")).astype(float)
 
 
 def gains(t: Table, quantity: str, ours: str, other: str) -> Array:
-    """Ours − the other's at the end, seed by seed: the same images, the same start."""
+    """Our value − the other's at the end, seed by seed, with the same images and the same start."""
     return t.last(ours, quantity) - t.last(other, quantity)
 
 
 def best(t: Table, label: str, quantity: str = ACCURACY) -> Array:
-    """The best record of each seed, [S]."""
+    """The best value of each seed, [S]."""
     return np.nanmax(t.series(label, quantity)[1], 1)
 
 
@@ -103,7 +107,7 @@ def chosen(candidates: Sequence[Array]) -> Array:
 
 
 def common_loss(t: Table, labels: Iterable[str]) -> Array:
-    """The lowest training loss that all of them reached, [S]."""
+    """The lowest training loss that all runs reached, [S]."""
     return np.max([np.nanmin(t.series(label, LOSS)[1], 1) for label in labels], 0)
 
 
@@ -124,7 +128,9 @@ def at_loss(t: Table, label: str, quantity: str, level: Array) -> Array:
 
 
 def unlearnt(t: Table, labels: Iterable[str]) -> str:
-    """Which have never had a training loss below `LEARNT`, as a sentence; "" where all have."""
+    """A sentence that names the runs whose training loss was never below `LEARNT`; "" if there are
+    none.
+    """
     low = {label: np.nanmin(t.series(label, LOSS)[1], 1) for label in labels}
     return rule.unlearnt(low, at_most=LEARNT, what="lowest training loss")
 
@@ -164,7 +170,9 @@ LOGARITHMIC = (LOSS, TRACE)
 
 
 def panel(ax: Any, t: Table, labels: Mapping[str, str], quantity: str, **how: Any) -> None:
-    """Mean ± sd over seeds against steps, a line a scheme; those that diverged end there."""
+    """Mean ± sd over seeds against steps, one line per scheme. Lines of runs that diverged end
+    there.
+    """
     for scheme, label in labels.items():
         steps, values = t.series(label, quantity)
         log = quantity in LOGARITHMIC
