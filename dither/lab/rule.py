@@ -173,7 +173,7 @@ def unlearnt(
         if not ((values >= at_least) & (values <= at_most)).all()
     ]
     bound = f"at least {at_least:g}" if at_most == math.inf else f"at most {at_most:g}"
-    return f"not learnt in every run: {', '.join(bad)}; the claim needs {bound}" if bad else ""
+    return f"not learnt in every run: {', '.join(bad)}; needed is {bound}" if bad else ""
 
 
 # ------------------------------------------------------------------------------------ the verdict
