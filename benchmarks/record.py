@@ -113,7 +113,7 @@ def _setting(record: dict[str, Any]) -> str:
     peers = ", ".join(f"{name} {said}" for name, said in record["peers"].items())
     where = (
         record["machine"],
-        provenance.spelt(record),
+        provenance.versions_line(record),
         f"code {record['code']}, commit {record['commit']}",
         f"one thread, {record['rounds']} rounds, {record['seconds'] / 60:.0f} minutes",
     )

@@ -1,4 +1,4 @@
-"""Calling a user's model: whatever it takes, and the tensor it gives."""
+"""Calls of a user's model: its arguments, and its output tensor."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from dither.errors import DitherError
+from dither.torch_internals import weight_norm
 
 
 def call(model: nn.Module, x: Any) -> Any:
@@ -46,7 +47,7 @@ def output(model: nn.Module, x: Any) -> Tensor:
 
 
 def _checked(z: Tensor) -> Tensor:
-    """Real numbers, at least one for each sample."""
+    """The outputs. Raises DitherError unless they are real numbers, one or more per sample."""
     if not z.dim():
         raise DitherError(
             "the model must give an output for each sample, [B, …]: got one number for the batch; "
@@ -76,7 +77,7 @@ def ordinary(x: Any) -> Any:
 
 
 def check_floats(what: str, x: Any) -> None:
-    """One tensor of floats [B, …] with an example or more: what is differentiated by, or moved."""
+    """Raises DitherError unless x is a tensor of floats [B, …] with an example or more."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or not x.dim() or not len(x):
         got = f"{list(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
         raise DitherError(
@@ -85,7 +86,7 @@ def check_floats(what: str, x: Any) -> None:
 
 
 def check_classes(what: str, x: Tensor, y: Any) -> None:
-    """Y [B] tells a class of each example of x, as a tensor."""
+    """Raises DitherError unless y is a tensor [B], one class for each example of x."""
     if not isinstance(y, Tensor) or y.shape != x.shape[:1]:
         got = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise DitherError(
@@ -94,14 +95,26 @@ def check_classes(what: str, x: Tensor, y: Any) -> None:
         )
 
 
+def check_class_numbers(what: str, y: Tensor, classes: int) -> None:
+    """Raises DitherError unless y holds whole numbers 0 … classes − 1."""
+    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    low, high = (int(y.min()), int(y.max())) if whole and y.numel() else (0, 0)
+    if not whole or low < 0 or high >= classes:
+        span = f" of {low} … {high}" if whole else ""
+        raise DitherError(
+            f"{what}: y must hold class numbers, whole numbers from 0 to {classes - 1}: got "
+            f"{y.dtype}{span}"
+        )
+
+
 def check_devices(model: nn.Module, *parts: Any) -> None:
-    """One device for the model, x and y."""
+    """Raises DitherError unless the model, x and y are on one device."""
     parameter = next(model.parameters(), None)
-    found = {} if parameter is None else {"the model": {parameter.device}}
+    devices = {} if parameter is None else {"the model": {parameter.device}}
     for name, part in zip(("x", "y"), parts, strict=False):
-        found[name] = {t.device for t in tensors(part)}
-    if len(set().union(*found.values())) > 1:
-        where = ", ".join(f"{name} on {device}" for name, on in found.items() for device in on)
+        devices[name] = {t.device for t in tensors(part)}
+    if len(set().union(*devices.values())) > 1:
+        where = ", ".join(f"{name} on {device}" for name, on in devices.items() for device in on)
         raise DitherError(
             f"model and batch must be on one device: got {where}; move them with .to(device)"
         )
@@ -119,7 +132,7 @@ def mixing(model: nn.Module) -> tuple[str, str] | None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; each module's own mode afterwards."""
+    """Eval mode inside. Afterwards each module has the mode it had before."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -131,8 +144,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Modules run as they are written: compiled ones, and the fused transformer layers of eval
-    mode, which call none of their parts.
+    """Inside, modules run as they are written: also compiled ones, and the fused transformer layers
+    of eval mode, which call none of their parts.
     """
     stance = getattr(torch.compiler, "set_stance", None)  # torch ≥ 2.6
     with nullcontext() if stance is None else stance("force_eager"), unfused():
@@ -141,7 +154,7 @@ def eager() -> Iterator[None]:
 
 @contextmanager
 def unfused() -> Iterator[None]:
-    """Transformer layers call their parts, and give no nested tensors for padded batches."""
+    """Inside, transformer layers call their parts and give no nested tensors for padded batches."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -167,7 +180,7 @@ class _PlainWeightNorm(TorchFunctionMode):
     """W = g v/‖v‖ by functions whose second derivatives are right."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch._weight_norm:
+        if func is weight_norm:
             return _weight_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 

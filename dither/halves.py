@@ -1,4 +1,4 @@
-"""Halves of a batch: masks that silence some of the samples, to see whether others notice."""
+"""Halves of a batch: masks that set some samples to 0, to test whether others depend on them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 
 def random_half(batch: int) -> Tensor:
-    """M [B] ∈ {0, 1}, of chances ½, not all alike. Of the system's own randomness: a check draws
-    from no generator that a run depends on.
+    """A mask [B] ∈ {0, 1} with probabilities ½, not all equal. The randomness is the operating
+    system's, so that a check changes no generator of a run.
     """
     while True:
         random = np.frombuffer(secrets.token_bytes(-(-batch // 8)), np.uint8)
@@ -22,7 +22,7 @@ def random_half(batch: int) -> Tensor:
 
 
 def halves(batch: int) -> Iterable[Tensor]:
-    """⌈log₂ B⌉ masks [B], a bit of the samples' numbers each: any two samples differ in one."""
+    """⌈log₂ B⌉ masks [B], one per bit of a sample's number. Any two samples differ in one."""
     numbers = torch.arange(batch)
     for bit in range((batch - 1).bit_length()):
         yield (numbers >> bit & 1).bool()

@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 def wide(t: Any) -> Any:
-    """A tensor of half precision in single, others as they are: sums of squares need its digits
-    and its range.
+    """A tensor of half precision in single; others as they are. Sums of squares need the digits and
+    the range.
     """
     half = isinstance(t, Tensor) and t.dtype in (torch.bfloat16, torch.float16)
     return t.float() if half else t
 
 
 def double(t: Tensor) -> Tensor:
-    """In double precision; from a device that has none (MPS), on the CPU."""
+    """A tensor in double precision. A device without it (MPS) gives a tensor on the CPU."""
     return (t.cpu() if t.is_mps else t).double()

@@ -1,7 +1,8 @@
-"""Schedules of σ over the training steps: a noise takes a number, one of these, or any function
-of the step.
+"""Schedules of σ over the training steps. The σ of a noise is a number, one of these, or any
+function of the step.
 
-The step counts training-mode forwards of the model from 0 (`inject`), held ones as one.
+The step counts forwards of the model in train mode from 0 (`inject`). All forwards inside one
+`hold` are one step.
 """
 
 from __future__ import annotations

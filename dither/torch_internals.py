@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 
 _functorch: Any = torch._C._functorch  # pyright: ignore
 _autograd: Any = torch._C._autograd  # pyright: ignore
+weight_norm: Any = torch._weight_norm  # pyright: ignore; W = g v/‖v‖
 _CHECKPOINTS = torch.utils.checkpoint.__file__
 
 
@@ -65,12 +66,12 @@ def stretches() -> tuple[list[Any], list[Any]]:
 
 def calls(module: nn.Module, frame: FrameType | None = None) -> int:
     """How many calls of a module are on a stack, by default on that of this thread."""
-    found, frame = 0, frame or sys._getframe(1)
+    running, frame = 0, frame or sys._getframe(1)
     while frame is not None:
         if frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is module:
-            found += 1
+            running += 1
         frame = frame.f_back
-    return found
+    return running
 
 
 def inside_vmap() -> bool:
@@ -151,6 +152,13 @@ def functions_behind(z: torch.Tensor, until: Collection[Any] = ()) -> Iterator[A
 def types_of(node: Any) -> set[torch.dtype]:
     """The types of what a function of the graph gave."""
     return {meta.dtype for meta in getattr(node, "_input_metadata", ())}
+
+
+def outside_functorch() -> Any:
+    """Inside the block torch computes plainly, also under a transform of torch.func. A table that
+    is computed once must not belong to the transform that needs it first.
+    """
+    return torch._C._DisableFuncTorch()  # pyright: ignore
 
 
 def inside_functorch() -> bool:

@@ -69,7 +69,7 @@ def row(entry: dict[str, Any], recorded: list[dict[str, Any]]) -> str:
             word = report.VERDICTS[record["holds"]][0]
             mark += f" ({record['scale']} scale: [{word}](records.md))"
     numbers = [
-        report.spelt(value) if key == "why" else f"{key}: {report.spelt(value)}"
+        report.readable(value) if key == "why" else f"{key}: {report.readable(value)}"
         for key, value in entry["numbers"].items()
     ]
     more = [f"and {len(numbers) - SHOWN} more"] if len(numbers) > SHOWN else []

@@ -32,6 +32,8 @@ AT_THE_ROOT = [
     "schedule",
     "torch_internals",
     "halves",
+    "signs",
+    "text",
 ]
 NAMES_ONLY = ["__init__", "__main__"]  # they pass names on, and are above all
 

@@ -65,6 +65,20 @@ def test_functions_behind_a_value_tell_their_types():
     assert set().union(*types) == {torch.float32, torch.bfloat16}
 
 
+def test_a_weight_norm_is_known_by_its_function():
+    met = []
+
+    class Notes(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            met.append(func)
+            return func(*args, **(kwargs or {}))
+
+    layer = parametrizations.weight_norm(nn.Linear(2, 2))
+    with Notes():
+        layer(torch.ones(1, 2))
+    assert internals.weight_norm in met
+
+
 def test_transforms_are_known():
     seen = []
 
@@ -78,6 +92,18 @@ def test_transforms_are_known():
     torch.func.vmap(torch.func.grad(look))(torch.ones(2, 2))
     torch.func.grad(lambda x: torch.func.vmap(look)(x).sum())(torch.ones(2, 2))
     assert seen == [(False, False), (False, True), (True, True), (True, True), (True, True)]
+
+
+def test_outside_functorch_new_tensors_are_plain():
+    def look(x):
+        with internals.outside_functorch():
+            table = torch.ones(3).cumsum(0)
+            assert table.numpy().tolist() == [1, 2, 3]
+        assert not internals.functional(table)
+        return (table * x).sum()
+
+    slope = torch.func.grad(look)(torch.zeros(3))
+    assert slope.tolist() == [1, 2, 3]
 
 
 def test_cached_parametrisations_are_forgotten():

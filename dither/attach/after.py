@@ -1,13 +1,13 @@
-"""Noise on the parameters themselves, after each step of an optimiser: the relatives of weight
-noise.
+"""Noise on the parameters themselves, after each step of an optimiser. These are baselines of
+weight noise.
 
     langevin    w_{t+1} = w_t − η∇L(w_t) + ξ_{t+1}             perturbed gradient descent: a walk
     anti_pgd    w_{t+1} = w_t − η∇L(w_t) + ξ_{t+1} − ξ_t       the increments are anti-correlated
 
 with ξ_t = σ_t ε_t, ξ_0 = 0. Orvieto et al. 2022a, Anticorrelated Noise Injection, eq. 2 and 3. For
-z = w − ξ the second is z_{t+1} = z_t − η∇L(z_t + ξ_t): exactly the descent with `Weight` noise, so
-z, not w, is what `inject` trains. They have no R of their own and hang on the optimiser, since
-`inject` promises never to write to a parameter.
+z = w − ξ the second is z_{t+1} = z_t − η∇L(z_t + ξ_t). That is descent with `Weight` noise, so the
+weights that `inject` trains are z, not w. Both have no R. They are hooks of the optimiser, because
+`inject` never writes to a parameter.
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ from dither.noise.noises import Sigma, Weight, at
 
 
 class After:
-    """What `langevin` or `anti_pgd` hung on an optimiser: its clock, and the way to take it off.
+    """The noise that `langevin` or `anti_pgd` adds after the steps of an optimiser.
 
-    `state_dict()` holds seed and clock: a resumed run goes on as if it had never stopped.
+    `state_dict()` holds seed and clock: a resumed run continues as if it had never stopped.
+    `remove` takes the noise off.
     """
 
     def __init__(
         self, optimiser: Optimizer, sigma: Sigma, seed: int | Sequence[int] | None, law: Law
     ) -> None:
         while isinstance(inner := getattr(optimiser, "optimizer", None), Optimizer):
-            optimiser = inner  # as accelerate wraps it: the inner one takes the steps
+            optimiser = inner  # accelerate wraps optimisers: the inner one takes the steps
         if not hasattr(optimiser, "register_step_post_hook"):
             raise DitherError(
-                "noise after the step hangs on an optimiser of torch's: got "
+                "noise after the step needs an optimiser of torch.optim: got "
                 f"{type(optimiser).__name__}"
             )
         self.optimiser, self.noise = optimiser, Weight(sigma, law)  # Weight checks both
@@ -48,14 +49,14 @@ class After:
         self._handle = optimiser.register_step_post_hook(self._moved)
 
     def remove(self) -> None:
-        """No more noise after the steps; harmless when called twice."""
+        """Add no more noise after the steps. A second call does nothing."""
         self._handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
         return {"seeds": self.seeds, "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`; the parameters come with the model's own state."""
+        """The inverse of `state_dict`. The parameters are in the state of the model."""
         self.seeds, self.step = tuple(state["seeds"]), state["step"]
 
     def xi(self, index: int, like: Tensor, step: int) -> Tensor:
@@ -73,12 +74,12 @@ class After:
 
     @torch.no_grad()
     def _moved(self, *_: object) -> None:
-        found = getattr(self.optimiser, "found_inf", None)
-        if found is not None and bool(found):  # a fused step that GradScaler has skipped
+        overflow = getattr(self.optimiser, "found_inf", None)
+        if overflow is not None and bool(overflow):  # a fused step that GradScaler has skipped
             return
         self.step += 1
         for index, w in enumerate(self._parameters()):
-            if w.requires_grad:  # frozen ones are no part of the descent
+            if w.requires_grad:  # frozen parameters are not moved
                 self._displace(index, w)
 
     def _displace(self, index: int, w: Tensor) -> None:
@@ -89,21 +90,21 @@ class After:
 
 
 class AntiCorrelated(After):
-    """The weights carry ξ_t, which `remove` takes away and `without` for a while."""
+    """The weights carry ξ_t. `remove` takes it away; `without` takes it away inside a block."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.carried: dict[int, int] = {}  # parameter → the t of the ξ_t on it; none: 0
+        self.carried: dict[int, int] = {}  # parameter → t of the ξ_t that it carries; missing: 0
 
     def remove(self) -> None:
-        """The weights become z = w − ξ, and stay without noise."""
+        """Set the weights to z = w − ξ, and add no more noise."""
         self._carry({})
         self.step = 0
         super().remove()
 
     @contextmanager
     def without(self) -> Iterator[None]:
-        """Inside, the weights are z = w − ξ: to be evaluated, not to be trained."""
+        """Inside, the weights are z = w − ξ: evaluate them there, do not train them."""
         before = dict(self.carried)
         self._carry({})
         try:
@@ -120,7 +121,7 @@ class AntiCorrelated(After):
 
     @torch.no_grad()
     def _carry(self, wanted: dict[int, int]) -> None:
-        """Put on each parameter the ξ_t of the t that is wanted, in place of its own."""
+        """Replace the ξ_t that each parameter carries by that of the given t."""
         for index, w in enumerate(self._parameters()):
             now, then = self.carried.get(index, 0), wanted.get(index, 0)
             if now != then:
@@ -141,13 +142,13 @@ def langevin(
 ) -> After:
     """Noise after each step, w_{t+1} = w_t − η∇L(w_t) + σ ε: perturbed (Langevin-like) descent.
 
-    Nothing takes the noise back but the gradient: along directions where L is flat the weights
-    walk, their variance grows by σ² a step. Jin et al. 2021; Orvieto et al. 2022a, eq. 2.
+    Only the gradient takes the noise back. Along directions in which L is flat the weights walk:
+    their variance grows by σ² per step. Jin et al. 2021; Orvieto et al. 2022a, eq. 2.
 
     sigma  a number or a schedule, in the units of the parameters; √(2ηT) is the temperature T.
-    seed   as in `inject`; a list for a stacked model. Every parameter of the optimiser that is
-           not frozen is moved, by its number in the optimiser: two optimisers with one seed move
-           alike.
+    seed   as in `inject`; a list for a stacked model. The draws depend on the seed and on the
+           parameter's number in the optimiser: two optimisers with one seed get equal draws.
+           Frozen parameters are not moved.
 
     >>> w = torch.nn.Parameter(torch.zeros(2))
     >>> optimiser = torch.optim.SGD([w], 0.1)
@@ -168,9 +169,9 @@ def anti_pgd(
 ) -> AntiCorrelated:
     """Anti-PGD: the increments ξ_{t+1} − ξ_t are anti-correlated, so that the variance stays σ².
 
-    w_t − ξ_t is what descent with `Weight(sigma)` noise would have, at the same draws; w_t has one
-    draw on it. A schedule that ends at 0 (`schedule.Until`) or `remove` takes that off, `without`
-    for a look. Orvieto et al. 2022a, eq. 3. Arguments as in `langevin`. Rounding adds up over the
-    steps: train in float32 or wider.
+    w_t carries one draw ξ_t. w_t − ξ_t is the iterate of descent with `Weight(sigma)` noise with
+    the same draws. A schedule that ends at 0 (`schedule.Until`) or `remove` takes ξ_t off;
+    `without` takes it off inside a block. Orvieto et al. 2022a, eq. 3. Arguments as in `langevin`.
+    Rounding adds up over the steps: train in float32 or wider.
     """
     return AntiCorrelated(optimiser, sigma, seed, law)

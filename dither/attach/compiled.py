@@ -1,7 +1,7 @@
 """Noise inside torch.compile: one opaque operator draws when the compiled code runs.
 
-So compiled code draws what eager code would draw, from the same keys, and reads schedules and turns
-anew in each step.
+So compiled code draws what eager code draws, from the same keys, and reads schedules and clocks
+anew at each step.
 """
 
 from __future__ import annotations
@@ -9,18 +9,29 @@ from __future__ import annotations
 import inspect
 import itertools
 import weakref
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from dither.attach.site import Site
 from dither.errors import DitherError
+from dither.noise.laws import Law
 
-_INJECTIONS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+class Compiled(Protocol):
+    """What the operator knows of an injection."""
+
+    ordered: list[Site]
+
+    def draw_compiled(self, site: Site, like: Tensor, call: int) -> Tensor: ...
+
+
+_INJECTIONS: weakref.WeakValueDictionary[int, Compiled] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
 
 
-def register(injection: Any) -> int:
+def register(injection: Compiled) -> int:
     """A number by which compiled code finds the injection."""
     number = next(_NUMBERS)
     _INJECTIONS[number] = injection
@@ -28,27 +39,27 @@ def register(injection: Any) -> int:
 
 
 class Traced:
-    """A source while torch.compile traces: it leaves the draw to the running code, which knows the
-    noise's `law`.
+    """A source while torch.compile traces. The compiled code draws when it runs, from the noise's
+    own `law`.
 
-    A noise that draws from two laws in one `displace` can't be compiled; it says so.
+    Raises DitherError for a noise that draws twice in one `displace`, or from another law.
     """
 
-    def __init__(self, handle: int, site: Any, call: int) -> None:
+    def __init__(self, handle: int, site: Site, call: int) -> None:
         self.handle, self.site, self.call, self.drawn = handle, site, call, False
 
-    def __call__(self, law: Any, like: Tensor) -> Tensor:
+    def __call__(self, law: Law, like: Tensor) -> Tensor:
         if self.drawn or law is not self.site.unit.law:
             raise DitherError(
                 f"{type(self.site.noise).__name__} at {self.site.name!r} can't be compiled: under "
-                "torch.compile a noise draws once, from its own `law`; compile with "
-                "torch.compiler.disable around it, or give it one law"
+                "torch.compile a noise draws once, from its own `law`; give it one law, or put "
+                "torch.compiler.disable around the module"
             )
         self.drawn = True
-        return draw(like.detach(), self.handle, self.site.index, self.call)
+        return draw_at_run_time(like.detach(), self.handle, self.site.index, self.call)
 
 
-# Drawn by Python at run time: a captured CUDA graph would replay one draw for ever.
+# Python draws at run time: a captured CUDA graph would repeat one draw for ever.
 _TAGS = [getattr(torch.Tag, t) for t in ("nondeterministic_seeded", "cudagraph_unsafe")
          if hasattr(torch.Tag, t)]  # fmt: skip
 _TAGGED = "tags" in inspect.signature(torch.library.custom_op).parameters  # since torch 2.8
@@ -56,12 +67,12 @@ _KNOWN: dict[str, Any] = {"tags": _TAGS} if _TAGGED else {}
 
 
 @torch.library.custom_op("dither::draw", mutates_args=(), **_KNOWN)
-def draw(like: Tensor, handle: int, site: int, call: int) -> Tensor:
+def draw_at_run_time(like: Tensor, handle: int, site: int, call: int) -> Tensor:
     """σ of the step times a draw of the site's law, in the shape of `like`."""
     injection = _INJECTIONS[handle]
     return injection.draw_compiled(injection.ordered[site], like, call)
 
 
-@draw.register_fake
+@draw_at_run_time.register_fake
 def _(like: Tensor, handle: int, site: int, call: int) -> Tensor:
     return torch.empty_like(like)

@@ -1,63 +1,48 @@
-"""Which draw an injection takes: its keys, a parameter's share of σ, the noise at a step."""
+"""Which draw an injection takes: its keys, and how `draw` spends σ over several parameters."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from dither.attach.ranks import agreed, compare, rank, ranks
-from dither.attach.site import Site, label
+from dither.attach.ranks import rank
+from dither.attach.site import Site
 from dither.noise.draw import Source, key
-from dither.noise.here import Here
-from dither.noise.noises import Node, at
+from dither.noise.noises import at
 
 
+@dataclass(frozen=True)
 class Draws:
-    """A draw is a function of (seed, ordinal, site, step), for activations also of the call and the
-    rank. σ is that of the step, times what `draw` leaves of it.
+    """A draw is a function of (seed, ordinal, site, step). At an activation it is a function of
+    the forward, the call and the rank too.
+
+    seeds     one, or one per replica of a stacked model
+    ordinals  for each seed, the number of this injection among those that share seed and a site
+    draw      how a step spends σ over the groups: "each", "all", "cycle" or "random"
+    groups    the M sets of parameter names among which σ is shared
     """
 
     seeds: tuple[int, ...]
-    ordinals: tuple[int, ...]  # of this injection among those that share a seed and a site
-    seed_given: bool  # else the ranks have yet to agree
-    compared: bool  # whether the ranks have compared their seeds
+    ordinals: tuple[int, ...]
     draw: str
-    groups: list[set[str]]
-    stack: int
-    batch_dim: int
-    step: int
-    nodes: Any
-
-    def here(self, site: Site, h: Tensor) -> Here:
-        """The site as the noise's faces see it."""
-        w = self.nodes[label(site.name)] if isinstance(site.noise, Node) else None
-        return Here(h, w, self.stack, self.batch_dim, site.name)
-
-    def source(
-        self, site: Site, step: int, micro: int, call: int, *, reflect: bool = False
-    ) -> Source:
-        """Keyed by seed, site, step and call; activations by the rank too, parameters not.
-
-        micro: ~m for the mirror image of m's.
-        """
-        if not self.seed_given and ranks() > 1:
-            self.seeds, self.seed_given = agreed(self.seeds), True
-        if not self.compared and ranks() > 1 and torch.is_grad_enabled():
-            self.compared = True  # once, in a step that all ranks take
-            compare(self.seeds)
-        micro, reflect = (~micro, not reflect) if micro < 0 else (micro, reflect)
-        where = () if site.side == "parameter" else (micro, call, rank())
-        return Source(self.keys(site.name, step - 1, *where), reflect=reflect)
+    groups: tuple[frozenset[str], ...]
 
     def keys(self, *words: object) -> list[int]:
-        """The key of each seed, and of this injection among those that share it and a site."""
-        both = zip(self.seeds, self.ordinals, strict=True)
-        return [key(s, *(["injection", n] if n else []), *words) for s, n in both]
+        """One key per seed."""
+        pairs = zip(self.seeds, self.ordinals, strict=True)
+        return [key(s, *(["injection", n] if n else []), *words) for s, n in pairs]
+
+    def source(self, site: Site, step: int, micro: int, call: int) -> Source:
+        """The source of a draw. A parameter has one draw per step, on all ranks.
+
+        micro: the index m of the forward inside a held step; ~m for the mirrored draws of m.
+        """
+        m = ~micro if micro < 0 else micro
+        where = () if site.side == "parameter" else (m, call, rank())
+        return Source(self.keys(site.name, step - 1, *where), reflect=micro < 0)
 
     def scale(self, site: Site, step: int) -> float:
-        """What `draw` leaves of σ for a parameter in a step: 1, 1/√M, or 1 for one tensor and 0 for
+        """The factor on σ for this parameter at this step: 1, 1/√M, or 1 for one group and 0 for
         the others.
         """
         if site.side != "parameter" or self.draw == "each":
@@ -69,9 +54,10 @@ class Draws:
         return float(site.name in self.groups[chosen % m])
 
     def share(self, site: Site) -> float:
-        """The mean over steps of `scale`²: how much of σ² a parameter gets in R."""
+        """The mean of `scale`² over steps: the share of σ² that a parameter has in R."""
         return 1.0 if site.side != "parameter" or self.draw == "each" else 1 / len(self.groups)
 
-    def noise_at(self, site: Site, step: int | None = None) -> Any:
-        """The site's noise with σ read off the schedule at a step (the current one by default)."""
-        return at(site.noise, max((self.step if step is None else step) - 1, 0))
+
+def noise_at(site: Site, step: int) -> Any:
+    """A site's noise, with σ of its schedule at a step (counted from 1)."""
+    return at(site.noise, max(step - 1, 0))

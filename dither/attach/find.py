@@ -1,4 +1,4 @@
-"""Finding the sites that patterns name, without touching the network."""
+"""Patterns → sites. The network is read, never changed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ WRAPPERS = ("DistributedDataParallel", "OptimizedModule", "DataParallel")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel or torch.compile's wrapper. Sharded weights and
-    DataParallel's replicas are refused.
+    """The model inside DistributedDataParallel or torch.compile's wrapper. Raises DitherError for
+    sharded weights and for DataParallel on several devices.
     """
     whole = model
     while type(model).__name__ in WRAPPERS:
@@ -37,7 +37,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_whole(name: str, module: nn.Module) -> None:
-    """Raises DitherError where FSDP shards a module's weights."""
+    """Raises DitherError if FSDP shards a module's weights."""
     if any(kind.__name__ in SHARDED for kind in type(module).__mro__):
         raise DitherError(
             f"noise can't reach sharded weights: {name!r} is under FSDP; inject into each rank's "
@@ -46,18 +46,18 @@ def check_whole(name: str, module: nn.Module) -> None:
 
 
 def replicas(name: str) -> DitherError:
-    """What is said of DataParallel on several devices."""
+    """The error for DataParallel on several devices."""
     return DitherError(
         f"noise can't reach the replicas that DataParallel makes of {name!r} for each forward: use "
         "DistributedDataParallel, or one device"
     )
 
 
-def find(model: nn.Module, what: Any) -> Sites:
+def find_sites(model: nn.Module, what: Any) -> Sites:
     """The sites of `what`: a noise, or a mapping from patterns to noises.
 
-    Raises DitherError where a pattern matches nothing (with near misses), where two patterns claim
-    one site, or where something is no noise.
+    Raises DitherError if a pattern matches nothing (it names near misses), if two patterns claim
+    one site, or if something is no noise.
     """
     if isinstance(what, Mapping):
         sites: list[Site] = []
@@ -68,8 +68,8 @@ def find(model: nn.Module, what: Any) -> Sites:
                 if site.name in claimed:
                     raise DitherError(
                         f"site {site.name!r} is claimed by both {claimed[site.name]!r} and "
-                        f"{pattern!r}: make the "
-                        "patterns disjoint, or call inject twice to have both noises there"
+                        f"{pattern!r}: make the patterns disjoint, or call inject twice for both "
+                        "noises at one site"
                     )
                 claimed[site.name] = pattern
                 sites.append(site)
@@ -95,7 +95,7 @@ def find(model: nn.Module, what: Any) -> Sites:
 
 
 def _check_scripted(model: nn.Module, sites: list[Site]) -> None:
-    """No site inside TorchScript, scripted or traced, which runs no hooks and reads no shadows."""
+    """Raises DitherError for a site inside TorchScript: it runs no hooks and reads no shadows."""
     compiled = {  # module inside → name of the outermost compiled one
         id(inner): name or "the model"
         for name, outer in reversed(list(model.named_modules()))
@@ -122,21 +122,21 @@ def _check_noise(noise: Any, where: str) -> None:
             )
         return
     if isinstance(noise, type):
-        said = f"needs a noise such as Additive(0.1): got {noise!r} (a class: call it with its σ)"
+        said = f"needs a noise such as Additive(0.1): got the class {noise.__name__}; add its σ"
     elif hasattr(noise, "displace") or hasattr(noise, "variance"):
-        said = f"got {type(noise).__name__}, which is no noise yet: it has no {missing}"
+        said = f"got {type(noise).__name__}, which is no noise: add {missing} to the class"
     else:
         said = f"needs a noise such as Additive(0.1): got {noise!r}"
     raise DitherError(f"{where} {said}")
 
 
 def _default(model: nn.Module, noise: Any) -> tuple[list[Site], dict[str, str]]:
-    """Every parameter for Weight; every Linear and convolution that its parent calls for the
-    others.
+    """The default sites, and {name: why it is no site}. For Weight every parameter; for other
+    noises every Linear and convolution that its parent calls.
     """
     if noise_on_parameters(noise):
         return _matches(model, "*", noise), {
-            name: f"its numbers are complex ({p.dtype}), and noise is on real ones"
+            name: f"its numbers are complex ({p.dtype}), and noise needs real ones"
             for name, p in model.named_parameters()
             if p.is_complex()
         }
@@ -160,16 +160,14 @@ def _default(model: nn.Module, noise: Any) -> tuple[list[Site], dict[str, str]]:
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Name → module, without injections that are kept as attributes of the model: they are beside
-    it.
-    """
-    found = dict(model.named_modules())
-    beside = tuple(f"{n}." for n, m in found.items() if n and hasattr(m, "beside_its_model"))
-    return {n: m for n, m in found.items() if not f"{n}.".startswith(beside)}
+    """Name → module. An injection that is an attribute of the model is no part of it."""
+    modules = dict(model.named_modules())
+    beside = tuple(f"{n}." for n, m in modules.items() if n and hasattr(m, "beside_its_model"))
+    return {n: m for n, m in modules.items() if not f"{n}.".startswith(beside)}
 
 
 def _like_a_layer(name: str, module: nn.Module) -> str:
-    """Why a module with a weight matrix of its own is no default site, or nothing."""
+    """Why a module that owns a weight matrix is no default site; "" for other modules."""
     if isinstance(module, nn.MultiheadAttention):
         kind = "its in-projection is no module"
     elif (
@@ -187,7 +185,7 @@ def _like_a_layer(name: str, module: nn.Module) -> str:
 
 
 def noise_on_parameters(noise: Any) -> bool:
-    """Whether its sites are parameters."""
+    """Whether the sites of a noise are parameters."""
     return noise.side == "parameter"
 
 
@@ -205,12 +203,12 @@ def _matches(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
     glob, _, side = (
         pattern.rpartition(":") if pattern.endswith((":in", ":out")) else (pattern, "", "")
     )
-    found = [
+    sites = [
         _site(name, side or side_of(noise, module), noise, module)
         for name, module in modules.items()
         if (name and fnmatchcase(name, glob)) or (not name and not glob)
     ]
-    if not found:
+    if not sites:
         names = [n for n in modules if n]
         kind = type(noise).__name__
         if any(fnmatchcase(n, pattern) for n, _ in model.named_parameters()):
@@ -220,9 +218,11 @@ def _matches(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
             )
         head, colon, tail = pattern.rpartition(":")
         if colon and any(fnmatchcase(n, head) for n in names):
-            raise DitherError(f"pattern {pattern!r}: a side is 'in' or 'out': got {tail!r}")
+            raise DitherError(
+                f"pattern {pattern!r}: the side after the colon is 'in' or 'out': got {tail!r}"
+            )
         raise _nothing(pattern, glob, names, "module", model)
-    return found
+    return sites
 
 
 def _parameters(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
@@ -233,7 +233,7 @@ def _parameters(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
             if parameter is not None and parameter.is_floating_point():
                 owners.setdefault(id(parameter), []).append((module, attribute))
                 names.setdefault(id(parameter), []).append(f"{prefix}.{attribute}".lstrip("."))
-    found = [
+    sites = [
         Site(names[i][0], "parameter", noise, owners[i][0][0], -1, owners=tuple(owners[i]))
         for i in owners
         if any(fnmatchcase(n, pattern) for n in names[i])
@@ -245,7 +245,7 @@ def _parameters(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
             f"{model.get_parameter(unreal[0]).dtype}; keep the parameter as real and imaginary "
             "parts (torch.view_as_complex in the forward)"
         )
-    if not found:
+    if not sites:
         every = [n for alike in names.values() for n in alike]
         head = pattern.removesuffix(":in").removesuffix(":out")
         own = [n for n in every if fnmatchcase(n.rpartition(".")[0], head)]
@@ -255,9 +255,9 @@ def _parameters(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
                 f"parameters: name those, {', '.join(map(repr, own[:3]))} or {head + '.*'!r}"
             )
         raise _nothing(pattern, pattern, every, "parameter", model)
-    for site in found:
-        _ = site.parameter  # raises where it is sharded
-    return found
+    for site in sites:
+        _ = site.parameter  # raises if it is sharded
+    return sites
 
 
 def _nothing(pattern: str, glob: str, names: list[str], kind: str, model: nn.Module) -> DitherError:

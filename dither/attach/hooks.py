@@ -1,8 +1,8 @@
 """The hooks that `inject` hangs on a model.
 
-They are classes at module level. A copy of the model gets `Nothing` in their place, a pickle a
-function of the standard library that takes anything and does nothing: a copy is a clean model, and
-a pickle can be opened where there is no dither.
+They are classes at module level. A copy of the model gets `Nothing` in their place. A pickle gets a
+function of the standard library that takes anything and does nothing. So a copy is a clean model,
+and a pickle can be opened where dither is not installed.
 """
 
 from __future__ import annotations
@@ -11,29 +11,55 @@ import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from dither.attach.shadow import check_held
+from dither.attach.site import Site
+from dither.attach.threads import OneAtATime
 from dither.errors import DitherError
 from dither.torch_internals import asked_by_torchscript, in_backward
 
 
-def _name(hook: Any) -> str:
-    """What TorchScript asks of a hook that it compiles. Raises DitherError there."""
+class Reader(Protocol):
+    """Gets the tensor of every activation site in a forward. It may return another one, which takes
+    its place.
+    """
+
+    def activation(self, site: Site, h: Tensor) -> Tensor | None: ...
+
+
+class Hooked(Protocol):
+    """What the hooks know of an injection."""
+
+    model: nn.Module
+    reader: Reader | None
+    turn_of: OneAtATime
+    owned: dict[int, list[tuple[Site, str]]]
+
+    def on(self, module: nn.Module) -> bool: ...
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None: ...
+    def leave(self, module: nn.Module) -> None: ...
+    def shadow_traced(self) -> None: ...
+    def unshadow(self) -> None: ...
+    def activation(self, site: Site, h: Tensor, module: nn.Module) -> Tensor | None: ...
+
+
+def _name(hook: object) -> str:
+    """TorchScript asks a hook that it compiles for its name. Raises DitherError there."""
     if asked_by_torchscript():
         raise DitherError(
-            "TorchScript can't compile a model with noise on it, nor a copy that was taken with "
-            "noise on it: script it after noise.remove(), or copy it then"
+            "TorchScript can't compile a model with noise on it, nor a copy taken with noise on "
+            "it: call noise.remove() first, then script or copy the model"
         )
     raise AttributeError(f"{type(hook).__name__!r} object has no attribute '__name__'")
 
 
 class Nothing:
-    """What a hook leaves in a deep copy of the model."""
+    """A hook in a deep copy of the model: it does nothing."""
 
     @property
     def __name__(self) -> str:
@@ -47,9 +73,9 @@ class Nothing:
 
 
 class Hook:
-    """A hook of an injection that copies and pickles as one that does nothing."""
+    """A hook of an injection. Its copies and pickles do nothing."""
 
-    def __init__(self, noise: Any) -> None:
+    def __init__(self, noise: Hooked) -> None:
         self.noise = noise
 
     @property
@@ -64,7 +90,7 @@ class Hook:
 
 
 class Enter(Hook):
-    """Before a module's forward: the outermost one begins a step and shadows the parameters."""
+    """Before a module's forward. The outermost forward begins a step, and parameters read W + δ."""
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         noise = self.noise
@@ -81,7 +107,9 @@ class Enter(Hook):
 
 
 class Leave(Hook):
-    """After it, also after an exception: the outermost one lets the parameters read W again."""
+    """After a module's forward, also after an exception. After the outermost forward parameters
+    read W again.
+    """
 
     def __call__(self, module: nn.Module, args: tuple, out: Any) -> None:
         noise = self.noise
@@ -97,10 +125,10 @@ class Leave(Hook):
                 noise.turn_of.leave()
 
 
-class Before(Hook):
+class DisplaceInput(Hook):
     """Displaces the first real tensor among a module's arguments."""
 
-    def __init__(self, noise: Any, site: Any) -> None:
+    def __init__(self, noise: Hooked, site: Site) -> None:
         super().__init__(noise)
         self.site = site
 
@@ -119,12 +147,12 @@ class Before(Hook):
         return None if t is None else (args, {**kwargs, name: t})
 
 
-class After(Hook):
+class DisplaceOutput(Hook):
     """Displaces a module's output: the tensor, or the first real tensor of a tuple, list, mapping
     or dataclass.
     """
 
-    def __init__(self, noise: Any, site: Any) -> None:
+    def __init__(self, noise: Hooked, site: Site) -> None:
         super().__init__(noise)
         self.site = site
 
@@ -137,22 +165,22 @@ class After(Hook):
         return within(out, lambda h: self.noise.activation(self.site, h, module))
 
 
-def refuse(noise: Any, site: Any, module: nn.Module, parts: tuple) -> None:
+def refuse(noise: Hooked, site: Site, module: nn.Module, parts: tuple) -> None:
     """Raises DitherError where there is no tensor to displace, unless the noise is off."""
-    looked_at = noise.reader is not None and not getattr(noise.reader, "silent", False)
-    if looked_at or (noise.reader is None and noise.on(module)):
-        found = ", ".join(type(part).__name__ for part in parts) or "nothing"
-        instead = "name a module inside it instead"
-        if "PackedSequence" in found:
-            instead = "name a module that takes or gives the padded tensor instead"
+    is_read = noise.reader is not None and not getattr(noise.reader, "idle", False)
+    if is_read or (noise.reader is None and noise.on(module)):
+        kinds = ", ".join(type(part).__name__ for part in parts) or "nothing"
+        instead = "name a module inside it"
+        if "PackedSequence" in kinds:
+            instead = "name a module that takes or gives the padded tensor"
         raise DitherError(
             f"no tensor at {site.name!r}: {type(module).__name__} "
-            f"{'takes' if site.side == 'in' else 'gives'} {found}; {instead}"
+            f"{'takes' if site.side == 'in' else 'gives'} {kinds}; {instead}"
         )
 
 
-def real(site: Any, h: Tensor) -> None:
-    """Raises DitherError unless a site's tensor is of real numbers."""
+def real(site: Site, h: Tensor) -> None:
+    """Raises DitherError unless a site's tensor has real numbers."""
     if not h.is_floating_point():
         raise DitherError(
             f"noise at {site.name!r} needs real numbers: got {h.dtype}; name a later module, or "
@@ -161,11 +189,12 @@ def real(site: Any, h: Tensor) -> None:
 
 
 def first(items: Any) -> Any:
-    """The key of the first real tensor among (key, value) pairs; failing that, of the first
+    """The key of the first real tensor among (key, value) pairs. If none is real: of the first
     tensor.
     """
-    found = [(k, v) for k, v in items if isinstance(v, Tensor)]
-    return next((k for k, v in found if v.is_floating_point()), found[0][0] if found else None)
+    tensors = [(k, v) for k, v in items if isinstance(v, Tensor)]
+    real = [k for k, v in tensors if v.is_floating_point()]
+    return next(iter(real or [k for k, _ in tensors]), None)
 
 
 def within(out: Any, displaced: Callable[[Tensor], Tensor | None]) -> Any:
@@ -198,11 +227,11 @@ def _parts(out: Any) -> dict[Any, Any]:
     return {}
 
 
-class Recall:
-    """A reader that only notes the shapes of the sites."""
+class ShapeReader:
+    """A reader that records the shapes of the sites."""
 
     def __init__(self) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
 
-    def activation(self, site: Any, h: Tensor) -> None:
+    def activation(self, site: Site, h: Tensor) -> None:
         self.shapes[site.name] = tuple(h.shape)

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from dither.attach.find import find, unwrapped
-from dither.attach.hooks import After, Before, Enter, Leave, Recall
+from dither.attach.find import find_sites, unwrapped
+from dither.attach.hooks import DisplaceInput, DisplaceOutput, Enter, Leave, ShapeReader
 from dither.attach.injection import Injection
 from dither.attach.ranks import averaged
 from dither.attach.shadow import Statistics, put, take
@@ -49,27 +49,28 @@ def inject(
     `what` is a noise, put at its default sites (activations: the input of every Linear and
     convolution; Node: a Linear's output, a convolution's input; Weight: every parameter), or a
     mapping from patterns to noises. A pattern is a glob over module names, with ":in" or ":out" to
-    name the side, or "input" or "output", the model's own; for Weight a glob over parameter names.
-    Of several tensors that a module takes or gives, the first real one has the noise.
+    name the side; "input" and "output" are those of the whole model. For Weight a pattern is a glob
+    over parameter names. If a module takes or gives several tensors, the first real one gets noise.
 
-    seed      the draws' seed; None takes one from torch's default generator. A list: one per
-              replica of a stacked model.
-    draw      how Weight spends σ in a step: "each" gives σ to every tensor; "all" gives σ/√M to
-              each of the M tensors, "cycle" and "random" give σ to one of them, in turn or by
-              lot: these three have one R = σ²/2M Σ.
+    seed      the seed of the draws; None takes one from torch's default generator. A list gives
+              one per replica of a stacked model.
+    draw      how Weight spends σ in a step. "each" gives σ to every tensor. "all" gives σ/√M to
+              each of the M tensors; "cycle" and "random" give σ to one of them, in turn or at
+              random. These three have the same R = σ²/2M Σ.
     by        what counts as one of the M: "tensor", or "layer" (all parameters of a module).
     when      "training": on in train(), off in eval(), like dropout; "always": on in both.
-    statistics  what a noisy forward does to BatchNorm's running mean and variance: "update" them,
-              as any forward in train mode; or "keep" them (the batch's own normalise as before):
-              a forward without noise updates them: with noise.off(): model(x).
-              In compiled code they are kept until `pause`, also where a schedule of σ is at 0.
-    example   a batch for the model, where a Node's shape can't be read off its module (a
-              convolution's input).
+    statistics  what a noisy forward does to BatchNorm's running mean and variance. "update" changes
+              them, as any forward in train mode does. "keep" leaves them; the batch is normalised
+              by its own statistics all the same. A forward without noise updates them:
+              with noise.off(): model(x).
+              In compiled code they are kept until `pause`, also while a schedule of σ is at 0.
+    example   a batch for the model. It is needed if the shape of a Node can't be read from its
+              module (a convolution's input).
     batch_dim the dimension of the sites' tensors that counts the samples (Node draws one ε per
               sample).
 
     One forward of `model` in train mode is one step (see `Injection.hold`). Raises DitherError for
-    patterns that match nothing, sharded weights, and shapes that can't be known.
+    patterns that match nothing, sharded weights, and unknown shapes.
     """
     options = (("draw", draw, DRAWS), ("by", by, GROUPS), ("when", when, WHENS))
     for name, got, allowed in (*options, ("statistics", statistics, STATISTICS)):
@@ -79,13 +80,13 @@ def inject(
         raise DitherError(f"inject: batch_dim is a whole number ≥ 0: got {batch_dim!r}")
     _check(model, what)
     root = unwrapped(model)
-    sites = find(root, what)
+    sites = find_sites(root, what)
     if (draw, by) != ("each", "tensor") and not any(s.side == "parameter" for s in sites.values()):
         raise DitherError(
             f"inject: draw={draw!r} and by={by!r} say how weight noise is drawn; there is none here"
         )
     noise = Injection(root, sites, seed, draw, by, when, batch_dim)
-    with ExitStack() as undo:  # whatever is raised from here on, the model is left as it was
+    with ExitStack() as undo:  # after an error the model is as it was
         undo.callback(noise.remove)
         if statistics == "keep":
             noise.statistics = Statistics(root)
@@ -104,7 +105,7 @@ def inject(
 
 
 def _check(model: Any, what: Any) -> None:
-    """The first two arguments are of the right kinds."""
+    """Raises DitherError unless the first two arguments have the right types."""
     if not isinstance(model, nn.Module):
         raise DitherError(f"inject needs a model, an nn.Module: got {model!r}")
     for pattern in what if isinstance(what, Mapping) else ():
@@ -116,7 +117,7 @@ def _check(model: Any, what: Any) -> None:
 
 
 def _check_stack(noise: Injection) -> None:
-    """A list of seeds has one for each replica of a stacked model."""
+    """Raises DitherError unless a list of seeds has one for each replica of a stacked model."""
     if not noise.stack:
         return
     replicas = getattr(noise.model, "replicas", None)
@@ -124,7 +125,7 @@ def _check_stack(noise: Injection) -> None:
     if replicas is None and not stacked:
         raise DitherError(
             f"inject: a list of seeds is for a stacked model, one per replica, and "
-            f"{type(noise.model).__name__} is none (no `replicas`): got seed={list(noise.seeds)}; "
+            f"{type(noise.model).__name__} has no `replicas`: got seed={list(noise.seeds)}; "
             "pass one number"
         )
     if replicas is not None and replicas != len(noise.seeds):
@@ -134,7 +135,7 @@ def _check_stack(noise: Injection) -> None:
 
 
 def _check_lazy(noise: Injection) -> None:
-    """Weight and Node must know shapes."""
+    """Raises DitherError for Weight or Node on a lazy module, which has no shape yet."""
     for site in noise.sites.values():
         weight = site.side == "parameter"
         own = [site.parameter] if weight else site.module.parameters(recurse=False)
@@ -147,8 +148,8 @@ def _check_lazy(noise: Injection) -> None:
 
 
 def _attach(noise: Injection) -> None:
-    """Hang the hooks: entering comes before all else, leaving after the sites' own. A module of
-    TorchScript takes none and needs none: no site is inside it.
+    """Register the hooks. `Enter` runs before all other hooks, `Leave` after those of the sites. A
+    module of TorchScript takes no hooks, and no site is inside one.
     """
     weights = any(s.side == "parameter" for s in noise.sites.values())
     whole = weights or noise.statistics is not None
@@ -162,10 +163,10 @@ def _attach(noise: Injection) -> None:
     for site in noise.sites.values():
         if site.side == "in":
             handles.append(
-                site.module.register_forward_pre_hook(Before(noise, site), with_kwargs=True)
+                site.module.register_forward_pre_hook(DisplaceInput(noise, site), with_kwargs=True)
             )
         elif site.side == "out":
-            handles.append(site.module.register_forward_hook(After(noise, site)))
+            handles.append(site.module.register_forward_hook(DisplaceOutput(noise, site)))
     for module in watched:
         handles.append(module.register_forward_hook(Leave(noise), always_call=True))
     forget_compiled()
@@ -180,8 +181,8 @@ def _vectors(noise: Injection, site: Site, shape: tuple[int, ...] | None) -> nn.
         features = (module.in_features if site.side == "in" else module.out_features,)
     elif shape is None:
         raise DitherError(
-            f"the shape of Node at {site.name!r} can't be read off a {type(module).__name__}: pass "
-            "a batch, inject(…, example=x)"
+            f"the shape of Node at {site.name!r} can't be read from a {type(module).__name__}: "
+            "pass a batch, inject(…, example=x)"
         )
     else:
         rest = list(shape)
@@ -198,13 +199,13 @@ def _vectors(noise: Injection, site: Site, shape: tuple[int, ...] | None) -> nn.
     owner = next(iter(module.parameters()), None)
     owner = next(noise.model.parameters(), torch.empty(0)) if owner is None else owner
     like = owner.new_empty(*([len(noise.seeds)] if noise.stack else []), node.nodes, *features)
-    w = std * Source(noise.keys(site.name, "w")).normal(like)
+    w = std * Source(noise.draws.keys(site.name, "w")).normal(like)
     return nn.Parameter(w)
 
 
 def _shapes(noise: Injection, example: Any) -> dict[str, tuple[int, ...]]:
-    """One forward of the example in eval mode, and back: {site: shape}."""
-    reader = Recall()
+    """{site: shape}, from one forward of the example in eval mode."""
+    reader = ShapeReader()
     noise.reader = reader
     try:
         _attach(noise)

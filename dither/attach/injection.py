@@ -1,48 +1,49 @@
-"""The noise of one `inject`: its clock, its draws, and the way to take it off.
+"""The noise of one `inject`.
 
-Activations are displaced by forward hooks, parameters by shadows (`shadow`). So nothing is
-ever written to a parameter, the graph keeps W + δ for the backward, and the optimiser updates W.
+Forward hooks displace activations, and shadows displace parameters (`shadow`). So no parameter is
+written to, the graph keeps W + δ for the backward, and the optimiser updates W.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from dither.attach.clock import Clock
+from dither.attach.clock import Clock, Phase
 from dither.attach.compiled import Traced, register
-from dither.attach.draws import Draws
+from dither.attach.draws import Draws, noise_at
 from dither.attach.find import check_whole, replicas
-from dither.attach.hooks import Enter, real
-from dither.attach.ranks import ranks
+from dither.attach.hooks import Enter, Reader, real
+from dither.attach.ranks import agreed, compare, ranks
 from dither.attach.recompute import Ledger, sample_of
 from dither.attach.seeds import ordinals, seeds
-from dither.attach.shadow import Statistics, clear, current, put, take
-from dither.attach.site import Site, Sites, groups
+from dither.attach.shadow import Statistics, clear
+from dither.attach.site import Site, Sites, groups, label
 from dither.attach.threads import OneAtATime
+from dither.attach.weights import Weights
 from dither.calling import unfused
-from dither.noise.noises import plus
+from dither.noise.draw import Source
+from dither.noise.here import Here
+from dither.noise.noises import Node, plus
 from dither.torch_internals import calls, forget_compiled, in_backward
 
 
-class Injection(Clock, Draws, nn.Module):
-    """The noise of one `inject`: its sites, its trained vectors, its clock, and the way to take it
-    off.
+class Injection(Clock, Weights, nn.Module):
+    """The noise of one `inject`: its sites, its trained vectors and its clock.
 
     `parameters()` are the vectors of Nodes (`nodes[site]`, with "/" for "." in the name),
     `state_dict()` holds them with the seed and the step; both are separate from the model's. As a
     context manager it removes itself at the end.
     """
 
-    beside_its_model = True  # no place for another injection's sites
+    beside_its_model = True  # another injection finds no sites in it
     model: nn.Module
-    wrapper: nn.Module  # as it was given: DistributedDataParallel, or the model itself
+    wrapper: nn.Module  # DistributedDataParallel, or the model itself
 
     def __init__(
         self,
@@ -56,18 +57,18 @@ class Injection(Clock, Draws, nn.Module):
     ) -> None:
         nn.Module.__init__(self)
         Clock.__init__(self)
-        self.__dict__["model"] = model  # no submodule: its parameters stay its own
-        self.sites, self.draw, self.by, self.when = sites, draw, by, when
+        self.__dict__["model"] = model  # no submodule: `parameters()` are the vectors alone
+        self.sites, self.by, self.when = sites, by, when
         self.batch_dim = batch_dim
         self.stack = int(isinstance(seed, Sequence))
-        self.seeds = seeds(seed)
-        beside = [n for n in on_model(model) if not n.sites.keys().isdisjoint(sites)]
-        self.ordinals = ordinals(self.seeds, [(n.seeds, n.ordinals) for n in beside])
-        self.seed_given = seed is not None or ranks() > 1  # else the ranks have yet to agree
+        own = seeds(seed)
+        beside = [n.draws for n in on_model(model) if not n.sites.keys().isdisjoint(sites)]
+        number = ordinals(own, [(d.seeds, d.ordinals) for d in beside])
+        self.draws = Draws(own, number, draw, groups(sites, by))
+        self.seed_given = seed is not None or ranks() > 1  # False: the ranks have to agree first
         self.compared = False  # whether the ranks have compared their seeds
         self.nodes = nn.ParameterDict()
         self.paused = self.removed = False
-        self.groups = groups(sites, by)
         self.ordered = list(sites.values())
         self.shadowed = [site for site in self.ordered if site.side == "parameter"]
         self.owned: dict[int, list[tuple[Site, str]]] = {}  # a module's own noisy parameters
@@ -76,33 +77,33 @@ class Injection(Clock, Draws, nn.Module):
                 self.owned.setdefault(id(owner), []).append((site, name))
         self.modules_of_sites = list({id(s.module): s.module for s in self.ordered}.values())
         self.handle = register(self)
-        self.statistics: Statistics | None = None  # of BatchNorms, kept from noisy forwards
-        self.collecting = False  # the running forward collects statistics that are kept from noise
+        self.statistics: Statistics | None = None  # BatchNorms', for statistics="keep"
+        self.collecting = False  # this forward collects statistics without noise
         self.turn_of = OneAtATime(model)
-        self.reader: Any = None  # explicit and expected read the sites through this instead
-        self.layouts: dict[Any, Any] = {}  # where parameters have their samples, learnt by explicit
+        self.reader: Reader | None = None  # gets the sites' tensors in place of the noise
+        self.layouts: dict[Any, Any] = {}  # batch dimensions that `explicit` found
         self._inside: list[int] = []  # the modules whose forward is running, outermost first
         self._calls: dict[int, int] = {}
         self._unfused = ExitStack()
-        self._alone: set[int] = set()  # modules of which it was said that they run alone
+        self._alone: set[int] = set()  # modules of the warning: called outside the model
         self._ledger = Ledger()
         self._handles: list[Any] = []
 
     # ------------------------------------------------------------------------------ what users call
 
     def pause(self) -> None:
-        """No noise until `resume`; the clock stands still too."""
+        """No noise until `resume`. The clock stops too."""
         self.paused = True
         forget_compiled()
 
     def resume(self) -> None:
-        """Noise again, from where it was paused."""
+        """Noise again, from the step at which it was paused."""
         self.paused = False
         forget_compiled()
 
     @contextmanager
     def off(self) -> Iterator[Injection]:
-        """No noise inside, whatever is raised there; afterwards as before."""
+        """No noise inside; afterwards as before, also after an exception."""
         before = self.paused
         self.pause()
         try:
@@ -112,8 +113,8 @@ class Injection(Clock, Draws, nn.Module):
             forget_compiled()
 
     def remove(self) -> None:
-        """Take every hook off the model; its output is bit for bit what it was. Harmless when
-        called twice.
+        """Take every hook off the model. Its output is then bit for bit what it was without noise.
+        A second call does nothing.
         """
         self.unhook()
         self.unshadow()
@@ -136,8 +137,8 @@ class Injection(Clock, Draws, nn.Module):
         return f"noise on {len(self.sites)} sites of {type(self.model).__name__}\n{self.sites}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without hooks, clocks of running forwards and records of checkpoints: a copy is off its
-        model, as if removed.
+        """Without hooks and without the state of a running forward: a copy is removed from its
+        model.
         """
         return {k: v for k, v in self.__dict__.items() if k not in _OF_THE_MOMENT}
 
@@ -149,11 +150,11 @@ class Injection(Clock, Draws, nn.Module):
             site.let_go()
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Seed and clock, so that a resumed run goes on as if it had never stopped."""
+        """Seed and clock: a resumed run continues as if it had never stopped."""
         clocks = {name: (site.step, site.micro) for name, site in self.sites.items()}
         return {
-            "seeds": self.seeds,
-            "ordinals": self.ordinals,
+            "seeds": self.draws.seeds,
+            "ordinals": self.draws.ordinals,
             "step": self.step,
             "micro": self.micro,
             "clocks": clocks,
@@ -161,8 +162,9 @@ class Injection(Clock, Draws, nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """The inverse of `get_extra_state`; sites are matched by name."""
-        self.seeds, self.step, self.micro = tuple(state["seeds"]), state["step"], state["micro"]
-        self.ordinals = tuple(state.get("ordinals", (0,) * len(self.seeds)))
+        own, self.step, self.micro = tuple(state["seeds"]), state["step"], state["micro"]
+        number = tuple(state.get("ordinals", (0,) * len(own)))
+        self.draws = replace(self.draws, seeds=own, ordinals=number)
         self.seed_given = True
         for name, (step, micro) in state["clocks"].items():
             if name in self.sites:
@@ -171,18 +173,18 @@ class Injection(Clock, Draws, nn.Module):
     # ------------------------------------------------------------------------------------ the clock
 
     def on(self, module: nn.Module) -> bool:
-        """Whether a module is noisy now: like dropout, in its train mode."""
+        """Whether a module is noisy now: in its train mode, like dropout."""
         off = self.paused or self.collecting
         return not off and (self.when == "always" or module.training)
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """A forward starts; the outermost begins a step."""
-        if getattr(module, "_is_replica", False):  # DataParallel around it, after inject
+        if getattr(module, "_is_replica", False):  # DataParallel was put around it after inject
             raise replicas(type(module).__name__)
         if self.shadowed:
             check_whole(type(module).__name__, module)
         if module is self.model and id(module) in self._inside and _left(module):
-            for noise in on_model(module):  # Ctrl-C ran no hooks: clear away what it left
+            for noise in on_model(module):  # Ctrl-C runs no hooks: remove what it left
                 noise._inside.clear()
                 for site in noise.shadowed:
                     clear(site)
@@ -196,9 +198,7 @@ class Injection(Clock, Draws, nn.Module):
             self._ledger.note(id(module), sample_of(args, kwargs), (*self.now(self), 0))
 
     def leave(self, module: nn.Module) -> None:
-        """A forward ends, perhaps by an exception; after the outermost the parameters read W
-        again.
-        """
+        """A forward ends, also by an exception. After the outermost one parameters read W again."""
         if id(module) in self._inside:
             while self._inside.pop() != id(module):
                 pass
@@ -208,58 +208,88 @@ class Injection(Clock, Draws, nn.Module):
             self.collecting = False
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """A new step, unless it is recomputed for a backward, or nothing is noisy."""
+        """The outermost forward starts: the clocks move, and parameters read W + δ."""
         self.collecting = self.statistics is not None and self.statistics.collected()
-        if in_backward():
+        phase = self._phase(module)
+        if phase is Phase.QUIET:
+            return
+        if phase is Phase.RECOMPUTED:
             if self.shadowed or self.statistics:
                 stamp = self._ledger.recall(id(module), sample_of(args, kwargs))
                 self.shadow(module, *(stamp[:2] if stamp else self.now(self)))
-        elif self.on(module) or any(map(self.on, self.modules_of_sites)):
-            self._calls = {}
-            self.advance(self)
-            for site in self.shadowed:  # compiled code goes on from here
-                site.step, site.micro, site.turn = self.step, self.micro, self.turn
-            self.shadow(module, *self.now(self))
-            if self.shadowed and module is not self.model and id(module) not in self._alone:
-                self._alone.add(id(module))
-                self._warn_of_parents(module)
+            return
+        self._calls = {}
+        self.advance(self, phase)
+        for site in self.shadowed:  # compiled code reads the sites' clocks
+            self.follow(site)
+        self.shadow(module, *self.now(self))
+        if self.shadowed and module is not self.model and id(module) not in self._alone:
+            self._alone.add(id(module))
+            self.warn_of_parents(module)
 
-    def _warn_of_parents(self, module: nn.Module) -> None:
-        """Say which noise is absent where a part of the model is called by itself."""
-        for site in self.shadowed:
-            over = [owner for owner, _ in site.owners if owner is not module]
-            parent = next((owner for owner in over if module in owner.modules()), None)
-            if parent is not None and self.on(parent):
-                warnings.warn(
-                    f"weight noise on {site.name!r} is absent: {type(module).__name__} is called "
-                    f"outside a call of {type(parent).__name__}, whose parameter it is; call the "
-                    "whole model, model(x), or leave that parameter out of the noise",
-                    stacklevel=2,
-                )
-                return
-
-    def acts(self, step: int) -> bool:
-        """Whether anything is displaced in a step."""
-        return any(
-            self.on(s.module) and self.scale(s, step) * self.noise_at(s, step).sigma
-            for s in self.ordered
-        )
+    def _phase(self, module: nn.Module) -> Phase:
+        """What an outermost forward that begins now is for the common clock."""
+        if in_backward():
+            return Phase.RECOMPUTED
+        noisy = self.on(module) or any(map(self.on, self.modules_of_sites))
+        return self.phase(self) if noisy else Phase.QUIET
 
     def moment(self, site: Site, call: int) -> tuple[int, int]:
-        """(step, micro): the common clock's, or the site's own where no forward of the whole model
-        moves that one.
+        """(step, micro) of a site's draw. Inside a forward of the model the common clock says it.
+        Outside, the site's own clock does, and the site's first call advances it.
         """
         if self._inside:
-            site.step, site.micro, site.turn = self.step, self.micro, self.turn
+            self.follow(site)
         elif call == 0 and not in_backward():
-            self.advance(site)
+            self.advance(site, self.phase(site))
             self.step = max(self.step, site.step)
         return self.now(site)
 
     # ------------------------------------------------------------------------------------ the draws
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One seed, or one per replica of a stacked model."""
+        return self.draws.seeds
+
+    @property
+    def draw(self) -> str:
+        """How a step spends σ over several parameters."""
+        return self.draws.draw
+
+    @property
+    def groups(self) -> tuple[frozenset[str], ...]:
+        """The M sets of parameter names among which `draw` shares σ."""
+        return self.draws.groups
+
+    def scale(self, site: Site, step: int) -> float:
+        """The factor on σ for a parameter at a step."""
+        return self.draws.scale(site, step)
+
+    def share(self, site: Site) -> float:
+        """The share of σ² that a parameter has in R."""
+        return self.draws.share(site)
+
+    def noise_at(self, site: Site, step: int | None = None) -> Any:
+        """A site's noise with σ of its schedule at a step; by default at the current one."""
+        return noise_at(site, self.step if step is None else step)
+
+    def here(self, site: Site, h: Tensor) -> Here:
+        """The site as `displace` and `variance` of a noise see it."""
+        w = self.nodes[label(site.name)] if isinstance(site.noise, Node) else None
+        return Here(h, w, self.stack, self.batch_dim, site.name)
+
+    def source(self, site: Site, step: int, micro: int, call: int) -> Source:
+        """The source of a draw. Before the first draw the ranks agree on the seeds."""
+        if not self.seed_given and ranks() > 1:
+            self.draws, self.seed_given = replace(self.draws, seeds=agreed(self.seeds)), True
+        if not self.compared and ranks() > 1 and torch.is_grad_enabled():
+            self.compared = True  # once, in a step that all ranks take
+            compare(self.seeds)
+        return self.draws.source(site, step, micro, call)
+
     def activation(self, site: Site, h: Tensor, module: nn.Module) -> Tensor | None:
-        """Give h + δ where the noise is on, None where it is off. Called by the hooks."""
+        """H + δ if the noise is on, None if it is off. The hooks call it."""
         if self.reader is not None:
             return self.reader.activation(site, h)
         if not self.on(module):
@@ -276,8 +306,8 @@ class Injection(Clock, Draws, nn.Module):
         return plus(noise, self.here(site, h), self.source(site, step, micro, call))
 
     def _stamp(self, site: Site, h: Tensor) -> tuple[int, int, int]:
-        """(step, micro, call) of this call of a site; that of the first time where a checkpoint
-        recomputes it.
+        """(step, micro, call) of this call of a site. If a checkpoint recomputes the call, it is
+        that of the first time.
         """
         stamp = self._ledger.recall(site.name, h) if in_backward() else None
         if stamp is None:
@@ -292,66 +322,19 @@ class Injection(Clock, Draws, nn.Module):
         return call
 
     def draw_compiled(self, site: Site, like: Tensor, call: int) -> Tensor:
-        """What compiled code asks for at run time: σ of the step times a draw."""
+        """σ of the step times a draw; compiled code asks for it at run time."""
         step, micro = self.moment(site, call)
         sigma = self.noise_at(site, step).sigma * self.scale(site, step)
         if sigma == 0 or self.paused:
             return torch.zeros_like(like)
         return sigma * self.source(site, step, micro, call)(site.noise.law, like)
 
-    # -------------------------------------------------------------------------- shadowed parameters
-
-    def displacement(self, site: Site, step: int, rng: Any = None) -> Tensor | None:
-        """δ of a parameter in a step, or None where the step leaves it alone."""
-        scale, noise = self.scale(site, step), self.noise_at(site, step)
-        if scale == 0 or noise.sigma == 0:
-            return None
-        here = self.here(site, site.parameter)
-        delta = noise.displace(here, rng or self.source(site, step, 0, 0))
-        return delta if scale == 1 else scale * delta
-
-    def shadow(self, module: nn.Module, step: int, micro: int) -> None:
-        """Let the displaced parameters below `module` read W + δ."""
-        if self.statistics and self.acts(step):
-            self.statistics.put()
-        below = None if module is self.model else {id(m) for m in module.modules()}
-        for site in self.shadowed:
-            if not self.on(site.module):
-                continue
-            if below is not None and not any(id(owner) in below for owner, _ in site.owners):
-                continue
-            scale, noise = self.scale(site, step), self.noise_at(site, step)
-            if scale and noise.sigma:
-                again = partial(self._displaced, site, current(site), step, micro)
-                put(site, again(), again)
-
-    def _displaced(self, site: Site, w: Tensor, step: int, micro: int) -> Tensor:
-        source = self.source(site, step, micro, 0)
-        return plus(self.noise_at(site, step), self.here(site, w), source, self.scale(site, step))
-
-    def shadow_traced(self) -> None:
-        """The same while torch.compile traces: the draw happens when the compiled code runs."""
-        self._calls = {}
-        if self.statistics and any(map(self.on, self.modules_of_sites)):
-            self.statistics.put()
-        for site in self.shadowed:
-            if self.on(site.module):
-                w = current(site)
-                put(site, w + site.unit.displace(self.here(site, w), Traced(self.handle, site, 0)))
-
-    def unshadow(self) -> None:
-        """Let every parameter read W again."""
-        for site in self.shadowed:
-            take(site)
-        if self.statistics:
-            self.statistics.take()
-
 
 def _moment() -> dict[str, Any]:
-    """What an injection holds only for the moment, empty."""
+    """The state of a running forward, empty. Copies and pickles do not have it."""
     return {
         "reader": None,
-        "held": False,
+        "open_hold": 0,
         "mirror": False,
         "collecting": False,
         "layouts": {},
@@ -368,11 +351,12 @@ _OF_THE_MOMENT = {*_moment(), "handle", "wrapper", "turn_of"}
 
 
 def _left(module: nn.Module) -> bool:
-    """Whether a forward that began is on the stack no more, beside the one that begins now."""
+    """Whether an earlier forward of the module began and has left the stack without its hooks."""
     return calls(module) < 2
 
 
 def on_model(model: nn.Module) -> list[Injection]:
-    """The injections whose model this module is (`read.injections`: also those inside it)."""
+    """The injections whose model this module is (`reading.injections`: also those inside it)."""
     hooks = model._forward_pre_hooks.values()
-    return list({id(h.noise): h.noise for h in hooks if isinstance(h, Enter)}.values())
+    noises = [cast(Injection, h.noise) for h in hooks if isinstance(h, Enter)]
+    return list({id(noise): noise for noise in noises}.values())

@@ -1,16 +1,16 @@
-"""Reading a model at its sites: while a reader is in place the noise itself is off, and so is every
-other injection's.
+"""Reading a model at its sites. While a reader is in place, this noise and every other injection's
+is off.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import cast
 
 from torch import Tensor, nn
 
-from dither.attach.hooks import Hook
+from dither.attach.hooks import Hook, Reader
 from dither.attach.injection import Injection
 from dither.attach.shadow import put, take
 from dither.attach.site import Site
@@ -18,24 +18,22 @@ from dither.calling import eager
 from dither.torch_internals import forget_parametrised
 
 
-class Reader(Protocol):
-    """Gets every activation site's tensor during a forward; may give another in its place."""
+class Idle:
+    """A reader that changes nothing. Other injections on the model have it for the time of a
+    reading.
+    """
 
-    def activation(self, site: Site, h: Tensor) -> Tensor | None: ...
-
-
-class Silent:
-    """Reads nothing and changes nothing: what other injections on the model do meanwhile."""
-
-    silent = True
+    idle = True
 
     def activation(self, site: Site, h: Tensor) -> None:
         return None
 
 
 @contextmanager
-def reading(noise: Injection, reader: Any) -> Iterator[None]:
-    """Route the noise's sites through `reader`; compiled submodules run as they are written."""
+def reading(noise: Injection, reader: Reader) -> Iterator[None]:
+    """Give the sites' tensors to `reader` in place of the noise. Compiled submodules run as they
+    are written.
+    """
     before = noise.reader
     try:
         with silenced(noise.model), eager():
@@ -47,16 +45,14 @@ def reading(noise: Injection, reader: Any) -> Iterator[None]:
 
 @contextmanager
 def silenced(model: nn.Module) -> Iterator[None]:
-    """No noise of any injection inside, also of those that are always on; their clocks stand
-    still.
-    """
-    found = sorted(injections(model), key=lambda n: -n.handle)  # as a forward enters them
+    """No injection adds noise inside, also one that is always on, and no clock moves."""
+    noises = sorted(injections(model), key=lambda n: -n.handle)  # as a forward enters them
     with ExitStack() as others:
-        for noise in found:
+        for noise in noises:
             others.enter_context(noise.turn_of.reading())
-        before = [(n, n.reader) for n in found]
-        for noise in found:
-            noise.reader = Silent()
+        before = [(n, n.reader) for n in noises]
+        for noise in noises:
+            noise.reader = Idle()
         try:
             yield
         finally:
@@ -71,13 +67,14 @@ def injections(model: nn.Module) -> list[Injection]:
         for module in model.modules()
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
     )
-    return list({id(h.noise): h.noise for h in hooks if isinstance(h, Hook)}.values())
+    noises = [cast(Injection, hook.noise) for hook in hooks if isinstance(hook, Hook)]
+    return list({id(noise): noise for noise in noises}.values())
 
 
 @contextmanager
 def leaves(noise: Injection) -> Iterator[dict[str, Tensor]]:
-    """{site: what to differentiate by} for noisy parameters: themselves, or where frozen a
-    shadow.
+    """{site: the tensor to differentiate by} for noisy parameters. It is the parameter itself; for
+    a frozen one it is a shadow.
     """
     sites = [s for s in noise.sites.values() if s.side == "parameter"]
     frozen = [s for s in sites if not s.parameter.requires_grad]

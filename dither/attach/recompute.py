@@ -1,9 +1,9 @@
-"""How a forward that activation checkpointing recomputes finds the draws of the first time again.
+"""Activation checkpointing: a recomputed forward gets the draws of the first time.
 
-torch keeps one record per checkpointed stretch of a network, and the same record is on the Python
-stack in the forward and in the recomputation (`torch_internals.stretches`). Stamps are kept under
-it, in the order of the calls. Under a foreign checkpoint a forward is known again by a few of its
-input's numbers instead.
+torch keeps one record per checkpointed part of a network. The same record is on the Python stack in
+the forward and in the recomputation (`torch_internals.stretches`). The stamps of calls are kept
+under that record, in their order. Other implementations of checkpoints have no such record: there a
+call is recognised by a few numbers of its input.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ Stamp = tuple[int, int, int]  # (step, micro, call)
 
 
 def may_be_recomputed() -> bool:
-    """Whether something keeps autograd from saving here: checkpoints do, by no_grad or by hooks."""
+    """Whether autograd saves nothing here. Checkpoints do that by no_grad or by hooks."""
     return not torch.is_grad_enabled() or saves_elsewhere()
 
 
 def sample_of(args: tuple, kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The tensor by which a module's call is known again."""
+    """The tensor by which a call of a module is recognised."""
     return next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
 
 
 class Calls:
-    """The stamps of one stretch by place, and how many of them a backward pass has asked for."""
+    """The stamps of one checkpointed part by place, and how many a backward pass has used."""
 
     def __init__(self) -> None:
         self.stamps: defaultdict[Any, list[Stamp]] = defaultdict(list)
@@ -40,7 +40,7 @@ class Calls:
         self.task = -1
 
     def next(self, place: Any, task: int) -> Stamp | None:
-        """The stamps come in the order they were noted, from the start in each backward pass."""
+        """The next stamp, in the order of the calls. Each backward pass starts from the first."""
         if task != self.task:
             self.task, self.asked = task, defaultdict(int)
         stamps = self.stamps.get(place, ())
@@ -49,9 +49,7 @@ class Calls:
 
 
 class Ledger:
-    """Which (step, micro, call) a forward at a place belonged to. Empty where nothing is
-    checkpointed.
-    """
+    """{place: stamps of its calls}. Without checkpoints it stays empty."""
 
     def __init__(self, length: int = 256) -> None:
         self.stretches: WeakKeyDictionary[Any, Calls] = WeakKeyDictionary()
@@ -62,8 +60,8 @@ class Ledger:
         self.task = -1
 
     def note(self, place: Any, h: Tensor | None, stamp: Stamp) -> None:
-        """Keep a stamp if this forward may be recomputed; also one inside a recomputed stretch
-        (nested).
+        """Keep a stamp if this forward may be recomputed, also inside a recomputation (nested
+        checkpoints).
         """
         if not may_be_recomputed():
             return
@@ -84,8 +82,8 @@ class Ledger:
         return self._by_value(place, h, task)
 
     def _by_value(self, place: Any, h: Tensor | None, task: int) -> Stamp | None:
-        """Backward goes from the last to the first: among equal inputs the latest not yet asked for
-        is meant.
+        """A backward pass goes from the last call to the first: among equal inputs take the latest
+        stamp that is not used yet.
         """
         if task != self.task:
             self.task, self.used = task, set()
@@ -98,7 +96,7 @@ class Ledger:
 
 
 def glimpse(h: Tensor | None, n: int = 16) -> Tensor | None:
-    """A few numbers of a tensor, spread over it: enough to know it again."""
+    """A few numbers of a tensor, spread over it, by which it is recognised."""
     if h is None or h.numel() == 0:
         return None
     with torch.no_grad():
@@ -107,7 +105,7 @@ def glimpse(h: Tensor | None, n: int = 16) -> Tensor | None:
 
 
 def alike(a: Tensor | None, b: Tensor | None) -> bool:
-    """The same glimpse, bit for bit."""
+    """Whether two glimpses are equal, bit for bit."""
     if a is None or b is None:
         return a is b
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)

@@ -1,4 +1,4 @@
-"""The seeds of an injection, and its number among those that share one and a site."""
+"""The seeds of an injection, and its number among injections that share a seed and a site."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def seeds(seed: int | Sequence[int] | None) -> tuple[int, ...]:
 def ordinals(
     seeds: tuple[int, ...], others: Iterable[tuple[tuple[int, ...], tuple[int, ...]]]
 ) -> tuple[int, ...]:
-    """For each seed the first number that no other injection has with it, so that no two draw
-    alike.
+    """For each seed the first number that no other injection has with it. So no two injections have
+    the same draws.
     """
     taken = {pair for both in others for pair in zip(*both, strict=True)}
     free = (next(n for n in range(len(taken) + 1) if (s, n) not in taken) for s in seeds)

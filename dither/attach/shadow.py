@@ -1,7 +1,6 @@
-"""Shadowed parameters: for a while a module's attribute reads W + δ, the registered parameter stays
-what and where it is.
+"""Shadowed parameters: a module's attribute reads W + δ, and the registered parameter is unchanged.
 
-An attribute in a module's `__dict__` is found before its `_parameters`. So `module.weight` reads
+Python looks an attribute up in a module's `__dict__` before `_parameters`. So `module.weight` reads
 the shadow while `parameters()`, `state_dict()` and the optimiser see W.
 """
 
@@ -23,10 +22,10 @@ RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class Shadow(Tensor):
-    """W + δ, in a parameter's place. It knows whether a forward has written to it.
+    """W + δ in the place of a parameter. It knows whether a forward has written to it.
 
-    torch counts writes in a tensor's version, but not those through `.data`: these are counted
-    here. A copy or a pickle of a shadow is the parameter.
+    The version of a tensor counts writes, except those through `.data`, which are counted here. A
+    copy or a pickle of a shadow is the parameter.
     """
 
     __torch_function__ = as_plain
@@ -43,7 +42,7 @@ class Shadow(Tensor):
         return shadow
 
     def written(self) -> bool:
-        """Whether anything was written to it since it was made."""
+        """Whether a forward has written to it."""
         return any(version(alias) != before for alias, before in self.versions)
 
     @property
@@ -65,7 +64,7 @@ class Shadow(Tensor):
 
 
 def current(site: Site) -> Tensor:
-    """What the parameter reads now: W, or the shadow another injection has put there."""
+    """What the parameter reads now: W, or the shadow of another injection."""
     owner, name = site.owners[0]
     return owner.__dict__.get(name, site.parameter)
 
@@ -73,8 +72,8 @@ def current(site: Site) -> Tensor:
 def put(site: Site, value: Tensor, again: Callable[[], Tensor] | None = None) -> None:
     """Let the parameter's owners read `value`, until `take`.
 
-    again  computes the value anew. With it, what a forward writes to the parameter in place is
-           kept (`keep`); without, it is lost.
+    again  computes the value anew. With it, in-place writes of a forward to the parameter are kept
+           (`keep`); without it, they are lost.
     """
     if not torch.compiler.is_compiling():
         value = Shadow.of(value, site.parameter)
@@ -87,8 +86,8 @@ def put(site: Site, value: Tensor, again: Callable[[], Tensor] | None = None) ->
 
 
 def take(site: Site) -> None:
-    """Undo `put`: read what was there before. Does nothing where nothing was put, or another has
-    put since.
+    """Undo `put`: read what was there before. Does nothing if nothing was put, or if another
+    injection has put a shadow since.
     """
     if site.put is None:
         return
@@ -105,7 +104,7 @@ def take(site: Site) -> None:
 
 
 def clear(site: Site) -> None:
-    """Read W whatever was put there, by this injection or another (after Ctrl-C)."""
+    """Read W, whichever injection has put a shadow there (after Ctrl-C)."""
     for owner, name in site.owners:
         owner.__dict__.pop(name, None)
         _flat(owner)
@@ -113,11 +112,10 @@ def clear(site: Site) -> None:
 
 
 def keep(site: Site) -> None:
-    """What a forward has written to a shadow, such as an initialisation from the data, a clamp or
-    `max_norm`, is written to what the shadow stands for.
+    """Copy in-place writes of a forward from the shadow to W, or to the shadow below it.
 
-    That is W, or the shadow of another injection. Elements whose value has changed take the new
-    one; all others stay as they are, without δ.
+    Such writes are an initialisation from the data, a clamp or `max_norm`. Elements whose value has
+    changed take the new value. All others stay as they are, without δ.
     """
     shadow = site.put
     if site.again is None or not isinstance(shadow, Shadow) or not shadow.written():
@@ -128,12 +126,12 @@ def keep(site: Site) -> None:
         if now.shape != below.shape:
             below.data = now
         else:
-            same = (now == site.again()) | (now != now)  # nan is no number to keep
+            same = (now == site.again()) | (now != now)  # nan is not kept
             below.copy_(torch.where(same, below, now))
 
 
 def check_held(site: Site, owner: nn.Module, name: str) -> None:
-    """Raises DitherError where a module is called with another parameter than the displaced one."""
+    """Raises DitherError if a module is called with another parameter than the displaced one."""
     if site.held is not None and owner._parameters.get(name) is not site.held:
         raise DitherError(
             f"noise can't reach {site.name!r}: the forward runs {type(owner).__name__} with other "
@@ -143,10 +141,10 @@ def check_held(site: Site, owner: nn.Module, name: str) -> None:
 
 
 class Statistics:
-    """The running statistics of the BatchNorms of a model, kept from a noisy forward.
+    """The running statistics of the BatchNorms of a model: a noisy forward does not change them.
 
-    Between `put` and `take` the modules read, and write to, copies; `state_dict()` and the saved
-    graph of an earlier forward see the registered buffers, which nothing touches.
+    Between `put` and `take` the modules read and write copies. The registered buffers, which
+    `state_dict()` and the graph of an earlier forward see, stay as they are.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -161,8 +159,8 @@ class Statistics:
         self.momenta = [(m, m.momentum) for m in dict(self.buffers)]
 
     def collected(self) -> bool:
-        """Whether the statistics are being collected anew, as `torch.optim.swa_utils.update_bn`
-        does: it takes the momentum of a BatchNorm away, so that all batches count alike.
+        """Whether the statistics are being collected anew, as by `torch.optim.swa_utils.update_bn`.
+        It sets the momentum of a BatchNorm to None, so that all batches have the same weight.
         """
         return any(m.momentum is None and before is not None for m, before in self.momenta)
 
@@ -178,15 +176,15 @@ class Statistics:
                 self.shown.append((owner, name, copied))
 
     def take(self) -> None:
-        """Let them use their own again."""
-        for owner, name, copied in self.shown:  # not what another injection has put
+        """Let the modules use their own buffers again."""
+        for owner, name, copied in self.shown:  # not the copy of another injection
             if owner.__dict__.get(name) is copied:
                 del owner.__dict__[name]
         self.shown.clear()
 
 
 def _flat(owner: nn.Module) -> None:
-    """Recurrent modules read a list of their own."""
+    """Recurrent modules read their parameters from a list."""
     if isinstance(owner, nn.RNNBase):
         owner.__dict__["_flat_weights"] = [getattr(owner, n) for n in owner._flat_weights_names]
 

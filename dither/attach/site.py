@@ -1,4 +1,4 @@
-"""Sites: where in a network a noise acts, found by patterns without touching the network."""
+"""Sites: where in a network a noise acts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dither.errors import DitherError
 from dither.noise.noises import describe
+from dither.text import grid
 
 CONV = nn.modules.conv._ConvNd
 
@@ -18,9 +19,9 @@ CONV = nn.modules.conv._ConvNd
 class Site:
     """A place for noise: the input or output of a module, or a parameter.
 
-    `module` is the module (for a parameter: its first owner), `owners` all (module, attribute)
-    pairs of a parameter. `step`, `micro` and `turn` are the site's own clock where no forward of
-    the whole model sets it (compiled code).
+    `module` is the module; for a parameter it is the first owner. `owners` are all (module,
+    attribute) pairs of a parameter. `step`, `micro` and `last_hold` are the site's own clock. It
+    counts where no forward of the whole model does, and compiled code reads it.
     """
 
     name: str
@@ -32,8 +33,8 @@ class Site:
     seen: tuple[int, ...] | None = None  # shape at the last call
     step: int = 0
     micro: int = 0
-    turn: int = 0
-    put: Tensor | None = None  # the shadow of a parameter, and what was under it
+    last_hold: int = 0
+    put: Tensor | None = None  # the shadow of a parameter
     under: list[Any] = field(default_factory=list)
     again: Callable[[], Tensor] | None = None  # computes the shadow's value anew
     held: Tensor | None = None  # the parameter itself, while it is displaced or read
@@ -45,31 +46,32 @@ class Site:
     def parameter(self) -> Tensor:
         """The parameter as the model holds it now (it may have been moved since).
 
-        Raises DitherError where it is there no more, or sharded.
+        Raises DitherError if it is no longer there, or if it is sharded.
         """
         module, name = self.owners[0]
-        held: Any = module._parameters  # of TorchScript: a mapping without `get`
-        found = held[name] if name in held.keys() else None  # noqa: SIM118
-        if found is None:
+        held: Any = module._parameters  # TorchScript has a mapping without `get`
+        parameter = held[name] if name in held.keys() else None  # noqa: SIM118
+        if parameter is None:
             raise DitherError(
-                f"what is noisy at {self.name!r} is no longer in the model: the parameter was "
-                "replaced, pruned or parametrised after inject; call remove() and inject again"
+                f"the noisy parameter {self.name!r} is no longer in the model: it was replaced, "
+                "pruned or parametrised after inject; call remove() and inject again"
             )
-        if type(found).__name__ == "DTensor":
+        if type(parameter).__name__ == "DTensor":
             raise DitherError(
                 f"weight noise can't reach {self.name!r}: it is a DTensor, sharded over ranks; use "
                 "DistributedDataParallel, or inject before sharding and train unsharded"
             )
-        return found
+        return parameter
 
     def let_go(self) -> None:
-        """Nothing is in the parameter's place any more."""
+        """Forget the shadow."""
         self.put, self.under, self.again, self.held = None, [], None, None
 
 
 class Sites(dict[str, Site]):
-    """Site name → Site, in the order of the model; prints as a table. `skipped`: name → why it is
-    no site.
+    """Site name → Site, in the order of the model. It prints as a table.
+
+    skipped: {module name: why it is no site}.
     """
 
     def __init__(self, sites: list[Site], skipped: dict[str, str]) -> None:
@@ -80,10 +82,7 @@ class Sites(dict[str, Site]):
         rows = [("site", "of", "noise", "shape")]
         for site in self.values():
             rows.append((site.name, type(site.module).__name__, describe(site.noise), _shape(site)))
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = [
-            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
-        ]
+        lines = grid(rows)
         lines += [f"not a site: {name}: {why}" for name, why in self.skipped.items()]
         return "\n".join(lines)
 
@@ -99,14 +98,14 @@ def _shape(site: Site) -> str:
 
 
 def label(name: str) -> str:
-    """A site's name as the name of its Node's vectors, which may hold no dot."""
+    """The name of a Node's vectors: the site's name without dots, which torch forbids."""
     return name.replace(".", "/")
 
 
-def groups(sites: Mapping[str, Site], by: str) -> list[set[str]]:
-    """The M tensors, or layers, among which `draw` shares σ."""
-    groups: dict[object, set[str]] = {}
+def groups(sites: Mapping[str, Site], by: str) -> tuple[frozenset[str], ...]:
+    """The names of the M tensors, or of the tensors of the M layers, that share σ."""
+    names: dict[object, set[str]] = {}
     for name, site in sites.items():
         if site.side == "parameter":
-            groups.setdefault(name if by == "tensor" else id(site.module), set()).add(name)
-    return list(groups.values())
+            names.setdefault(name if by == "tensor" else id(site.module), set()).add(name)
+    return tuple(map(frozenset, names.values()))

@@ -1,4 +1,4 @@
-"""Several threads and one noisy model: one forward at a time."""
+"""Threads that call one noisy model take turns: one forward at a time."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from torch import nn
 
 from dither.torch_internals import calls
 
-PAUSE = 0.05  # seconds between two looks at a thread that is waited for
+PAUSE = 0.05  # seconds between two checks of the thread that has the lock
 
 
 class OneAtATime:
-    """A lock on the forwards of one model. A thread waits while another runs one, and enters its
-    own again and again.
+    """A reentrant lock on the forwards of one model.
 
-    A parameter's shadow is an attribute of the model, which all threads read: two forwards at once
-    would mix their draws. Ctrl-C runs no hook, so a forward that it ended never releases the lock:
-    a waiting thread takes the lock over once the model is on the owner's stack no more.
+    All threads read a parameter's shadow from the model: two forwards at once would mix their
+    draws. Ctrl-C runs no hook, so a forward that it ends never releases the lock. A waiting thread
+    takes the lock over when the model is no longer on the owner's stack.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.changed = threading.Condition()
         self.owner: int | None = None
-        self.forwards = self.readings = 0  # of the owner, one inside the other
+        self.forwards = self.readings = 0  # of the owner, nested
 
     def enter(self) -> None:
         """A forward begins."""
@@ -36,7 +35,7 @@ class OneAtATime:
             self.forwards += 1
 
     def leave(self) -> None:
-        """It ends. Does nothing for a forward that never began."""
+        """A forward ends. Does nothing if it never began."""
         with self.changed:
             if self.owner == threading.get_ident():
                 self.forwards = max(self.forwards - 1, 0)
@@ -44,7 +43,7 @@ class OneAtATime:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """No forward of another thread inside."""
+        """No other thread runs a forward inside."""
         with self.changed:
             self._take()
             self.readings += 1

@@ -1,3 +1,3 @@
-"""Callbacks for others' training loops. They attach the noise, let its step be the optimiser's, and
-remove it.
+"""Callbacks for Lightning and Transformers. They attach the noise, keep its step equal to the
+optimiser's, save it with checkpoints, and remove it.
 """

@@ -1,4 +1,4 @@
-"""What both callbacks do: the noise of one training, whose step is the number of `hold`s so far."""
+"""The common part of the callbacks: the noise of one training, whose steps are `hold` blocks."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Attached:
     def __init__(self, what: Any, **how: Any) -> None:
         self.what, self.how = what, how
         self.noise: Injection | None = None
-        self.steps = 0  # that are over
+        self.steps = 0  # complete steps
         self._held = ExitStack()
-        self._state: dict[str, Any] | None = None  # of a checkpoint, until there is a model
+        self._state: dict[str, Any] | None = None  # of a checkpoint, until a model is attached
 
     @property
     def waiting(self) -> bool:
@@ -29,7 +29,7 @@ class Attached:
         return self._state is not None
 
     def attach(self, model: nn.Module) -> Injection:
-        """Put the noise on the model, in place of that of an earlier training."""
+        """Put the noise on the model. The noise of an earlier training is removed first."""
         self.detach()
         self.noise, self.steps = inject(model, self.what, **self.how), 0
         if self._state is not None:
@@ -37,7 +37,9 @@ class Attached:
         return self.noise
 
     def detach(self) -> None:
-        """Take it off, also amid a step, which does not count then; harmless when called twice."""
+        """Take the noise off. A step that is not complete does not count. A second call does
+        nothing.
+        """
         self._held.close()
         if self.noise is not None:
             self.noise.remove()
@@ -47,7 +49,7 @@ class Attached:
         return iter(()) if self.noise is None else self.noise.parameters()
 
     def teach(self, optimisers: Iterable[Optimizer]) -> None:
-        """Give Nodes' vectors to the first optimiser, unless one of them has them already."""
+        """Give Nodes' vectors to the first optimiser, unless an optimiser has them already."""
         groups = [group for optimiser in optimisers for group in optimiser.param_groups]
         known = {id(p) for group in groups for p in group["params"]}
         new = [p for p in self.parameters() if id(p) not in known]
@@ -59,15 +61,15 @@ class Attached:
             groups[0]["params"].extend(new)
 
     def hold(self) -> None:
-        """A step begins, unless one is under way: all forwards until `release` are one step of the
-        noise, and what forwards there were between the two (evaluation) moved no clock.
+        """Begin a step, unless one has begun. All forwards until `release` are one step of the
+        noise. Forwards between `release` and the next `hold` (evaluation) do not count.
         """
         if self.noise is not None and not self.noise.held:
             self.noise.step = self.steps
             self._held.enter_context(self.noise.hold())
 
     def release(self) -> None:
-        """It is over."""
+        """End the step."""
         if self.noise is not None and self.noise.held:
             self.steps += 1
         self._held.close()
@@ -81,7 +83,7 @@ class Attached:
         return self.noise.state_dict()
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`, now or as soon as there is a model."""
+        """The inverse of `state`, now or as soon as a model is attached."""
         if self.noise is None or self.noise.removed:
             self._state = state
             return

@@ -3,7 +3,7 @@
     from dither.integrations.lightning import Noise
     Trainer(callbacks=[Noise(dither.Weight(0.05), draw="cycle")], accumulate_grad_batches=4)
 
-It counts the optimiser's steps, and is saved with Lightning's checkpoints.
+It counts the steps of the optimiser, and Lightning's checkpoints hold its state.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from dither.integrations.attached import Attached
 
 
 class Noise(Callback):
-    """Noise on a LightningModule for the time of a fit. A step of the noise is what ends with a
-    step of an optimiser: all batches that are accumulated for it share its draw of weights and σ.
+    """Noise on a LightningModule for the time of a fit. A step of the noise ends with a step of an
+    optimiser: all batches that are accumulated for it share the draw of the weights and σ.
 
     what, how  as in `dither.inject`.
     module     the name of the submodule that gets it, "" for the LightningModule itself; patterns
                and sites are named from there.
     name       tells several such callbacks of one Trainer apart.
 
-    The noise is attached to the model that has been moved and cast, and removed after the fit or
-    an exception; a second fit goes on with it. Checkpoints hold seed, clock and Nodes' vectors,
-    which are given to the first optimiser. `noise` is the Injection, once a fit has begun. Under
-    manual optimisation a batch in which several optimisers step is one step of the noise.
+    The noise is attached after the model is moved and cast, and removed after the fit or an
+    exception. A second fit continues it. Checkpoints hold seed, clock and Nodes' vectors; the first
+    optimiser trains the vectors. `noise` is the Injection, once a fit has begun. Under manual
+    optimisation, a batch in which several optimisers step is one step of the noise.
     """
 
     def __init__(self, what: Any, *, module: str = "", name: str = "", **how: Any) -> None:

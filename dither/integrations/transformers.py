@@ -3,7 +3,7 @@
     from dither.integrations.transformers import Noise
     Trainer(model, args, train_dataset=…, callbacks=[Noise(dither.Additive(0.1), seed=0)])
 
-It counts the optimiser's steps, and is saved with the Trainer's checkpoints.
+It counts the steps of the optimiser, and the Trainer's checkpoints hold its state.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from dither.integrations.attached import Attached
 
 
 class Noise(TrainerCallback):
-    """Noise on a Trainer's model for the time of a training; a step is one of its optimiser: all
-    batches that are accumulated for it share its draw of weights and its σ.
+    """Noise on a Trainer's model for the time of a training. A step of the noise is a step of the
+    optimiser: all batches that are accumulated for it share the draw of the weights and σ.
 
     what, how  as in `dither.inject`.
     name       tells several such callbacks of one Trainer apart.
-    resume     the checkpoint's folder, where a training goes on from one outside `output_dir`.
+    resume     the folder of the checkpoint to continue from, if it is outside `output_dir`.
 
-    Nodes' vectors have an optimiser of the Trainer's kind at its rate, without weight decay; their
-    gradients are not clipped. Seed, clock and vectors are saved in each checkpoint's folder. A
-    training that ends by an exception tells no callback: call `remove` then. `noise` is the
-    Injection, once a training has begun. Raises DitherError for several GPUs in one process, for
-    Nodes in fp16 (whose gradients the Trainer scales; bf16 does not), and where a training goes on
-    without a file of the noise it began with.
+    An optimiser of the Trainer's kind trains Nodes' vectors, at its rate and without weight decay.
+    Their gradients are not clipped. Each checkpoint's folder holds seed, clock and vectors. The
+    Trainer calls no callback after an exception: call `remove` then. `noise` is the Injection, once
+    a training has begun. Raises DitherError for several GPUs in one process, for Nodes in fp16 (the
+    Trainer scales their gradients; in bf16 it does not), and for a training that continues without
+    the file of its noise.
     """
 
     def __init__(self, what: Any, *, name: str = "", resume: str | None = None, **how: Any) -> None:
@@ -49,7 +49,7 @@ class Noise(TrainerCallback):
 
     @property
     def file(self) -> str:
-        """In a checkpoint's folder."""
+        """The name of the noise's file in a checkpoint's folder."""
         return f"dither-{self.name}.pt" if self.name else "dither.pt"
 
     def remove(self) -> None:
@@ -60,7 +60,7 @@ class Noise(TrainerCallback):
         if getattr(args, "n_gpu", 1) > 1:
             raise DitherError(
                 "noise can't reach the replicas that the Trainer makes on several GPUs of one "
-                "process: launch a process for each (torchrun), or show it one GPU"
+                "process: start one process per GPU (torchrun), or make one GPU visible"
             )
         with ExitStack() as undo:
             undo.callback(self.attached.detach)
@@ -74,7 +74,7 @@ class Noise(TrainerCallback):
         if vectors and args.fp16:
             raise DitherError(
                 "noise with trained vectors (Node) and fp16=True: the Trainer scales the loss and "
-                "their gradients with it; take bf16=True"
+                "their gradients with it; use bf16=True"
             )
         if vectors and self.theirs is not None:
             self.optimiser = alike(self.theirs, vectors)
@@ -84,13 +84,13 @@ class Noise(TrainerCallback):
         saved = (Path(folder) if isinstance(folder, str) else _folder(args, state)) / self.file
         if not saved.exists():
             raise DitherError(
-                f"the training goes on at step {state.global_step}, and there is no {saved} with "
-                "the noise it began with: pass the checkpoint's folder, Noise(…, resume=folder)"
+                f"the training continues at step {state.global_step}, and the file of its noise, "
+                f"{saved}, is missing: pass the checkpoint's folder, Noise(…, resume=folder)"
             )
-        found = torch.load(saved, weights_only=True)
-        self.attached.restore(found["noise"])
-        if self.optimiser is not None and found["optimiser"] is not None:
-            self.optimiser.load_state_dict(found["optimiser"])
+        checkpoint = torch.load(saved, weights_only=True)
+        self.attached.restore(checkpoint["noise"])
+        if self.optimiser is not None and checkpoint["optimiser"] is not None:
+            self.optimiser.load_state_dict(checkpoint["optimiser"])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **of: Any) -> None:
         self.attached.hold()
@@ -116,7 +116,7 @@ class Noise(TrainerCallback):
 
 def alike(optimiser: Any, parameters: list[nn.Parameter]) -> Optimizer:
     """An optimiser of the same kind and settings for other parameters, without weight decay."""
-    theirs = getattr(optimiser, "optimizer", optimiser)  # as accelerate wraps it
+    theirs = getattr(optimiser, "optimizer", optimiser)  # accelerate wraps optimisers
     known = inspect.signature(type(theirs)).parameters
     group = theirs.param_groups[0]
     how = {k: v for k, v in {**theirs.defaults, **group}.items() if k in known and k != "params"}

@@ -1,6 +1,6 @@
-"""The laboratory: experiments as data, and what a figure's module is written with.
+"""The laboratory: experiments as data, and the names that a figure's module uses.
 
-Names are imported when they are first asked for: to list figures, nobody waits for torch.
+A name is imported when it is first used, so that a list of figures does not import torch.
 """
 
 import importlib

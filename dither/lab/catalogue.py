@@ -1,7 +1,6 @@
-"""Which figures there are, by name: "levi2022/fig3" is the module dither.papers.levi2022.fig3.
+"""The figures by name: "levi2022/fig3" is the module dither.papers.levi2022.fig3.
 
-Names and docstrings are read from the files without importing them (nor torch); only `find`
-imports.
+Names and docstrings are read from the files, without an import. Only `find` imports.
 """
 
 import ast
@@ -26,19 +25,19 @@ PAPERS = "dither.papers"
 
 def names() -> list[str]:
     """All figures, in reading order: the modules of a paper's package that define `figure`."""
-    found = (
+    figures = (
         f"{paper}/{file.stem}"
         for paper in _papers()
         for folder in _path(f"{PAPERS}.{paper}")
         for file in Path(folder).glob("*.py")
         if not file.name.startswith("_") and _defines_figure(file, file.stat().st_mtime_ns)
     )
-    return sorted(found, key=lambda name: (name.startswith("beyond/"), _reading_order(name)))
+    return sorted(figures, key=lambda name: (name.startswith("beyond/"), _reading_order(name)))
 
 
 def find(name: str) -> Figure:
-    """The figure of that name. Raises with near names if there is none, and with the reason if it
-    can't be imported.
+    """The figure of that name. Raises DitherError with near names if there is none, and with the
+    reason if it can't be imported.
     """
     if name not in names():
         raise DitherError(_unknown(name))
@@ -57,8 +56,8 @@ def find(name: str) -> Figure:
 
 
 def match(patterns: Sequence[str]) -> list[str]:
-    """Names for 'levi2022/fig3', 'levi2022' (the whole paper) and globs such as '*/fig1*'; no
-    patterns: all of them.
+    """The names that patterns give: 'levi2022/fig3', 'levi2022' (the whole paper), or globs such as
+    '*/fig1*'. Without patterns, all names.
     """
     known = names()
     chosen = []
@@ -92,7 +91,7 @@ def paper(name: str) -> str:
 
 
 def originals(paper: str) -> tuple[Original, ...]:
-    """The paper's own claims, of its `claims.py`; none where it has no such file."""
+    """The paper's own claims, from its `claims.py`; () if it has no such file."""
     name = f"{PAPERS}.{paper}.claims"
     if paper not in _papers() or importlib.util.find_spec(name) is None:
         return ()
@@ -101,7 +100,7 @@ def originals(paper: str) -> tuple[Original, ...]:
 
 @cache
 def _defines_figure(file: Path, changed: int) -> bool:
-    """Of a file as it was when it was changed last: each is read once."""
+    """Whether a file defines `figure`. It is read once, and again after a change."""
     return bool(re.search(r"^figure\b[^=\n]*=", file.read_text(encoding="utf-8"), re.M))
 
 
@@ -124,7 +123,7 @@ def _source(name: str) -> str:
 
 
 def _reading_order(name: str) -> tuple[str, bool, list[tuple[str, int]]]:
-    """By paper; its numbered figures first; numbers as numbers."""
+    """Sort by paper, numbered figures first, numbers by their value."""
     paper, _, own = name.partition("/")
     return (
         paper,
@@ -140,7 +139,7 @@ def _reading_order(name: str) -> tuple[str, bool, list[tuple[str, int]]]:
 def _unknown(name: str) -> str:
     known = names()
     if not known:
-        return f"no figure is called {name!r}: there is none at all in {PAPERS}"
+        return f"no figure is called {name!r}: {PAPERS} has no figures"
     papers = list(dict.fromkeys(n.split("/")[0] for n in known))
     tails = {n.split("/")[1]: n for n in reversed(known)}
     near = [*difflib.get_close_matches(name, known + papers, n=3, cutoff=0.5)]

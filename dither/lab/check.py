@@ -1,4 +1,4 @@
-"""Are the results in a folder as they were sealed? Those that are not are computed again."""
+"""Compare the results in a folder with their checksums, and compute damaged ones again."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,15 +10,16 @@ from dither.lab import catalogue, reproduce
 from dither.lab.runs.jobs import Job
 from dither.lab.runs.screen import Quiet, Screen
 from dither.lab.runs.store import FILES, OtherFormat, Store
-from dither.lab.runs.workers import Here, Processes
+from dither.lab.runs.workers import InProcess, Processes
 
 
 @dataclass
-class Found:
-    """What a look through a folder of results gave.
+class Report:
+    """The condition of a folder of results.
 
+    whole       how many results are whole
+    unsealed    how many of them have no checksums, since an earlier version wrote them
     damaged     {folder of a result: what is wrong with it}
-    unsealed    how many whole results have no checksums: an earlier version wrote them
     """
 
     whole: int = 0
@@ -32,26 +33,26 @@ class Found:
         return f"{said}; {len(self.damaged)} damaged"
 
 
-def check(store: Store) -> Found:
+def check(store: Store) -> Report:
     """Read every result of a store. Raises DitherError if there is none, or if another version of
     dither wrote one.
     """
     if not (store.root / "runs").is_dir():
         raise DitherError(f"there are no results in {store.root}: `dither reproduce` makes some")
-    found = Found()
+    report = Report()
     for folder in sorted(store.root.glob("runs/*/*/")):
-        if folder.name.startswith("."):  # a writer's, or a run's under way
+        if folder.name.startswith("."):  # it belongs to a writer or to a running run
             continue
         try:
             sums = _read(store, folder)
         except OtherFormat:
             raise
         except DitherError as error:
-            found.damaged[folder] = str(error)
+            report.damaged[folder] = str(error)
         else:
-            found.whole += 1
-            found.unsealed += not sums
-    return found
+            report.whole += 1
+            report.unsealed += not sums
+    return report
 
 
 def _read(store: Store, folder: Path) -> bool:
@@ -69,9 +70,10 @@ def _read(store: Store, folder: Path) -> bool:
 def repair(
     store: Store, damaged: dict[Path, str], jobs: int = 1, screen: Screen | None = None
 ) -> list[str]:
-    """Compute the damaged results anew, each replaced once the new one is there.
+    """Compute the damaged results again. A result is replaced when the new one is there.
 
-    Sentences about those that could not be: no figure has the run any more, or it failed.
+    Returns a sentence for each result that could not be computed: no figure has the run any more,
+    or it failed.
     """
     session = reproduce.Session(store, screen or Quiet(), again=True)
     known, plan, said = dict(_runs()), [], []
@@ -86,7 +88,7 @@ def repair(
         return said
     store.prepare()
     width = min(jobs, len(plan))
-    workers = Processes(width) if width > 1 else Here()
+    workers = Processes(width) if width > 1 else InProcess()
     session.screen.begin(len(plan))
     try:
         with contextlib.closing(workers.outcomes(plan, session.screen)) as outcomes:
@@ -100,7 +102,7 @@ def repair(
 def _runs() -> Iterator[tuple[str, Job]]:
     """Every run of every figure at every scale: (its key, a job without seeds)."""
     for name in catalogue.names():
-        with contextlib.suppress(DitherError):  # a figure that can't be imported hides no other
+        with contextlib.suppress(DitherError):  # it can't be imported; the others can
             figure = catalogue.find(name)
             for scale in figure.scales:
                 for label, run in figure.at(scale).items():

@@ -1,7 +1,7 @@
-"""The command line. Exit 0: ran; 1: could not, with a sentence on stderr; 2: --strict and a claim
-failed; 130: stopped.
+"""The command line. Exit codes: 0, it ran; 1, it could not run, with a sentence on stderr; 2, a
+claim failed with --strict; 130, it was stopped.
 
-Imports happen inside the commands: `dither --help` costs no torch and no polars.
+The commands import what they need, so that `dither --help` imports neither torch nor polars.
 """
 
 import inspect
@@ -17,8 +17,8 @@ from dither.errors import DitherError
 
 
 class Sentences(typer.core.TyperGroup):
-    """A group of commands whose errors are one sentence on stderr and exit 1, typer's own (a wrong
-    option) included.
+    """A group of commands. Each error, also typer's for a wrong option, is one sentence on stderr
+    and exit code 1.
     """
 
     def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
@@ -220,7 +220,7 @@ def compare(
 
 
 def _run_file(file: str) -> dict[str, Any]:
-    """What a user's file defines; its own mistakes are told with file and line."""
+    """The names that a user's file defines. An error in it is reported with file and line."""
     import runpy
     import traceback
     from pathlib import Path
@@ -272,19 +272,19 @@ def check(
 
     console, store = _console(), Store(folder)
     say = console.print
-    found = checking.check(store)
-    for sentence in found.damaged.values():
+    report = checking.check(store)
+    for sentence in report.damaged.values():
         say(sentence, highlight=False, markup=False, soft_wrap=True)
-    say(str(found), highlight=False, markup=False, soft_wrap=True)
-    if not found.damaged:
+    say(str(report), highlight=False, markup=False, soft_wrap=True)
+    if not report.damaged:
         return
     if not repair:
         raise DitherError(
-            f"{len(found.damaged)} damaged: `dither check {folder} --repair` computes them again"
+            f"{len(report.damaged)} damaged: `dither check {folder} --repair` computes them again"
         )
     screen = Bars(console) if console.is_terminal else Lines(console)
     with heard():
-        left = checking.repair(store, found.damaged, jobs, screen)
+        left = checking.repair(store, report.damaged, jobs, screen)
     for sentence in left:
         say(sentence, highlight=False, markup=False, soft_wrap=True)
     if left:
@@ -340,7 +340,7 @@ def _console() -> Console:
 
 
 def _usage(error: Any, path: str) -> str:
-    """What typer says about a wrong call of the command at that path, with where to look."""
+    """Typer's sentence about a wrong call of the command at a path, and where to find help."""
     said = error.format_message().strip().rstrip(".")
     return f"{said[:1].lower()}{said[1:]}; `{path} --help` shows what there is"
 

@@ -1,12 +1,11 @@
-"""Experiments as data: Run and Task (what is computed), Claim (what it should show), Figure (a
-function to both).
+"""Experiments as data: Run and Task (the computation), Claim (what it should show), and Figure,
+which has both.
 
-A figure's module reads as the paper's: a docstring (title, setting, source), `runs`, `plot`, and
+A figure's module has a docstring (title, setting, source), `runs`, `plot`, and
 
     figure = Figure(runs, plot, smoke=…, quick=…, paper=…, claims=[Claim("L5", "…", check)])
 
-Nothing here imports torch; a figure's module may, so listing figures costs what their modules
-import.
+Nothing here imports torch. A figure's module may import it.
 """
 
 import re
@@ -27,22 +26,22 @@ __all__ = [
 ]  # fmt: skip
 
 SCALES = ("smoke", "quick", "decisive", "paper")  # seconds; minutes; hours; what the paper did
-SEEDS = 5  # at a scale for which a figure names no number: a claim is not judged on fewer
+SEEDS = 5  # the default number; a claim is not judged on fewer
 OBJECTIVES = ("noise", "explicit", "sampled")
 PRECISIONS = ("float32", "bf16", "double")
-NARROW = 64  # units; up to here many seeds run faster as one program than as processes
+NARROW = 64  # units; up to this width many seeds run faster as one program than as processes
 Rows = list[tuple[float, str, float]]  # (step, quantity, value)
 Verdict = tuple[bool | None, Mapping[str, Any]]
 
 
 class Progress(Protocol):
-    """What a run reports to: `done` of `total` steps (or epochs, or draws) are over."""
+    """A run reports its progress: `done` of `total` steps (or epochs, or draws) are complete."""
 
     def update(self, done: float, total: float) -> None: ...
 
 
 class Silent:
-    """A progress nobody looks at."""
+    """A progress that ignores all reports."""
 
     def update(self, done: float, total: float) -> None:
         pass
@@ -50,15 +49,19 @@ class Silent:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training run, all that it depends on but the seed.
+    """One training run: all that it depends on, except the seed.
 
-    objective: "noise" trains with the noise on; "explicit" on loss + exact R, noise off; "sampled"
-    on loss + one-sample R. batch None is the full batch; exactly one of epochs and steps; stop is a
-    training accuracy (noise off, once an epoch). The order in `watch` is part of the identity.
-    statistics: "update" or "keep", what noisy forwards do to BatchNorm's (`inject`).
-    precision: "float32"; "bf16", where forward and loss of a training step run under autocast, with
-    float32 weights and float32 looks; or "double", where all is float64 and noise is drawn anew.
-    "bf16" pays on processors with bf16 arithmetic (AMX, AVX512-BF16); on others it is much slower.
+    objective    "noise": train with the noise on; "explicit": on loss + exact R, with the noise
+                 off; "sampled": on loss + R from one sample
+    batch        None: the full batch
+    epochs, steps  exactly one of them
+    stop         a training accuracy at which the run stops (noise off, checked once per epoch)
+    watch        what is measured on the way; their order is part of the identity
+    statistics   what noisy forwards do to BatchNorm's: "update" or "keep" (`inject`)
+    precision    "float32"; "bf16": forward and loss of a training step run under autocast, weights
+                 and watches stay in float32; "double": all is float64, and the draws are others.
+                 "bf16" is faster on processors with bf16 arithmetic (AMX, AVX512-BF16) and much
+                 slower on others
     """
 
     data: Any
@@ -103,18 +106,18 @@ class Run:
 
     @property
     def stacked(self) -> bool:
-        """Whether many seeds run as one program: the model can, and is narrow enough to gain."""
+        """Whether many seeds run as one program: the model must support it and be narrow."""
         widths = getattr(self.model, "widths", ())
         return hasattr(self.model, "build_stacked") and max(widths[1:], default=0) <= NARROW
 
 
 @dataclass(frozen=True)
 class Task:
-    """Anything that is not a training run: f(seed, progress, **kwargs) → iterable of (step,
+    """A computation that is no training run: f(seed, progress, **kwargs) → iterable of (step,
     quantity, value).
 
-    function is "package.module:name", so that a worker can import it. The code is no part of the
-    identity: when it changes its results, run with `--again`.
+    `function` is "package.module:name", so that a worker can import it. The code is not part of the
+    identity: if a change of it changes the results, run with `--again`.
     """
 
     function: str
@@ -148,12 +151,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper that may turn out false.
+    """A statement of the paper that may be false.
 
-    check(table) → (holds, {name: number}): True, False, or None where this scale can't judge it
-    (say "why" among the numbers). A number may be a float, an Estimate, a pair (mean, spread), an
-    array [S] of one value per seed, shown as mean ± sd, a `rule.Finding`, shown with its interval,
-    or another array, whose values are shown. counts: False for a claim that cannot fail.
+    check(table) → (holds, {name: number}). holds is True, False, or None if this scale can't judge
+    the claim; then "why" among the numbers gives the reason. A number may be a float, an Estimate,
+    a pair (mean, spread), an array [S] of one value per seed (shown as mean ± sd), a `rule.Finding`
+    (shown with its interval), or another array, whose values are shown. counts: False for a claim
+    that can't fail.
     """
 
     id: str
@@ -164,17 +168,17 @@ class Claim:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: runs(**what the scale affords) → {label: Run | Task}; plot(table) → a matplotlib
+    """A figure: runs(**arguments of a scale) → {label: Run | Task}; plot(table) → a matplotlib
     figure; claims.
 
     smoke, quick, paper   the keyword arguments of `runs` at each scale
-    decisive              those of the smallest runs that can decide the claims; None: the figure
-                          has no such scale
-    seeds                 how many at each scale
-    departures            what differs from the paper; "quick: …" is shown at that scale only
-    needs                 data sets; the figure is "not run: data absent" without them
-    cost                  minutes on one core at each scale, roughly; the cheapest figures run
-                          first, those that don't say last
+    decisive              the arguments for the smallest runs that can decide the claims; None: the
+                          figure has no such scale
+    seeds                 the number of seeds at each scale
+    departures            differences from the paper; "quick: …" is shown at that scale only
+    needs                 data sets; without them the figure is "not run: data absent"
+    cost                  rough minutes on one core at each scale; the cheapest figures run first,
+                          figures without a cost last
     """
 
     runs: Callable[..., Mapping[str, Run | Task]]
@@ -201,11 +205,11 @@ class Figure:
 
     @property
     def scales(self) -> tuple[str, ...]:
-        """Those that the figure has."""
+        """The scales that the figure has."""
         return tuple(scale for scale in SCALES if getattr(self, scale) is not None)
 
     def seeds_at(self, scale: str) -> int:
-        """How many seeds it takes at a scale."""
+        """The number of seeds at a scale."""
         return self.seeds.get(scale, SEEDS)
 
     def at(self, scale: str) -> dict[str, Run | Task]:

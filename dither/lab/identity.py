@@ -1,11 +1,11 @@
-"""What an experiment says, as canonical JSON, and the hash of it.
+"""An experiment as canonical JSON, and its hash.
 
     key = sha256(JSON of class names and fields, sorted)[:16]
 
-Two experiments are the same exactly if they say the same: the order of fields and how a number is
-spelt (1 or 1.0) don't count, nor do fields declared with `field(compare=False)`. A field that came
-later, `field(default=…, metadata=LATER)`, is said only where it differs from its default: what was
-said before means the same. Classes of dither go by their name, all others by module and name. No
+Two experiments are the same if their JSON is. The order of fields and the form of a number (1 or
+1.0) don't count, nor do fields declared with `field(compare=False)`. A field that was
+added later, `field(default=…, metadata=LATER)`, counts only if it differs from its default: so old
+identities stay the same. Classes of dither go by their name, all others by module and name. No
 torch here: an experiment can be listed and hashed without it.
 """
 
@@ -23,8 +23,8 @@ LATER = {"later": True}
 
 
 def key(thing: object) -> str:
-    """Sixteen hexadecimal digits (64 bits) that name what the thing says. Raises for what has no
-    lasting identity.
+    """Sixteen hexadecimal digits (64 bits) that identify an experiment. Raises DitherError for an
+    object without a lasting identity.
     """
     text = json.dumps(canonical(thing), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -38,7 +38,7 @@ def canonical(thing: object, where: str = "") -> object:
     if thing is None or isinstance(thing, bool):
         return thing
     if isinstance(thing, enum.Enum):
-        return {"is": spelt(type(thing)), "member": thing.name}
+        return {"is": class_name(type(thing)), "member": thing.name}
     if isinstance(thing, str):
         return str(thing)
     if isinstance(thing, numbers.Real):
@@ -53,7 +53,7 @@ def canonical(thing: object, where: str = "") -> object:
             for f in fields(thing)
             if f.compare and not (f.metadata.get("later") and getattr(thing, f.name) == f.default)
         }
-        return {"is": spelt(type(thing)), **said}
+        return {"is": class_name(type(thing)), **said}
     if isinstance(thing, type) or inspect.isfunction(thing):
         return {"is": "name", "name": _importable(thing, where)}
     raise DitherError(
@@ -62,8 +62,8 @@ def canonical(thing: object, where: str = "") -> object:
     )
 
 
-def spelt(cls: type) -> str:
-    """A class's name: bare for dither's own, with its module for a paper's or anybody else's."""
+def class_name(cls: type) -> str:
+    """The name of a class; with its module if it is a paper's or a user's, not dither's."""
     own = cls.__module__.startswith("dither.") and not cls.__module__.startswith("dither.papers.")
     return cls.__qualname__ if own else f"{cls.__module__}:{cls.__qualname__}"
 

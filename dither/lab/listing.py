@@ -1,5 +1,5 @@
-"""What `dither list` and `dither show` print: figures, their cost, their claims and what came of
-them.
+"""The output of `dither list` and `dither show`: figures, their cost, their claims and the
+verdicts.
 """
 
 import re
@@ -22,7 +22,9 @@ from dither.lab.wording import duration
 
 
 def figures(names: Sequence[str], console: Console) -> None:
-    """Two lines each: name, number of claims, cost on one core at each scale, data; the title."""
+    """Two lines per figure: name, number of claims, cost on one core at each scale, data; the
+    title.
+    """
     wide = max(map(len, names), default=0)
     say = partial(console.print, highlight=False, soft_wrap=True)
     scales = "".join(f"{scale:>9}" for scale in SCALES)
@@ -41,27 +43,27 @@ def figures(names: Sequence[str], console: Console) -> None:
 
 
 def figure(name: str, out: str, console: Console) -> None:
-    """Its text, its runs at each scale, its claims with what came of them, its departures."""
-    found, store = catalogue.find(name), Store(out)
+    """One figure: its text, its runs at each scale, its claims with verdicts, its departures."""
+    chosen, store = catalogue.find(name), Store(out)
     say = partial(console.print, highlight=False, markup=False)
-    say(f"{name}\n\n{_unwrapped(found.doc)}\n")
-    for scale in found.scales:
-        runs, seeds = found.at(scale), range(found.seeds_at(scale))
+    say(f"{name}\n\n{_unwrapped(chosen.doc)}\n")
+    for scale in chosen.scales:
+        runs, seeds = chosen.at(scale), range(chosen.seeds_at(scale))
         there = sum(store.has(run, seed) for run in runs.values() for seed in seeds)
-        said = ", ".join(f"{k} = {v!r}" for k, v in getattr(found, scale).items()) or "no settings"
-        cost = f", about {cost} on one core" if (cost := _cost(found, scale)) else ""
+        said = ", ".join(f"{k} = {v!r}" for k, v in getattr(chosen, scale).items()) or "no settings"
+        cost = f", about {cost} on one core" if (cost := _cost(chosen, scale)) else ""
         of = f"{there} of {len(runs) * len(seeds)} there"
         say(f"{scale}: {len(runs)} runs × {len(seeds)} seeds, {of}{cost} ({said})")
-    say(f"\nruns: {' · '.join(found.at('paper'))}\n")
-    for line in _claims(found, store.root / "figures" / name):
+    say(f"\nruns: {' · '.join(chosen.at('paper'))}\n")
+    for line in _claims(chosen, store.root / "figures" / name):
         say(line)
-    if found.departures:
+    if chosen.departures:
         say("departures from the paper:")
-    for departure in found.departures:
+    for departure in chosen.departures:
         console.print(_hung("- ", departure), highlight=False)
 
 
-def _claims(found: Figure, folder: Path) -> Iterator[str | Grid]:
+def _claims(chosen: Figure, folder: Path) -> Iterator[str | Grid]:
     """Every claim, with the verdict and the numbers of the last result in the folder, if any."""
     about, entries = report.judged(folder) if (folder / "figure.json").is_file() else ({}, [])
     judged = {entry["id"]: entry for entry in entries}
@@ -75,7 +77,7 @@ def _claims(found: Figure, folder: Path) -> Iterator[str | Grid]:
         yield "claims, not judged yet:"
     for why, labels in report.by_reason(about.get("missing", {})):
         yield f"not run: {' · '.join(labels)}: {why}"
-    for claim in found.claims:
+    for claim in chosen.claims:
         entry = judged.get(claim.id, {})
         word, mark = report.VERDICTS[entry.get("holds")]
         yield _hung(
@@ -84,12 +86,12 @@ def _claims(found: Figure, folder: Path) -> Iterator[str | Grid]:
         numbers = {} if about.get("problem") else entry.get("numbers", {})
         for key, number in numbers.items():
             label = "" if key == "why" else f"{key}: "
-            yield _hung("    ", f"{label}{report.spelt(number)}")
+            yield _hung("    ", f"{label}{report.readable(number)}")
     yield ""
 
 
 def _hung(head: str, text: str) -> Grid:
-    """The text behind its head, wrapped where it began."""
+    """A line with a head and a text, wrapped under the start of the text."""
     grid = Grid.grid()
     grid.add_column(no_wrap=True, width=len(head))
     grid.add_column()
@@ -106,5 +108,5 @@ def _unknown(figure: Figure, scale: str) -> str:
 
 
 def _unwrapped(doc: str) -> str:
-    """A docstring whose paragraphs may be wrapped anew; indented lines (formulae) stay."""
+    """A docstring with one line per paragraph. Indented lines (formulas) stay."""
     return re.sub(r"(?<=\S)[ ]?\n(?=[^\s])", " ", doc.strip())

@@ -11,11 +11,11 @@ class Original:
     """One of the paper's claims.
 
     id       "C4"; claims of figures whose id begins with it ("C4 MLP, few images") are its variants
-    text     the paper's sentence, short
-    place    where it stands: "Fig. 3a"
-    by       the claims that decide it, "camuto2020/fig3: C4 MLP"; with several, it holds if all do
-             and fails if one does
-    settle   what would settle it, where it is not judged
+    text     the paper's sentence, in short
+    place    its place in the paper: "Fig. 3a"
+    by       the claims that decide it: "camuto2020/fig3: C4 MLP". If there are several, it holds if
+             all hold, and it fails if one fails
+    settle   what would settle it, if it is not judged
     """
 
     id: str

@@ -1,8 +1,8 @@
 """Which runs of which figures are missing → workers → sealed results → pictures, claims, page.
 
-Any moment may be the last: a run keeps a checkpoint every few minutes and is sealed as soon as it
-is finished, a figure is judged and the page rewritten as soon as the figure's last run is in, and
-the same command goes on where the last one stopped.
+The command may be stopped at any time. A run writes a checkpoint every few minutes and is sealed
+when it is finished. A figure is judged, and the page rewritten, after the figure's last run. The
+same command continues where the last one stopped.
 """
 
 import contextlib
@@ -25,20 +25,20 @@ from dither.lab.page.judge import Study, conclude
 from dither.lab.runs.jobs import Job, Outcome
 from dither.lab.runs.screen import Quiet, Screen
 from dither.lab.runs.store import OtherFormat, Store
-from dither.lab.runs.workers import Cluster, Here, Processes
+from dither.lab.runs.workers import Cluster, InProcess, Processes
 from dither.lab.wording import duration
 
-TOGETHER = 32  # seeds of a narrow network that train as one program; as many as a kill can lose
+TOGETHER = 32  # seeds of a narrow network in one program; a kill loses at most these
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C; the message says what is done."""
+    """Ctrl-C. The message says how many runs are finished."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """What `reproduce` gives: the page, every figure's study (claims, table, problem), and the runs
-    that failed.
+    """The result of `reproduce`: the page, the study of each figure (claims, table, problem), and
+    the runs that failed.
     """
 
     page: Path
@@ -71,27 +71,30 @@ def reproduce(
     again: bool = False,
     screen: Screen | None = None,
 ) -> Results:
-    """Compute what is missing of the named figures ("levi2022/fig3", "levi2022", globs; none: all),
-    judge and show them.
+    """Compute the missing runs of the named figures, judge the claims and write the page.
 
-    seeds: how many, or which; None: as many as each figure says for the scale.   only: labels of
-    runs, or globs of them: the others are not computed, and claims that ask for one not judged.
-    jobs: processes (above 1, the calling script needs the usual `if __name__ == "__main__":`).
-    cluster: a Dask scheduler's address, or "local". again: compute finished runs once more.
-    Raises DitherError for what can't be run at all; a run that fails is told in `failures` and on
-    the page, and the others go on.
+    names     "levi2022/fig3", "levi2022" (a paper) or globs; none: all figures
+    seeds     how many, or which; None: the number that each figure has for the scale
+    only      labels of runs, or globs. Other runs are not computed, and claims that need one are
+              not judged
+    jobs      processes; above 1 the calling script needs `if __name__ == "__main__":`
+    cluster   the address of a Dask scheduler, or "local"
+    again     compute finished runs once more
+
+    Raises DitherError if nothing can be run. A run that fails is reported in `failures` and on the
+    page, and the others continue.
     """
     if scale not in SCALES:
         raise DitherError(f"scale {scale!r} is none of {', '.join(SCALES)}")
     if jobs < 1:
         raise DitherError(f"jobs = {jobs}: at least one process has to do the work")
     chosen = _chosen(seeds)
-    found = catalogue.match([names] if isinstance(names, str) else names)
-    if not found:
+    figures = catalogue.match([names] if isinstance(names, str) else names)
+    if not figures:
         raise DitherError(f"there is no figure in {catalogue.PAPERS}")
     only = (only,) if isinstance(only, str) else tuple(only)
     session = Session(Store(out), screen or Quiet(), again, only)
-    studies = session.having(scale, [session.study(name, scale, chosen) for name in found])
+    studies = session.having(scale, [session.study(name, scale, chosen) for name in figures])
     asked = _asked(studies, only)
     for study in studies:
         study.unasked = set(study.runs) - asked[study.name]
@@ -104,17 +107,17 @@ def reproduce(
 
 
 class Session:
-    """One call of `reproduce`: the store it writes to, the screen it tells."""
+    """One call of `reproduce`, with its store and its screen."""
 
     def __init__(
         self, store: Store, screen: Screen, again: bool, only: tuple[str, ...] = ()
     ) -> None:
         self.store, self.screen, self.again, self.only = store, screen, again, only
         self.failures: dict[str, str] = {}
-        self.absent: dict[str, str] = {}  # data set → why it isn't here ("" if it is)
+        self.absent: dict[str, str] = {}  # data set → why it is missing; "" if it is here
 
     def study(self, name: str, scale: str, seeds: tuple[int, ...] | None) -> Study:
-        """A figure, found and asked for its runs; what is wrong with it becomes its problem."""
+        """The study of a figure and its runs. An error of the figure becomes its problem."""
         typed = command(name, scale, seeds, self.store.root, self.only)
         study = Study(name, scale, seeds or (), typed)
         try:
@@ -122,19 +125,19 @@ class Session:
             study.seeds = seeds or tuple(range(study.figure.seeds_at(scale)))
             runs = study.figure.at(scale)
             for run in runs.values():
-                identity.key(run)  # what has none shows here, not halfway
+                identity.key(run)  # an object without identity shows here, not later
             study.runs = runs
         except DitherError as error:
             study.problem = str(error)
-        except Exception as error:  # a figure is anybody's code: its bug must not hide the others
+        except Exception as error:  # a bug of a figure must not hide the others
             study.problem = self.store.log(
                 name, f"{type(error).__name__}: {error}", traceback.format_exc()
             )
         return study
 
     def having(self, scale: str, studies: list[Study]) -> list[Study]:
-        """The studies whose figures have this scale; the others are named and left out, and keep
-        what they have. Raises DitherError if none is left.
+        """The studies whose figures have this scale. The others are named and left out; their
+        results stay. Raises DitherError if none is left.
         """
         lacking = [s for s in studies if s.figure and scale not in s.figure.scales]
         if not lacking:
@@ -151,7 +154,9 @@ class Session:
         plan = self._plan(studies)
         total, done = sum(len(job.seeds) for job in plan), 0
         width = min(jobs, len(plan))
-        workers = Cluster(cluster, width) if cluster else Processes(width) if width > 1 else Here()
+        workers = (
+            Cluster(cluster, width) if cluster else Processes(width) if width > 1 else InProcess()
+        )
         self.screen.say(_opening(studies, total, width, cluster))
         try:
             for study in (s for s in studies if not s.waits):
@@ -176,7 +181,7 @@ class Session:
         return results
 
     def _plan(self, studies: list[Study]) -> list[Job]:
-        """What is missing, each run once, however many figures share it."""
+        """The missing runs, each once, also if several figures share it."""
         planned: dict[str, Job] = {}
         for study in (s for s in studies if not s.problem):
             missing = {
@@ -199,8 +204,8 @@ class Session:
         ]
 
     def _lacks(self, run: Run | Task, seed: int) -> bool:
-        """Whether a result is to be computed; one that can't be read is told where it is used.
-        Raises DitherError for one of another format: it stops all before any work.
+        """Whether a result must be computed. One that can't be read is reported where it is used.
+        Raises DitherError for one of another format, before any work.
         """
         try:
             return not self.store.has(run, seed)
@@ -210,7 +215,7 @@ class Session:
             return False
 
     def _absent(self, study: Study) -> str:
-        """Why a figure's data are not here, or "" if they are; looked up, and fetched, once."""
+        """Why a figure's data are missing; "" if they are here. Each set is fetched once."""
         for need in study.figure.needs if study.figure else ():
             if need not in self.absent:
                 if needs.fetchable(need):
@@ -225,7 +230,9 @@ class Session:
         return ""
 
     def take(self, job: Job, outcome: Outcome) -> int:
-        """Seal what came, or remember why nothing did; how many runs are finished by it."""
+        """Seal the result of a job, or record why there is none. Returns the number of finished
+        runs.
+        """
         for seed, rows in (outcome.rows or {}).items():
             if self.again:
                 self.store.discard(job.run, seed)
@@ -234,15 +241,15 @@ class Session:
             from dither.lab.training import checkpoint  # imports torch
 
             checkpoint.remove(self.store.checkpoints(job.run), job.seeds)
-        if outcome.trace:
-            outcome.sentence = self.store.log(str(job), outcome.sentence, outcome.trace)
+        if outcome.traceback:
+            outcome.sentence = self.store.log(str(job), outcome.sentence, outcome.traceback)
         if outcome.sentence:
             self.failures[str(job)] = outcome.sentence
         self.screen.finish(job, outcome.sentence)
         return len(outcome.rows or {})
 
     def _settle(self, studies: list[Study], job: Job, outcome: Outcome) -> None:
-        """Tell the figures that waited for a job; conclude those that wait for nothing else."""
+        """Conclude the figures that waited for this job alone."""
         over = {(job.run.key, seed) for seed in job.seeds}
         for study in (s for s in studies if s.waits & over):
             study.waits -= over
@@ -264,7 +271,7 @@ class Session:
 def command(
     name: str, scale: str, seeds: Sequence[int] | None, out: Path, only: Sequence[str] = ()
 ) -> str:
-    """What to type to get this result."""
+    """The command that gives this result."""
     words = ["dither reproduce", name, f"--scale {scale}"]
     words += [f"--only {shlex.quote(pattern)}" for pattern in only]
     if seeds:
@@ -279,15 +286,15 @@ def _chosen(seeds: int | Iterable[int] | None) -> tuple[int, ...] | None:
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
         raise DitherError(
-            f"seeds = {seeds!r} names none, or one below 0, or one twice: give a number above 0"
+            f"seeds = {seeds!r} is empty, has one below 0, or one twice: give a number above 0"
         )
     return chosen
 
 
 def _asked(studies: list[Study], only: Sequence[str]) -> dict[str, set[str]]:
-    """{figure: the labels of its runs that are asked for}: all, or those that a pattern of `only`
-    fits. A run that figures share is asked for by the label of either. Raises DitherError for a
-    pattern that fits none.
+    """{figure: labels of the runs to compute}: all, or those that match a pattern of `only`. A run
+    that several figures share matches by any of its labels. Raises DitherError for a pattern that
+    matches no label.
     """
     if not only:
         return {study.name: set(study.runs) for study in studies}

@@ -1,11 +1,12 @@
 """The one rule by which claims are judged.
 
-A claim says where the mean μ of a quantity lies that each seed gives once. Most often this is a
-paired difference a − b, of two networks that share their seed, and the claim is μ > floor. The
-floor is the smallest difference that matters; it is written into the claim before any result.
+Each seed gives one value of a quantity, and a claim is a range for its mean μ. Most often the
+quantity is a paired difference a − b, of two networks that share their seed, and the claim is μ >
+floor. The floor is the smallest difference that matters. It is written into the claim before any
+result.
 
-    holds         the 95 % interval of μ (Student's t) lies inside the range the claim names
-    fails         the interval lies outside
+    holds         the 95 % interval of μ (Student's t) lies inside the range
+    fails         the interval lies outside the range
     not judged    the interval contains an edge of the range, or n < 5, or a value is not finite
 
     return decide(
@@ -17,7 +18,7 @@ floor is the smallest difference that matters; it is written into the claim befo
 A claim of several comparisons holds if all hold. It fails if one fails by Holm's correction. With
 every μ on its edge, a claim is decided in at most 5 % of cases, however many comparisons it has:
 in 2.5 % one fails (Holm 1979); in 2.5 % all hold, which needs no correction (Berger 1982).
-"In every run" is a share of runs: its exact interval (Clopper & Pearson 1934) against .9.
+"In every run" is a share of runs: its exact interval (Clopper & Pearson 1934) is compared with .9.
 """
 
 import math
@@ -39,9 +40,9 @@ __all__ = [
 
 LEVEL = 0.95  # of every interval
 TAIL = (1 - LEVEL) / 2
-LEAST = 5  # values below which nothing random is judged
+LEAST = 5  # smallest number of random values that is judged
 EVERY = 0.9  # share of runs that counts as "in every run"
-MANY = 1000  # seeds; no forecast goes further
+MANY = 1000  # seeds; a forecast stops there
 
 Array = NDArray[np.float64]
 
@@ -50,8 +51,8 @@ Array = NDArray[np.float64]
 class Comparison:
     """A claim's question: does the mean of `values` [n] lie in low < mean < high?
 
-    kind: "mean" (Student's t), "share" (values 0 or 1, Clopper–Pearson; the edges belong to the
-    range), or "exact" (nothing random: every value must lie in the range, edges included).
+    kind: "mean" (Student's t); "share" (values 0 or 1, Clopper–Pearson; the edges belong to the
+    range); or "exact" (no randomness: every value must lie in the range, edges included).
     """
 
     name: str
@@ -82,7 +83,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of a comparison: mean, 95 % interval, n, the range asked for, the verdict."""
+    """The result of a comparison: mean, 95 % interval, n, the range, the verdict."""
 
     name: str
     mean: float
@@ -114,7 +115,7 @@ def below(name: str, a: ArrayLike, b: ArrayLike = 0.0, *, by: float = 0.0) -> Co
 
 
 def not_below(name: str, a: ArrayLike, b: ArrayLike = 0.0, *, within: float) -> Comparison:
-    """The mean of a − b is above −`within`: a is not worse than b by as much."""
+    """The mean of a − b is above −`within`: a is not below b by `within` or more."""
     return Comparison(name, _paired(name, a, b), low=-within)
 
 
@@ -129,9 +130,9 @@ def near(name: str, a: ArrayLike, b: ArrayLike = 0.0, *, within: float) -> Compa
 
 
 def nearer(name: str, near: ArrayLike, far: ArrayLike, *, by: float) -> Comparison:
-    """One distance is below another: (far − near)/⟨far⟩ is above `by` in the mean, where ⟨far⟩ is
-    the mean of the other over seeds. Not judged where that is not above 0, as an unbiased estimate
-    of a square may be.
+    """One distance is below another: the mean of (far − near)/⟨far⟩ is above `by`. ⟨far⟩ is the
+    mean of the larger distance over seeds. Not judged unless ⟨far⟩ > 0; an unbiased estimate of a
+    square may be below 0.
     """
     gap, whole = _paired(name, far, near), np.asarray(far, dtype=np.float64).mean()
     return Comparison(name, gap / whole if whole > 0 else gap * math.nan, low=by)
@@ -143,14 +144,14 @@ def between(name: str, values: ArrayLike, low: float, high: float) -> Comparison
 
 
 def share(name: str, happened: ArrayLike, *, least: float = EVERY) -> Comparison:
-    """It happened in at least this share of runs; happened: [n], true or false."""
+    """An event happens in at least this share of runs. happened: [n], true or false."""
     return Comparison(name, _vector(name, happened), low=least, kind="share")
 
 
 def exact(
     name: str, values: ArrayLike, *, low: float = -math.inf, high: float = math.inf
 ) -> Comparison:
-    """Every value lies in low ≤ value ≤ high. For what has no randomness, such as an identity."""
+    """Every value lies in low ≤ value ≤ high. For what has no randomness, as an identity."""
     return Comparison(name, _vector(name, values), low=low, high=high, kind="exact")
 
 
@@ -161,14 +162,14 @@ def unlearnt(
     at_most: float = math.inf,
     what: str = "training accuracy",
 ) -> str:
-    """Which networks have not learnt, as a sentence for `unless`; "" where all have.
+    """A sentence for `unless` that names the networks that have not learnt; "" if all have.
 
     quality: {network: [S]}. A network has learnt if every seed's value lies within the bounds.
     """
-    found = {name: _vector(name, values) for name, values in quality.items()}
+    values_of = {name: _vector(name, values) for name, values in quality.items()}
     bad = [
         f"{name} ({what} {np.mean(values):.3g})"
-        for name, values in found.items()
+        for name, values in values_of.items()
         if not ((values >= at_least) & (values <= at_most)).all()
     ]
     bound = f"at least {at_least:g}" if at_most == math.inf else f"at most {at_most:g}"
@@ -183,24 +184,24 @@ def decide(
 ) -> tuple[bool | None, dict[str, Any]]:
     """(holds, numbers): the verdict of a claim, with a `Finding` under each comparison's name.
 
-    unless: why nothing can be judged here, such as networks that have not learnt; "" if it can.
-    numbers: more of them to show. Where there is no verdict, "why" says what is missing.
+    unless: why the claim can't be judged, for example networks that have not learnt; "" if it can.
+    numbers: more numbers to show. Without a verdict, "why" says what is missing.
     """
     if not comparisons:
         raise DitherError("a claim without a comparison can't be judged: give one or more")
-    found = findings(comparisons, judge=not unless)
-    shown: dict[str, Any] = {finding.name: finding for finding in found}
-    if len(shown) < len(found):
+    results = findings(comparisons, judge=not unless)
+    shown: dict[str, Any] = {finding.name: finding for finding in results}
+    if len(shown) < len(results):
         raise DitherError("two comparisons of a claim have one name: give each a name of its own")
-    verdicts = [finding.holds for finding in found]
+    verdicts = [finding.holds for finding in results]
     holds = False if False in verdicts else None if None in verdicts else True
-    whys = dict.fromkeys(finding.why for finding in found if finding.holds is None)
+    whys = dict.fromkeys(finding.why for finding in results if finding.holds is None)
     why = {} if holds is not None else {"why": unless or "; ".join(whys)}
     return holds, {**why, **shown, **(numbers or {})}
 
 
 def findings(comparisons: Sequence[Comparison], *, judge: bool = True) -> list[Finding]:
-    """What came of each. A comparison fails by Holm's step-down among those that are random."""
+    """The result of each comparison. Random ones fail by Holm's step-down."""
     tested = [i for i, c in enumerate(comparisons) if judge and not _unfit(c)]
     tails = {i: _tail(comparisons[i]) for i in tested}
     chance = sorted((i for i in tested if comparisons[i].kind != "exact"), key=tails.__getitem__)
@@ -227,7 +228,7 @@ def _finding(c: Comparison, tested: bool, failed: bool, judge: bool) -> Finding:
 
 def interval(values: ArrayLike, *, kind: str = "mean") -> tuple[float, float, float]:
     """Mean of [n] and the ends of its 95 % interval: Student's t, Clopper and Pearson's for
-    "share", the extremes for "exact"; nan where there is none.
+    "share", the extremes for "exact"; nan if there is none.
     """
     x = np.asarray(values, dtype=np.float64)
     n, mean = len(x), float(x.mean())
@@ -244,9 +245,10 @@ def interval(values: ArrayLike, *, kind: str = "mean") -> tuple[float, float, fl
 
 
 def power(effect: float, n: int) -> float:
-    """How often "μ > floor" holds when μ − floor is `effect` standard deviations of the values.
+    """The probability that "μ > floor" holds if μ − floor is `effect` standard deviations of the
+    values.
 
-    n below 5 is never judged; this is what its interval alone would give.
+    n < 5 is never judged; for it this is the probability by the interval alone.
     """
     edge = special.stdtrit(n - 1, 1 - TAIL)
     return 1 - float(special.nctdtr(n - 1, effect * math.sqrt(n), edge))
@@ -256,7 +258,7 @@ def power(effect: float, n: int) -> float:
 
 
 def _unfit(c: Comparison) -> str:
-    """Why these values can't be judged at all."""
+    """Why these values can't be judged; "" if they can."""
     if bad := int((~np.isfinite(c.values)).sum()):
         why = "a run diverged, or a distance is 0"
         return f"{c.name}: {bad} of {len(c.values)} values are not finite ({why})"
@@ -280,7 +282,7 @@ def _tail(c: Comparison) -> float:
 
 
 def _missing(c: Comparison, mean: float, low: float, high: float) -> str:
-    """What would settle a comparison whose interval contains an edge."""
+    """Why an interval that contains an edge settles nothing, and how many seeds would."""
     where = f"{c.name}: {mean:.3g} [{low:.3g}, {high:.3g}] does not settle {c.asked}"
     if not (c.low < high and low < c.high):
         return f"{where} by Holm's correction"
@@ -290,7 +292,7 @@ def _missing(c: Comparison, mean: float, low: float, high: float) -> str:
 
 
 def _needed(c: Comparison, mean: float) -> int:
-    """The n at which the interval would leave the nearest edge, mean and spread staying."""
+    """The n at which the interval would exclude the nearest edge, with mean and spread as now."""
     start = len(c.values) + 1
     if c.kind == "share":
         ends = ((n, *_exact_share(round(mean * n), n)) for n in range(start, MANY + 1))
@@ -310,7 +312,7 @@ def _exact_share(k: int, n: int) -> tuple[float, float]:
 
 
 def _paired(name: str, a: ArrayLike, b: ArrayLike) -> Array:
-    """A − b [S], by seed; either may be one number for all."""
+    """The differences a − b [S], seed by seed. Either may be one number for all seeds."""
     first, second = (np.asarray(values, dtype=np.float64) for values in (a, b))
     if first.ndim > 1 or (second.ndim and first.shape != second.shape):
         raise DitherError(
@@ -321,10 +323,10 @@ def _paired(name: str, a: ArrayLike, b: ArrayLike) -> Array:
 
 
 def _vector(name: str, values: ArrayLike) -> Array:
-    found = np.asarray(values, dtype=np.float64)
-    if found.ndim != 1:
-        raise DitherError(f"{name}: values of shape {found.shape}; give one value per seed [S]")
-    return found
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1:
+        raise DitherError(f"{name}: values of shape {vector.shape}; give one value per seed [S]")
+    return vector
 
 
 def _plain(x: float) -> float | str:

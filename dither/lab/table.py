@@ -1,5 +1,5 @@
-"""The results of a figure's runs, as claims and pictures look at them: one long table (run, seed,
-step, quantity, value).
+"""The results of a figure's runs, for claims and pictures: one long table (run, seed, step,
+quantity, value).
 """
 
 import copy
@@ -24,10 +24,10 @@ SCHEMA = {
 
 
 class Table:
-    """Results by run label, seed, step and quantity. Every label has every seed; rows of arrays are
-    in the order of `seeds`.
+    """Results by run label, seed, step and quantity. Every label has every seed. The rows of arrays
+    are in the order of `seeds`.
 
-    missing: {label: why} of the runs that have no results; asking for one raises with that reason.
+    missing: {label: why} of the runs without results. Access to one raises with that reason.
     """
 
     def __init__(self, frame: pl.DataFrame, missing: Mapping[str, str] | None = None) -> None:
@@ -43,7 +43,7 @@ class Table:
         results: Mapping[str, Mapping[int, Iterable[tuple[float, str, float]]]],
         missing: Mapping[str, str] | None = None,
     ) -> "Table":
-        """From {label: {seed: [(step, quantity, value), …]}}: what `execute` returns, by label."""
+        """From {label: {seed: [(step, quantity, value), …]}}, the results of `execute` by label."""
         rows = [
             (label, seed, *row)
             for label, seeds in results.items()
@@ -54,7 +54,9 @@ class Table:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """All runs. Raises in a `whole` table that lacks one; `there` has those with results."""
+        """All runs. In a `whole` table it raises if a run is missing; `there` has those with
+        results.
+        """
         if self._whole and self.missing:
             label, why = next(iter(self.missing.items()))
             n = len(self.missing) - 1
@@ -63,9 +65,7 @@ class Table:
         return self.there
 
     def whole(self) -> "Table":
-        """The same for one who speaks of all runs: what holds of those that are there says nothing
-        of the others.
-        """
+        """A copy that raises if any run is missing; claims are checked on it."""
         table = copy.copy(self)
         table._whole = True
         return table
@@ -90,13 +90,13 @@ class Table:
             raise DitherError(f"{label!r} has no results: {self.missing[label]}")
 
     def quantities(self, label: str) -> list[str]:
-        """What a run recorded. Raises for one without results, whose silence says nothing."""
+        """The quantities that a run recorded. Raises for a run without results."""
         self._check(label)
         return [quantity for name, quantity in self._parts if name == label]
 
     def series(self, label: str, quantity: str) -> tuple[Array, Array]:
-        """Steps [T] and values [S, T]; nan where a seed has no value at a step (it stopped early,
-        or wasn't looked at).
+        """Steps [T] and values [S, T]; nan if a seed has no value at a step (it stopped early, or
+        was not measured there).
         """
         part = self._part(label, quantity)
         steps, column = np.unique(part["step"].to_numpy(), return_inverse=True)
@@ -124,7 +124,7 @@ class Table:
         return np.array([ends.get(seed, np.nan) for seed in self.seeds], dtype=np.float64)
 
     def numbers(self) -> pl.DataFrame:
-        """Per run, quantity and step: n seeds, their mean and sd (what a picture draws)."""
+        """Per run, quantity and step: n seeds, their mean and sd, for pictures."""
         grouped = self.frame.group_by("run", "quantity", "step", maintain_order=True)
         value = pl.col("value")
         return grouped.agg(n=value.count(), mean=value.mean(), sd=value.std())

@@ -22,7 +22,9 @@ def _on_one_line(paragraph: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Like "0.4 s", "12 s", "3 min", "2.5 h", "14 days": two digits, from two of a unit on."""
+    """Seconds in words: "0.4 s", "12 s", "3 min", "2.5 h", "14 days". Two digits; a unit starts at
+    two of it.
+    """
     units = ((86_400, "days"), (3600, "h"), (60, "min"))
     size, unit = next((u for u in units if seconds >= 2 * u[0]), (1, "s"))
     number = seconds / size

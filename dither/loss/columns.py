@@ -1,4 +1,4 @@
-"""The columns of √H, made one at a time, and the shapes of outputs and targets they live in."""
+"""The columns of √H, made one at a time, and the shapes of outputs and targets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Columns(NamedTuple):
 
 
 def of_type(columns: Columns, dtype: torch.dtype) -> Columns:
-    """The same columns in the precision of the outputs, which they are pulled back from."""
+    """The same columns in the precision of the outputs, from which they are pulled back."""
     made, mixed = columns.column, columns.mixed
     return Columns(
         columns.count,
@@ -54,8 +54,8 @@ def diagonal(root: Tensor) -> Columns:
 
 
 def eigen(h: Tensor, shape: torch.Size) -> Columns:
-    """Columns √|λ_k| v_k with the sign of λ_k, of H [B, D, D]; those of the minus signs only
-    where there are any.
+    """Columns √|λ_k| v_k of H [B, D, D], with the sign of λ_k. There are D of them, and D more if
+    an eigenvalue is negative.
     """
     value, vector = torch.linalg.eigh(h)
     d = value.shape[1]
@@ -76,8 +76,8 @@ def eigen(h: Tensor, shape: torch.Size) -> Columns:
 
 
 def polarised(h: Tensor, shape: torch.Size) -> Columns:
-    """Columns ½(s r ± H r/s) with signs ±, of H [B, D, D]; s² is H's size, which keeps the two of
-    one size.
+    """Columns ½(s r ± H r/s) of H [B, D, D], with signs ±. s² is the largest |H|, so that both
+    terms have the same size.
     """
     d = h.shape[1]
     s = h.detach().abs().amax().clamp(min=torch.finfo(h.dtype).tiny).sqrt()
@@ -96,13 +96,6 @@ def polarised(h: Tensor, shape: torch.Size) -> Columns:
     )
 
 
-def signs(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Independent ±1 in the shape of z."""
-    return (
-        torch.empty_like(z, requires_grad=False).random_(0, 2, generator=generator).mul_(2).sub_(1)
-    )
-
-
 def squeezed(t: Tensor) -> list[int]:
     """The shape without its dimensions of size 1."""
     return [n for n in t.shape if n != 1]
@@ -114,7 +107,7 @@ def positions(losses: Tensor) -> Tensor:
 
 
 def places(z: Tensor) -> int:
-    """Positions of a sample: the product of what lies between batch and classes."""
+    """Positions of a sample: the product of the dimensions between batch and classes."""
     return math.prod(z.shape[1:-1])
 
 
@@ -124,7 +117,7 @@ def steps(z: Tensor) -> int:
 
 
 def at_position(s: Tensor, place: int) -> Tensor:
-    """S [B, T…, C] with all positions but one put to 0."""
+    """S [B, T…, C] with 0 at all positions but one."""
     if places(s) == 1:
         return s
     flat = s.flatten(1, -2)
@@ -133,11 +126,21 @@ def at_position(s: Tensor, place: int) -> Tensor:
 
 
 def aligned(z: Tensor, y: Tensor, ignored: int = -100) -> tuple[Tensor, Tensor]:
-    """Outputs with their classes last: z [B, T…, C] and y [B, T…]; torch's [B, C, T…] is
-    understood too.
+    """Outputs and targets with the classes last: z [B, T…, C], and y [B, T…] of class numbers or
+    [B, T…, C] of probabilities. z may be [B, C, T…] too, as in torch.
 
-    Raises DitherError where shapes do not fit, fit both ways, or targets are out of range.
+    Raises DitherError if the shapes do not fit, if they fit both ways, or if a target is out of
+    range.
     """
+    check_outputs(z)
+    z, y = classes_last(z, checked_targets(z, y))
+    if not y.is_floating_point():
+        check_range(y, z.shape[-1], ignored)
+    return z, y
+
+
+def check_outputs(z: Tensor) -> None:
+    """Raises DitherError unless z has a dimension of classes, two or more if z is [B, C]."""
     if z.dim() < 2:
         raise DitherError(
             f"cross_entropy needs outputs [B, C] or [B, T…, C]: got {tuple(z.shape)}; for one "
@@ -145,24 +148,35 @@ def aligned(z: Tensor, y: Tensor, ignored: int = -100) -> tuple[Tensor, Tensor]:
         )
     if z.shape[-1] == 1 and z.dim() == 2:
         raise DitherError(
-            "cross_entropy of one output is 0 whatever it is: use 'logistic' for two classes, "
-            "'half_square' or nn.MSELoss() for numbers"
+            f"cross_entropy needs two outputs or more: got {tuple(z.shape)}, where it is always 0; "
+            "use 'logistic' for two classes, 'half_square' or nn.MSELoss() for numbers"
         )
+
+
+def checked_targets(z: Tensor, y: Tensor) -> Tensor:
+    """Class numbers as int64, which torch asks for; probabilities as they are. Raises DitherError
+    if probabilities do not have the shape of z.
+    """
     if y.is_complex():
-        raise DitherError(f"targets are class numbers or probabilities: got {y.dtype}")
+        raise DitherError(
+            f"cross_entropy needs class numbers or probabilities as targets: got {y.dtype}"
+        )
     if not y.is_floating_point():
-        y = y.long()  # torch takes no other integers, and no bool
-    if y.is_floating_point() and y.shape != z.shape:
+        return y.long()
+    if y.shape != z.shape:
         raise DitherError(
             f"probabilities must have the outputs' shape: got y {tuple(y.shape)} and z "
             f"{tuple(z.shape)}"
         )
-    if y.is_floating_point():
-        last = _sums_to_one(y, -1) if y.dim() > 2 else bool((y >= -1e-3).all())
-        second = y.dim() > 2 and _sums_to_one(y, 1)
-    else:
-        last = z.shape[:-1] == y.shape
-        second = z.dim() > 2 and z.shape[:1] + z.shape[2:] == y.shape
+    return y
+
+
+def classes_last(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs [B, T…, C] as they are, and [B, C, T…] with dimension 1 moved to the end; y too.
+
+    Raises DitherError if the targets fit neither order, or both.
+    """
+    last, second = _is_class_dim(z, y, -1), z.dim() > 2 and _is_class_dim(z, y, 1)
     if last and second:
         raise DitherError(
             f"outputs {tuple(z.shape)} with targets {tuple(y.shape)} can be read with the classes "
@@ -174,17 +188,33 @@ def aligned(z: Tensor, y: Tensor, ignored: int = -100) -> tuple[Tensor, Tensor]:
             "[B] or [B, T…], or probabilities ≥ 0 that sum to 1 over the classes; for numbers "
             "use 'half_square' or nn.MSELoss()"
         )
-    if second:
-        z, y = z.movedim(1, -1), y.movedim(1, -1) if y.is_floating_point() else y
+    if last:
+        return z, y
+    return z.movedim(1, -1), y.movedim(1, -1) if y.is_floating_point() else y
+
+
+def _is_class_dim(z: Tensor, y: Tensor, dim: int) -> bool:
+    """Whether `dim` of z may count the classes: y is z's shape without it, or sums to 1 over it.
+    Rows of probabilities [B, C] may have any sum: torch takes weighted ones too.
+    """
+    if y.is_floating_point():
+        return _sums_to_one(y, dim) if y.dim() > 2 else bool((y >= -1e-3).all())
+    rest = list(z.shape)
+    del rest[dim]
+    return rest == list(y.shape)
+
+
+def check_range(y: Tensor, classes: int, ignored: int) -> None:
+    """Raises DitherError unless each class number is in 0 … classes − 1 or `ignored`."""
     counted = y[y != ignored]
-    if not y.is_floating_point() and counted.numel():
-        low, high = int(counted.min()), int(counted.max())
-        if low < 0 or high >= z.shape[-1]:
-            raise DitherError(
-                f"targets must lie in 0 … {z.shape[-1] - 1}, or be ignore_index = {ignored}: got "
-                f"{low if low < 0 else high}; the model has {z.shape[-1]} outputs"
-            )
-    return z, y
+    if not counted.numel():
+        return
+    low, high = int(counted.min()), int(counted.max())
+    if low < 0 or high >= classes:
+        raise DitherError(
+            f"targets must lie in 0 … {classes - 1}, or be ignore_index = {ignored}: got "
+            f"{low if low < 0 else high}; the model has {classes} outputs"
+        )
 
 
 def _sums_to_one(y: Tensor, dim: int) -> bool:
@@ -192,5 +222,5 @@ def _sums_to_one(y: Tensor, dim: int) -> bool:
 
 
 def unaligned(s: Tensor, shape: torch.Size) -> Tensor:
-    """Back to the model's own order of dimensions."""
+    """Back to the order of dimensions of the model."""
     return s if s.shape == shape else s.movedim(-1, 1)

@@ -1,11 +1,11 @@
 """Losses per sample, and the columns of √H of each:  S Sᵀ = H = ∂²ℓ/∂z².
 
-A loss is given by name, as one of these classes, as torch's own module (`nn.CrossEntropyLoss`,
-`nn.NLLLoss`, `nn.MSELoss`, `nn.BCEWithLogitsLoss`), or as any callable. Outputs are z [B, C],
-[B, T…, C] or [B]; `per_sample(z, y)` is [B] and its mean is what torch's mean reduction gives.
-The loss of a sequence is the mean over its positions (over the batch's counted positions, where
-some are ignored), and each position has columns of its own. For losses without classes only [B,
-T, C] is a sequence; an image [B, C, H, W] is one sample of C·H·W outputs.
+A loss is a name, one of these classes, a module of torch (`nn.CrossEntropyLoss`, `nn.NLLLoss`,
+`nn.MSELoss`, `nn.BCEWithLogitsLoss`), or any callable. Outputs are z [B, C], [B, T…, C] or [B].
+`per_sample(z, y)` is [B], and its mean is torch's mean reduction. The loss of a sequence is the
+mean over its positions; if some are ignored, the mean over the batch's counted positions. Each
+position has its own columns. For losses without classes only [B, T, C] is a sequence: an image [B,
+C, H, W] is one sample of C·H·W outputs.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from dither.loss.columns import (
 class CrossEntropy:
     """ℓ = −Σ_c t_c ω_c log p_c, p = softmax(z);  H = (Σ_c t_c ω_c)(diag p − p pᵀ).
 
-    y holds class numbers [B] or [B, T…], or probabilities of z's shape; t is y smoothed. `weight`
-    ω and `ignore_index` as in torch, whose mean divides by the weights of the targets. H has rank
-    C − 1: its columns are S_k = √p ∘ (e_k − v √p_k/(1 + √p_1)), v = √p + e_1, k = 2 … C — √p
-    times a Householder basis of what is orthogonal to √p.
+    y holds class numbers [B] or [B, T…], or probabilities in the shape of z; t is y, smoothed.
+    `weight` ω and `ignore_index` as in torch, whose mean divides by the weights of the targets. H
+    has rank C − 1: its columns are S_k = √p ∘ (e_k − v √p_k/(1 + √p_1)), v = √p + e_1, k = 2 … C —
+    √p times a Householder basis of what is orthogonal to √p.
     """
 
     label_smoothing: float = 0.0
@@ -75,14 +75,14 @@ class CrossEntropy:
         )
 
     def _omega(self, z: Tensor, y: Tensor) -> Tensor:
-        """What torch's mean divides by: the weight of each counted position's target."""
+        """The weight of the target at each counted position; torch's mean divides by their sum."""
         counted = y != self.ignore_index
         if self.weight is None:
             return counted.to(z.dtype)
         return self.weight.to(z)[y * counted] * counted
 
     def _mass(self, z: Tensor, y: Tensor) -> Tensor:
-        """√ of what multiplies diag p − p pᵀ in a sample's loss, [B, T…]."""
+        """√ of the factor of diag p − p pᵀ in H, [B, T…]."""
         if y.is_floating_point():
             t, share = y, torch.full(z.shape[:-1], 1 / places(z), dtype=z.dtype, device=z.device)
             counted = torch.ones_like(share)
@@ -100,7 +100,7 @@ class CrossEntropy:
         shape, (z, y) = z.shape, aligned(z, y, self.ignore_index)
         root_p = (F.log_softmax(z, -1) / 2).exp()  # [B, T…, C]; finite gradient at p → 0
         scaled = self._mass(z, y).unsqueeze(-1) * root_p
-        v = torch.cat([root_p[..., :1] + 1, root_p[..., 1:]], -1)  # √p + e_1: never cancels
+        v = torch.cat([root_p[..., :1] + 1, root_p[..., 1:]], -1)  # √p + e_1: no cancellation
         tilt = root_p / (1 + root_p[..., :1])  # so that S r = √p ∘ (r − v ⟨tilt, r⟩)
         c = z.shape[-1]
 
@@ -122,8 +122,8 @@ class CrossEntropy:
 class LogLikelihood(CrossEntropy):
     """`nn.NLLLoss`: the cross-entropy of a model that ends in log_softmax.
 
-    ℓ is linear in log p, so its own H would be 0; as log_softmax(log p) = log p, the same number
-    is the cross-entropy of log p, and its H gives R of the logits. Raises DitherError where the
+    ℓ is linear in log p, so that its H is 0. But log_softmax(log p) = log p: the same number is the
+    cross-entropy of log p, and the H of that gives R of the logits. Raises DitherError if the
     outputs are no log-probabilities.
     """
 
@@ -143,8 +143,8 @@ class LogLikelihood(CrossEntropy):
 class HalfSquare:
     """ℓ = ½ Σ_c (z_c − y_c)² over all outputs c of a sample;  H = I. The papers' loss.
 
-    z [B, T, C] is a sequence, averaged over its T positions; no other shape is averaged: an image
-    [B, C, H, W] is summed over C·H·W. `mean` makes it `nn.MSELoss` in any shape: 2/(outputs of a
+    A sequence z [B, T, C] is averaged over its T positions. No other shape is averaged: an image
+    [B, C, H, W] is summed over C·H·W. With `mean` it is `nn.MSELoss` in any shape: 2/(outputs of a
     sample) times the sum.
     """
 
@@ -169,9 +169,9 @@ class HalfSquare:
 class Logistic:
     """ℓ = log(1 + exp(−y z)), y ∈ {−1, +1} or {0, 1};  H = p(1 − p), p = 1/(1 + exp(−z)).
 
-    z [B] or [B, 1]; several outputs are independent labels and their losses are summed; z
-    [B, T, C] is a sequence, averaged over its T positions. `mean` averages over all outputs in any
-    shape, as `nn.BCEWithLogitsLoss` does.
+    z is [B] or [B, 1]. Several outputs are independent labels, and their losses are summed. A
+    sequence z [B, T, C] is averaged over its T positions. With `mean` all outputs are averaged in
+    any shape, as in `nn.BCEWithLogitsLoss`.
     """
 
     mean: bool = False
@@ -202,14 +202,13 @@ class Logistic:
 
 @dataclass(frozen=True)
 class AnyLoss:
-    """A user's loss f(z, y): [B] per sample, or the batch mean of one. H is taken by autograd and
-    may be indefinite; where it is 0 everywhere (f linear in z) R would be too, and DitherError says
-    so.
+    """A user's loss f(z, y): [B] per sample, or its mean over the batch. Autograd computes H, which
+    may be indefinite. Raises DitherError if H is 0 everywhere (f is linear in z), as R would be 0.
 
-    For a value, H = Σ_k ± S_k S_kᵀ by eigenvalues. For a gradient eigenvectors won't do (they
-    turn at equal eigenvalues), so H = Σ_k ¼(s e_k + H e_k/s)(…)ᵀ − ¼(s e_k − H e_k/s)(…)ᵀ, which
-    holds and differentiates for any symmetric H. Costs D backward passes of the loss alone and a
-    [B, D, D] array, D = all the outputs of one sample.
+    For a value, H = Σ_k ± S_k S_kᵀ by eigenvalues. For a gradient eigenvectors can't be used: they
+    are not smooth at equal eigenvalues. Then H = Σ_k ¼(s e_k + H e_k/s)(…)ᵀ − ¼(s e_k − H
+    e_k/s)(…)ᵀ, which holds for any symmetric H and is differentiable. Costs D backward passes of
+    the loss alone and a [B, D, D] array, where D counts the outputs of one sample.
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
@@ -249,15 +248,16 @@ class AnyLoss:
         h = self._curvature(z, y)
         if h.numel() and not h.any() and self._linear(z, y):
             raise DitherError(
-                "the loss is linear in the output: it has no Gauss–Newton part; give the logits"
+                "the loss is linear in the outputs, so that its Hessian is 0: make the model give "
+                "the logits, and pass a loss of logits"
             )
         found = polarised(h, z.shape) if h.requires_grad else eigen(h, z.shape)
         return of_type(found, z.dtype)
 
     def _check_apart(self, z: Tensor, y: Tensor) -> None:
-        """Raises DitherError where a sample's loss depends on another's output. A random half of
-        the losses is differentiated: outputs of the other half must not be reached, and those of
-        this half reached as by all; a pair is missed with chance ½.
+        """Raises DitherError if a sample's loss depends on the output of another one. A random half
+        of the losses is differentiated. Its gradient must be 0 at the outputs of the other half,
+        and that of all losses at its own. A dependent pair is missed with probability ½.
         """
         if len(z) < 2:
             return
@@ -273,12 +273,12 @@ class AnyLoss:
         if rest.norm() > torch.finfo(z.dtype).eps ** 0.5 * whole.norm():
             raise DitherError(
                 "the loss of one sample depends on the output of another: R needs a loss of each "
-                "sample by itself, f(z, y)[i] of z[i] and y[i]; a contrastive loss has none"
+                "sample by itself, f(z, y)[i] of z[i] and y[i]; a contrastive loss has no R"
             )
 
     def _linear(self, z: Tensor, y: Tensor) -> bool:
-        """H is 0 at 0, −z and y too: a loss with straight stretches, such as Huber's, bends
-        somewhere.
+        """Whether H is 0 at 0, −z and y too. A loss that is linear in parts, as Huber's, is curved
+        at one of them.
         """
         z = z.detach()
         others = [torch.zeros_like(z), -z] + (
@@ -324,8 +324,8 @@ class AnyLoss:
 
 
 def sample(y: Any, i: int, batch: int) -> Any:
-    """The targets of sample i: of each tensor of `batch` rows one row, also in tuples, lists and
-    mappings; anything else as it is.
+    """The targets of sample i: one row of each tensor of `batch` rows, also inside tuples, lists
+    and mappings. Anything else is returned as it is.
     """
     if isinstance(y, Tensor):
         return y[i : i + 1] if y.dim() and len(y) == batch else y
@@ -369,8 +369,7 @@ def get(loss: Any) -> Any:
         )
     raise DitherError(
         f"a loss is a name ({', '.join(map(repr, NAMES))}), a loss module or a callable: got "
-        + f"{loss!r}"
-        + ("; call it: a loss is an instance" if isinstance(loss, type) else "")
+        + (f"the class {loss.__name__}; call it" if isinstance(loss, type) else repr(loss))
     )
 
 

@@ -1,11 +1,11 @@
-"""Is a model as often right as it says? Reliability diagrams and the expected calibration error.
+"""Reliability diagrams and the expected calibration error.
 
     ECE = Σ_m (n_m/n) |accuracy_m − confidence_m|
 
-over M equal bins (m/M, (m + 1)/M] of the confidence max_c p_c; n_m examples fall into bin m. Guo et
+over M equal bins (m/M, (m + 1)/M] of the confidence max_c p_c, with n_m examples in bin m. Guo et
 al. 2017, eq. 3; Camuto et al. 2020, Fig. F.7. With finitely many examples it is above 0 for a
-perfect model too: `Reliability.chance` says by how much. torchmetrics has the error alone and not
-its bins, so it is computed here, and tested against torchmetrics.
+perfect model too; `Reliability.chance` is that bias. torchmetrics gives the error and no bins: so
+it is computed here and tested against torchmetrics.
 """
 
 import math
@@ -15,14 +15,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dither.calling import check_class_numbers
 from dither.errors import DitherError
 
 __all__ = ["Reliability", "error", "reliability"]
 
 
 class Reliability(NamedTuple):
-    """Per bin [M]: how many examples, their mean confidence, their accuracy (nan in an empty bin),
-    and the variance Σ conf(1 − conf) of the number of right ones if the model were calibrated.
+    """Per bin [M]: the number of examples, their mean confidence, their accuracy (nan in an empty
+    bin), and the variance Σ conf(1 − conf) of the number of right answers of a calibrated model.
     """
 
     count: Tensor
@@ -52,12 +53,12 @@ class Reliability(NamedTuple):
 
     @property
     def overconfidence(self) -> Tensor:
-        """Mean confidence − accuracy: the side on which the error lies (below 0: too modest)."""
+        """Mean confidence − accuracy. Below 0 the model is underconfident."""
         return -(self.share * self.gap).sum()
 
     @property
     def chance(self) -> Tensor:
-        """The error to expect of a perfectly calibrated model with these confidences, by chance:
+        """The expected error of a perfectly calibrated model with these confidences:
         Σ_m √(2 v_m/π)/n, as the mean of |N(0, v)| is √(2v/π).
         """
         return (2 / math.pi * self.variance).sqrt().sum() / self.count.sum()
@@ -66,26 +67,21 @@ class Reliability(NamedTuple):
 def reliability(p: Tensor, y: Tensor, *, bins: int = 15) -> Reliability:
     """The reliability diagram of probabilities p [n, C] with classes y [n], in float64.
 
-    DeGroot & Fienberg 1983; Guo et al. 2017, Fig. 1. Raises DitherError where p is not one
-    distribution a row (logits, say), y is not of class numbers 0 … C − 1 that fit, or bins is no
-    whole number ≥ 1.
+    DeGroot & Fienberg 1983; Guo et al. 2017, Fig. 1. Raises DitherError unless each row of p
+    is a distribution (logits are not), y holds class numbers 0 … C − 1, and bins is a whole number
+    ≥ 1.
     """
     if not (isinstance(p, Tensor) and isinstance(y, Tensor)):
         raise DitherError(
             "calibration needs tensors of probabilities [n, C] and class numbers [n]: got "
             f"{type(p).__name__} and {type(y).__name__}"
         )
-    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
-    if p.dim() != 2 or y.shape != p.shape[:1] or not len(y) or not whole:
+    if p.dim() != 2 or y.shape != p.shape[:1] or not len(y):
         raise DitherError(
             "calibration needs probabilities [n, C] and class numbers [n]: got "
             f"{list(p.shape)} and {list(y.shape)} of {y.dtype}"
         )
-    if int(y.min()) < 0 or int(y.max()) >= p.shape[1]:
-        raise DitherError(
-            f"calibration: y must hold class numbers 0 … {p.shape[1] - 1}: got {int(y.min())} … "
-            f"{int(y.max())}"
-        )
+    check_class_numbers("calibration", y, p.shape[1])
     if not isinstance(bins, Integral) or isinstance(bins, bool) or bins < 1:
         raise DitherError(f"calibration: bins = {bins!r}; give a whole number, 1 or more")
     p = p.detach().double()

@@ -1,19 +1,21 @@
-"""How complex a function a network's weights allow: norm-based capacity measures.
+"""Norm-based capacity measures of a network.
 
     frobenius   Π_l ‖W_l‖_F                 of the weights as they are stored (a kernel once)
-    spectral    Π_l ‖A_l‖₂                  A_l the layer as a linear operator: the Lipschitz
-                                            constant of the net is below it (slopes ≤ 1)
+    spectral    Π_l ‖A_l‖₂                  A_l is the layer as a linear operator. It bounds the
+                                            Lipschitz constant of the network (slopes ≤ 1)
     path        √(Σ_paths Π_l w_l²)         over all paths from an input to an output
     complexity  Π_l ‖A_l‖₂ √(Σ_l ‖W_l‖_F²/‖A_l‖₂²)
 
-and each divided by the output margin, which takes the scale of the outputs out. Neyshabur et al.
+Each is also divided by the output margin, which removes the scale of the outputs. Neyshabur et al.
 2015 (path) and 2017; Bartlett et al. 2017, Neyshabur et al. 2018 (complexity); Camuto et al. 2020,
-App. E. They describe a chain, in which each Linear or Conv layer is called once and takes what the
-layer before gave, through elementwise activations (modules; as functions those that leave numbers
-> 0 as they are, like relu) and reshapes; whether a network is one is tried, and what is none
-raises. Weights only: a bias has no part in a Jacobian. Noise on the input of a softmax classifier
-has R ≤ ½σ² E[1 − Σ_i p_i²] spectral² (docs/math.md, section 13), so a small capacity gives a small
-R; the converse is a question for experiments.
+App. E.
+
+They are defined for a chain: each Linear or Conv layer is called once, and its input is the output
+of the layer before, through elementwise activations and reshapes. An activation may be a module, or
+a function that leaves numbers > 0 as they are, like relu. A forward tests whether a network is a
+chain; other networks raise DitherError. Biases do not count, as they are not in a Jacobian. Noise
+on the input of a softmax classifier has R ≤ ½σ² E[1 − Σ_i p_i²] spectral² (docs/math.md, section
+13), so a small capacity gives a small R. The converse is a question for experiments.
 """
 
 import math
@@ -35,7 +37,7 @@ __all__ = ["Capacity", "Norms", "capacity", "layers", "path"]
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LAYERS = (nn.Linear, *CONVS)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-BESIDE = "beside_its_model"  # of an Injection, kept as an attribute of its model
+BESIDE = "beside_its_model"  # an Injection that is an attribute of its model
 NEUTRAL = (nn.Flatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, *ACTIVATIONS)
 STEPS = 200  # of Lanczos, at most
 ACCURACY = 1e-6  # relative, of ‖A‖₂²
@@ -43,7 +45,7 @@ ACCURACY = 1e-6  # relative, of ‖A‖₂²
 
 @dataclass(frozen=True)
 class Norms:
-    """Of one layer: ‖W‖_F, and ‖A‖₂ on inputs of the size that it met."""
+    """One layer: ‖W‖_F, and ‖A‖₂ for inputs of the size it was called with."""
 
     frobenius: float
     spectral: float
@@ -60,7 +62,7 @@ class Capacity:
     margin: float
 
     def normalised(self) -> dict[str, float]:
-        """{measure: measure/margin}; nan where the margin is not above 0 and none is defined."""
+        """{measure: measure/margin}; nan unless the margin is above 0."""
         names = ("frobenius", "spectral", "path", "complexity")
         positive = self.margin > 0
         return {n: getattr(self, n) / self.margin if positive else math.nan for n in names}
@@ -69,9 +71,9 @@ class Capacity:
 def capacity(model: nn.Module, x: Tensor, y: Tensor, *, quantile: float = 0.1) -> Capacity:
     """The measures of a chain of Linear and Conv layers, with the margin of (x, y).
 
-    x [B, …], y [B]: the training examples; `quantile` of their output margins f_y − max_j f_j is
-    the margin (Jiang et al. 2020 take a tenth; a minimum would be one example's). Raises
-    DitherError where `layers` or `path` does, for an empty batch, or quantile is not in [0, 1].
+    x [B, …], y [B]: the training examples. The margin is the `quantile` of their output margins
+    f_y − max_j f_j (Jiang et al. 2020 take .1; the minimum would depend on one example). Raises
+    DitherError as `layers` and `path` do, for an empty batch, and unless quantile is in [0, 1].
     """
     if not 0 <= quantile <= 1:
         raise DitherError(f"capacity: quantile = {quantile!r} is not in [0, 1]")
@@ -94,32 +96,37 @@ def capacity(model: nn.Module, x: Tensor, y: Tensor, *, quantile: float = 0.1) -
 def layers(model: nn.Module, x: Tensor) -> Mapping[str, Norms]:
     """{name: Norms} of the Linear and Conv layers that x [B, …] goes through, in that order.
 
-    A convolution's ‖A‖₂ is that of the whole linear map from its input (of the size it met, with
-    its stride, zero padding and groups) to its output, not of the kernel reshaped to a matrix:
-    found by Lanczos' iteration on AᵀA in float64, to 1e-6. Of each layer by itself: whether they
-    are a chain is for `path`. Raises DitherError where there is no such layer, one is called twice,
-    a convolution does not pad with zeros, or the iteration does not settle.
+    ‖A‖₂ of a convolution is that of the linear map from its input to its output, with the size of
+    the input in this forward, its stride, zero padding and groups. It is not that of the kernel
+    reshaped to a matrix. Lanczos' iteration on AᵀA computes it in float64, to 1e-6. `path` checks
+    whether the layers are a chain. Raises DitherError if there is no such layer, if one is called
+    twice, if a convolution does not pad with zeros, or if the iteration does not converge.
     """
     check_floats("capacity", x)
     shapes: dict[str, tuple[nn.Module, torch.Size]] = {}
 
     def note(name: str, module: nn.Module, h: Tensor) -> None:
         if name in shapes:
-            raise DitherError(f"capacity: {name!r} is called twice; its norm counts for each call")
+            raise DitherError(
+                f"capacity: {name!r} is called twice, and a chain calls it once: use two layers"
+            )
         shapes[name] = module, h.shape
 
-    found = {n: m for n, m in _modules(model).items() if isinstance(m, LAYERS)}
-    with _taking(found, note), robustness.silent(model), torch.no_grad():
+    called = {n: m for n, m in _modules(model).items() if isinstance(m, LAYERS)}
+    with _taking(called, note), robustness.silent(model), torch.no_grad():
         output(model, x)
     if not shapes:
-        raise DitherError("capacity: x went through no Linear and no Conv layer")
+        raise DitherError(
+            "capacity: x goes through no Linear and no Conv layer; give a model that has one"
+        )
     return {name: _norms(name, module, shape) for name, (module, shape) in shapes.items()}
 
 
 def path(model: nn.Module, x: Tensor) -> float:
-    """√(Σ_paths Π w²): the root of the sum of outputs of the net with its weights squared, its
-    activations left out and its biases 0, at an input of ones, in float64.   Neyshabur et al.
-    2015, eq. 7
+    """√(Σ_paths Π w²), in float64.   Neyshabur et al. 2015, eq. 7
+
+    It is the root of the sum of outputs, at an input of ones, of the network with squared weights,
+    without activations and biases.
 
     x [B, …] gives the input's shape. Raises DitherError for anything but a chain of Linear, Conv,
     elementwise activations, dropout and flattening: a path has no weight there.
@@ -131,7 +138,7 @@ def path(model: nn.Module, x: Tensor) -> float:
         if not isinstance(module, LAYERS) and [*module.parameters(recurse=False)]:
             raise DitherError(
                 f"path: {name!r} ({type(module).__name__}) has parameters of its own, and is no "
-                "Linear or Conv: no measure here counts them"
+                "Linear or Conv: no measure here counts its parameters"
             )
         if not known:
             raise DitherError(
@@ -147,13 +154,13 @@ def path(model: nn.Module, x: Tensor) -> float:
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    """{name: module}, without those inside a layer (parametrisations) and noise kept as an
-    attribute.
+    """{name: module}, without modules inside a layer (parametrisations) and without an Injection
+    that is an attribute.
     """
-    found = dict(model.named_modules())
-    closed = [n for n, m in found.items() if isinstance(m, LAYERS) or hasattr(m, BESIDE)]
+    modules = dict(model.named_modules())
+    closed = [n for n, m in modules.items() if isinstance(m, LAYERS) or hasattr(m, BESIDE)]
     inside = tuple(f"{n}." if n else "" for n in closed)
-    kept = {n: m for n, m in found.items() if n in closed or not n.startswith(inside)}
+    kept = {n: m for n, m in modules.items() if n in closed or not n.startswith(inside)}
     return {n: m for n, m in kept.items() if not hasattr(m, BESIDE)}
 
 
@@ -166,10 +173,11 @@ def _squares(name: str, module: nn.Module, h: Tensor) -> Tensor:
 
 
 def _chain(model: nn.Module, modules: Mapping[str, nn.Module], ones: Tensor) -> None:
-    """Raise unless each layer takes, up to their order, the numbers that the one before gave.
+    """Raises DitherError unless the inputs of each layer are, up to their order, the outputs of the
+    layer before.
 
-    Every layer is made to give numbers of its own, ½ to 8: what adds, scales, pools or bends them
-    on the way shows, whatever the weights are.
+    Every layer is made to give numbers of its own, from ½ to 8. So any sum, scale, pooling or
+    nonlinearity between layers shows, whatever the weights are.
     """
     rng = torch.Generator().manual_seed(0)
 

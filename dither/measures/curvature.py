@@ -2,14 +2,16 @@
 
     tr ∇²L = Σ_W tr ∇²_W L,  tr GN = Σ_W E_batch Σ_c ‖∂⟨S_c, z_i⟩/∂W‖²,   S Sᵀ = ∂²ℓ/∂z²
 
-Where the network is linear in each parameter tensor but for kinks (`measures.multilinear`), both
-are equal and the trace is exact at the price of `explicit`. Elsewhere it is probed, in activation
-space where that can be (`measures.probes`).
+If the network is linear in each parameter tensor away from kinks (`measures.multilinear`), both are
+equal, and the trace is exact at the cost of `explicit`. Else it is estimated by probes, if possible
+in activation space (`measures.probes`).
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -27,14 +29,15 @@ from dither.regulariser.explicit import explicit
 
 __all__ = ["Trace", "trace"]
 
-PILOT = 16  # probes that only tell how many there must be; none of them is kept
+PILOT = 16  # probes whose spread says how many are needed; their values are not used
 STEIN = (PILOT - 1) / (PILOT - 3)  # E t² of Student's t at the pilot's PILOT − 1 degrees of freedom
 
 
 class Trace(NamedTuple):
-    """The trace over a data set: `value`, the standard error `sem` its probes left (0 where exact).
+    """The trace over a data set: `value`, and the standard error `sem` over its probes (0 if
+    exact).
 
-    by_parameter: {name: Estimate}; probes: how many of each batch are in the mean (0 where exact).
+    by_parameter: {name: Estimate}; probes: the number of probes of each batch (0 if exact).
     """
 
     value: float
@@ -44,17 +47,17 @@ class Trace(NamedTuple):
 
     @property
     def exact(self) -> bool:
-        """No probe was needed."""
+        """Whether no probe was needed."""
         return self.probes == 0
 
     @property
     def by_layer(self) -> dict[str, float]:
         """{module name: trace over its own parameters}."""
-        found: dict[str, float] = {}
+        sums: dict[str, float] = {}
         for name, part in self.by_parameter.items():
             layer = name.rpartition(".")[0]
-            found[layer] = found.get(layer, 0.0) + part.value
-        return found
+            sums[layer] = sums.get(layer, 0.0) + part.value
+        return sums
 
 
 def trace(
@@ -70,37 +73,27 @@ def trace(
 ) -> Trace:
     """Trace of ∇²_W L of the mean loss over a data set, per parameter; in eval mode, without noise.
 
-    model      or an Injection of noise on parameters: then of these parameters alone, and what an
-               exact trace has found out about the network is kept for the next call.
+    model      a module, or an Injection of noise on parameters. Of an Injection the trace is over
+               its parameters alone, and the next call reuses what an exact trace found out about
+               the network.
     loss       as in `explicit`.
-    data       (x, y) or [x, y], or an iterable of such batches that can be gone through twice (a
-               list, a DataLoader without shuffling). Batches count by their number of samples,
-               also where a loss divides by other counts (ignored positions, class weights).
+    data       (x, y) or [x, y], or an iterable of such batches that can be read twice (a list, a
+               DataLoader without shuffling). The weight of a batch is its number of samples, also
+               if the loss divides by another count (ignored positions, class weights).
     of         "hessian" or "gauss_newton" (never negative, always exact).
-    precision  the root mean square error to reach, in the trace's own units. Two stages (Stein
-               1945): the spread s of a pilot of 16 probes says how many there must be, N = E[t²]
-               s²/precision² ≥ 16; value and sem come from N others alone, so that how many there
-               are and what they say are independent. One call's sem may be somewhat above or below.
-    probes     instead: how many probes a batch gets, ≥ 2 (default 16 where neither is given).
+    precision  the root mean square error to reach, in the units of the trace. Two stages (Stein
+               1945): the spread s of a pilot of 16 probes gives N = E[t²] s²/precision² ≥ 16, and
+               value and sem come from N other probes alone. So N is independent of their values.
+               The sem of one call may be somewhat above or below.
+    probes     how many probes a batch gets, ≥ 2, in place of a precision (default 16).
 
-    Cost: exact, C − 1 columns of √H, each a third to a half of a plain step; at the first call one
-    step more, to find where each product has its samples. A probe: about 1.5 steps.
-    Raises DitherError where `limit` probes would not reach the precision, the data or a batch is
-    empty, or the model was made under torch.inference_mode().
+    Cost: exact, C − 1 columns of √H, each a third to a half of a plain step; the first call takes
+    one step more, to find the batch dimension of each product. A probe: about 1.5 steps.
+    Raises DitherError if `limit` probes would not reach the precision, if the data or a batch is
+    empty, or if the model was made under torch.inference_mode().
     """
-    if of not in ("hessian", "gauss_newton"):
-        raise DitherError(f"trace is of 'hessian' or 'gauss_newton': got {of!r}")
-    if precision is not None and probes is not None:
-        raise DitherError(
-            f"trace takes a precision or a number of probes: got {precision!r} and {probes!r}; "
-            "give one of them"
-        )
-    if precision is not None and not (precision > 0 and math.isfinite(precision)):
-        raise DitherError(f"precision is a standard error > 0: got {precision!r}")
-    if probes is not None and (not isinstance(probes, int) or probes < 2):
-        raise DitherError(f"probes is a whole number ≥ 2, one has no spread: got {probes!r}")
-    batches = _batches(data)
-    each = losses.get(loss)
+    settings = _settings(of, precision, probes, limit, seed)
+    batches, each = _batches(data), losses.get(loss)
     noise = model if isinstance(model, Injection) else None
     model = model if noise is None else _parameters_only(noise).model
     parameters = {n: p for n, p in model.named_parameters() if noise is None or n in noise.sites}
@@ -111,26 +104,61 @@ def trace(
         if first is None:
             raise DitherError("trace needs at least one batch (x, y): got none")
         check_devices(model, *first)
-        if of == "gauss_newton" or multilinear(model, first[0]):
+        if settings.of == "gauss_newton" or multilinear(model, first[0]):
             return _exact(noise, model, each, batches)
-        drawn = range(probes or 16)
-        if precision is not None:
-            pilot = _probed(model, parameters, each, batches, range(PILOT), seed).sum(0)
-            need = max(PILOT, math.ceil(STEIN * pilot.var().item() / precision**2))
-            if need > limit:
-                raise DitherError(
-                    f"a standard error of {precision:g} needs about {need} probes and the limit is "
-                    f"{limit}: ask for less, or raise limit"
-                )
-            drawn = range(PILOT, PILOT + need)
-        found = _probed(model, parameters, each, batches, drawn, seed)
-    parts = {name: Estimate.of(row) for name, row in zip(parameters, found, strict=True)}
-    total = Estimate.of(found.sum(0))
-    return Trace(total.value, total.sem, parts, found.shape[1])
+        probing = partial(_probed, model, parameters, each, batches, seed=settings.seed)
+        values = probing(probes=_plan(settings, probing))  # [P, N]
+    parts = {name: Estimate.of(row) for name, row in zip(parameters, values, strict=True)}
+    total = Estimate.of(values.sum(0))
+    return Trace(total.value, total.sem, parts, values.shape[1])
+
+
+class Settings(NamedTuple):
+    """How a trace is estimated."""
+
+    of: str
+    precision: float | None
+    probes: int
+    limit: int
+    seed: int
+
+
+def _settings(
+    of: str, precision: float | None, probes: int | None, limit: int, seed: int
+) -> Settings:
+    """The settings, checked. Raises DitherError for bad ones."""
+    if of not in ("hessian", "gauss_newton"):
+        raise DitherError(f"trace: of is 'hessian' or 'gauss_newton': got {of!r}")
+    if precision is not None and probes is not None:
+        raise DitherError(
+            f"trace takes a precision or a number of probes: got {precision!r} and {probes!r}; "
+            "give one of them"
+        )
+    if precision is not None and not (precision > 0 and math.isfinite(precision)):
+        raise DitherError(f"trace: precision is a standard error > 0: got {precision!r}")
+    if probes is not None and (not isinstance(probes, int) or probes < 2):
+        raise DitherError(
+            f"trace: probes is a whole number ≥ 2 (one probe has no spread): got {probes!r}"
+        )
+    return Settings(of, precision, PILOT if probes is None else probes, limit, seed)
+
+
+def _plan(settings: Settings, probing: Callable[..., Tensor]) -> range:
+    """The numbers of the probes: as many as asked for, or as the precision needs by a pilot."""
+    if settings.precision is None:
+        return range(settings.probes)
+    pilot = probing(probes=range(PILOT)).sum(0)
+    need = max(PILOT, math.ceil(STEIN * pilot.var().item() / settings.precision**2))
+    if need > settings.limit:
+        raise DitherError(
+            f"trace: a standard error of {settings.precision:g} needs about {need} probes, and the "
+            f"limit is {settings.limit}: ask for a larger error, or raise limit"
+        )
+    return range(PILOT, PILOT + need)
 
 
 def _parameters_only(noise: Injection) -> Injection:
-    """The injection, if all of its sites are parameters."""
+    """The injection. Raises DitherError if one of its sites is no parameter."""
     others = [name for name, site in noise.sites.items() if site.side != "parameter"]
     if others:
         raise DitherError(
@@ -145,13 +173,13 @@ def _batches(data: Any) -> Iterable[tuple[Any, Tensor]]:
         return [(data[0], data[1])]
     if isinstance(data, Iterator):
         raise DitherError(
-            "trace goes through the data more than once: got an iterator; pass a list"
+            "trace reads the data more than once: got an iterator; pass a list of batches"
         )
     return data
 
 
 def _ready(batches: Iterable[tuple[Any, Tensor]]) -> Iterator[tuple[Any, Tensor]]:
-    """The batches, none of them empty, as autograd can save them."""
+    """The batches as autograd can save them. Raises DitherError for an empty one."""
     for x, y in batches:
         if len(y) == 0:
             raise DitherError("trace needs at least one sample in a batch: got an empty one")
@@ -159,7 +187,7 @@ def _ready(batches: Iterable[tuple[Any, Tensor]]) -> Iterator[tuple[Any, Tensor]
 
 
 def _savable(x: Any) -> Any:
-    """What was made in inference mode as a plain copy."""
+    """Inference tensors as plain copies, others as they are."""
     if isinstance(x, Tensor):
         return x.clone() if x.is_inference() else x
     if not any(t.is_inference() for t in tensors(x)):
@@ -207,15 +235,15 @@ def _exact(
 
 @contextmanager
 def _at_one(noise: Injection) -> Iterator[Injection]:
-    """The injection as if it were of Weight(1.0), each tensor at all of its σ."""
-    before = [site.noise for site in noise.sites.values()], noise.draw
-    noise.draw = "each"
+    """The injection with Weight(1.0) on each of its parameters at every step."""
+    before = [site.noise for site in noise.sites.values()], noise.draws
+    noise.draws = replace(noise.draws, draw="each")
     for site in noise.sites.values():
         site.noise = Weight(1.0)
     try:
         yield noise
     finally:
-        noise.draw = before[1]
+        noise.draws = before[1]
         for site, was in zip(noise.sites.values(), before[0], strict=True):
             site.noise = was
 

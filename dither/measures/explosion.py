@@ -1,18 +1,19 @@
-"""Will noise on all weights explode in this network? Told before training.
+"""A forecast, before training, of whether noise on all weights explodes in a network.
 
-    full        every one of the M parameter tensors gets σ/√M
-    layer-wise  one of them gets σ                             both have one R, of order σ²
+    full        each of the M parameter tensors gets σ/√M
+    layer-wise  one of them gets σ                             both have the same R, of order σ²
     growth      G(σ) = E‖z(w + δ) − z(w)‖² / tr(J Σ Jᵀ) − 1
 
-J = ∂z/∂w, Σ = Cov δ: what the noise does to the outputs, against what its first order does, which
-is all that R knows (at the half-square loss to z itself the two are 2E[Δℓ] and 2R). G is what
-Orvieto et al. 2022 call the variance explosion: σ⁴d₁d₂‖X‖² of §3.1 over the σ² terms. Under full
-noise the layers' noises multiply; in a chain of dense layers with random weights
+J = ∂z/∂w, Σ = Cov δ. G compares the effect of the noise on the outputs with its first order, which
+is all that R contains. For the half-square loss to z itself the two are 2E[Δℓ] and 2R. Orvieto et
+al. 2022 call G > 0 the variance explosion: it is σ⁴d₁d₂‖X‖² of §3.1 over the σ² terms. Under full
+noise the noises of the layers multiply. In a chain of dense layers with random weights
 
     1 + G ≈ (Π_l (1 + ρ_l) − 1) / Σ_l ρ_l,      ρ_l = (σ²/M) / mean W_l²      ("compounded")
 
-and under layer-wise noise G is 0 but for kinks. Noise is safe, here, while G ≤ 1: the first order
-is half of all it does. Whether training suffers depends on the rate and the loss too.
+and under layer-wise noise G is 0, except for kinks. Noise is called safe while G ≤ 1: then at least
+half of its effect is first order. The learning rate and the loss also decide whether training
+suffers.
 """
 
 import math
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from dither import loss as losses
 from dither.attach.inject import Injection, inject
-from dither.attach.reading import Silent, reading
+from dither.attach.reading import Idle, reading
 from dither.calling import check_devices, output
 from dither.errors import DitherError
 from dither.estimate import Estimate
@@ -33,26 +34,27 @@ from dither.measures import robustness
 from dither.noise.noises import Weight
 from dither.regulariser.expected import Draw
 from dither.regulariser.explicit import explicit
+from dither.text import grid
 
 __all__ = ["Explosion", "Way", "compounded", "explosion", "growth"]
 
-SMALL = 0.02  # of the weights' own σ: where only the first order is left
-HALVINGS = 60  # of that, at most
-SETTLED = 0.01  # relative: halving σ changes the first order by no more
-ROUNDING = 100  # times a float's precision: outputs must move by more
-FAR = 16  # times σ, or the weights' own: how far up the search for the safe σ goes
-FINE = 1.05  # it ends at a bracket of 5 %
+SMALL = 0.02  # share of the weights' own σ at which only the first order is left
+HALVINGS = 60  # halvings of that, at most
+SETTLED = 0.01  # relative change of the first order when σ is halved
+ROUNDING = 100  # times the precision of a float: outputs must change by more
+FAR = 16  # the search for the safe σ ends at this multiple of σ, or of the weights' own σ
+FINE = 1.05  # the search ends at a bracket of 5 %
 SURE = 3  # standard errors that a verdict needs
 
 
 @dataclass(frozen=True)
 class Way:
-    """How one way of drawing fares at σ.
+    """The result for one way of drawing at σ.
 
-    growth  G(σ); inf ± nan where the outputs overflow
-    excess  E[Δℓ] − R in the loss' units
-    safe    the σ at which G first comes above `limit`, whichever σ was asked for; inf: not up to
-            `searched`
+    growth  G(σ); inf ± nan if the outputs overflow
+    excess  E[Δℓ] − R, in the units of the loss
+    safe    the σ at which G first exceeds `limit`; it does not depend on the given σ. inf: G does
+            not exceed it up to `searched`
     """
 
     growth: Estimate
@@ -64,10 +66,10 @@ class Way:
 
     @property
     def verdict(self) -> str:
-        """One of explodes, safe, too close to call: σ within 3 standard errors of the safe one.
+        """One of explodes, safe, too close to call (σ is within 3 standard errors of the safe one).
 
-        Of σ and not of G, which has heavy tails. Where units saturate G may fall again above the
-        safe σ; that is not called safe.
+        The errors are those of σ, not of G, which has heavy tails. If units saturate, G may fall
+        again above the safe σ; that is not called safe.
         """
         if self.safe.value == math.inf:
             return "safe" if self.growth.value <= self.limit else "too close to call"
@@ -79,10 +81,11 @@ class Way:
 
 @dataclass(frozen=True)
 class Explosion:
-    """What `explosion` found; prints as a table.
+    """The result of `explosion`. It prints as a table.
 
     loss, R  of the batch at this σ;  tensors  M
-    ratios   {weight: ρ = (σ²/M) / mean W²}, without biases and other vectors: they don't compound
+    ratios   {weight: ρ = (σ²/M) / mean W²}, without biases and other vectors, whose noises do not
+             multiply
     """
 
     sigma: float
@@ -95,17 +98,17 @@ class Explosion:
 
     @property
     def explodes(self) -> bool:
-        """Full noise at this σ, beyond what chance may do."""
+        """Whether full noise explodes at this σ, beyond 3 standard errors."""
         return self.full.verdict == "explodes"
 
     @property
     def compounded(self) -> float:
-        """G of full noise by the ratios alone."""
+        """G of full noise, from the ratios alone."""
         return compounded(self.ratios.values())
 
     @property
     def strong(self) -> float:
-        """The σ at which R is as large as the loss: no way of drawing is weak beyond it."""
+        """The σ at which R equals the loss. Above it no way of drawing is weak noise."""
         return self.sigma * math.sqrt(self.loss / self.R) if self.R > 0 else math.inf
 
     def __str__(self) -> str:
@@ -114,8 +117,7 @@ class Explosion:
             unbounded = way.safe.value == math.inf
             safe = f"> {way.searched:.3g}" if unbounded else str(way.safe)
             rows.append([name, str(way.growth), str(way.excess), safe, way.verdict])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines = grid(rows)
         ratios = ", ".join(f"{name} {rho:.2g}" for name, rho in self.ratios.items())
         head = (
             f"weight noise σ {self.sigma:.4g} on {self.tensors} tensors: loss {self.loss:.4g}, "
@@ -149,20 +151,20 @@ def explosion(
     draws: int = 16,
     seed: int = 0,
 ) -> Explosion:
-    """Whether weight noise at σ explodes in this network, and the largest σ at which it does not;
-    for full and for layer-wise noise, which have one R. In eval mode with every noise of dither
-    off; nothing is changed.
+    """Whether weight noise at σ explodes in this network, and the largest σ at which it does not,
+    for full and for layer-wise noise, which have the same R. In eval mode, with every noise of
+    dither off. Afterwards the model is as before.
 
     x, y, loss  a batch, as in `explicit`.
     sigma       in the convention of `inject`'s draws "all" (σ/√M each) and "cycle" (σ on one).
     by          what counts as one of the M, "tensor" or "layer".
-    limit       the growth G that is still safe.
-    draws       per estimate of G, in antithetic pairs, the same at every σ; at least one pair for
-                each of the M where noise is layer-wise.
+    limit       the largest growth G that is safe.
+    draws       per estimate of G, in antithetic pairs, equal at every σ. Layer-wise noise gets at
+                least one pair for each of the M.
 
     Costs two exact `explicit` without gradients, and about 12 · draws forwards for each way. Raises
     DitherError for σ ≤ 0, fewer than 4 draws, an empty batch, outputs that are not finite or depend
-    on no parameter, and where rounding hides what the noise does.
+    on no parameter, and if rounding hides the effect of the noise.
     """
     _check(sigma, draws)
     if not limit > 0:
@@ -188,8 +190,8 @@ def growth(
     draws: int = 16,
     seed: int = 0,
 ) -> Estimate:
-    """G of one way of drawing ("all", or "cycle" for layer-wise) at one σ, without the search;
-    raises as `explosion` does.
+    """G of one way of drawing ("all", or "cycle" for layer-wise) at one σ, without the search.
+    Raises as `explosion` does.
     """
     _check(sigma, draws)
     with robustness.silent(model), torch.no_grad():
@@ -206,28 +208,28 @@ def _check(sigma: float, draws: int) -> None:
 
 def _ratios(noise: Injection, sigma: float) -> dict[str, float]:
     """ρ of each weight matrix or kernel."""
-    m, found = len(noise.groups), {}
+    m, ratios = len(noise.groups), {}
     for name, site in noise.sites.items():
         square = site.parameter.detach().square().mean().item()
         if site.parameter.dim() > 1 and square > 0:
-            found[name] = sigma**2 / m / square
-    return found
+            ratios[name] = sigma**2 / m / square
+    return ratios
 
 
 def _own(ratios: list[float]) -> float:
-    """The weights' own σ, where compounded G is 1 to lowest order: (Σ_{i<j} ρ_i ρ_j / Σ ρ_i)^−½ of
-    the ρ at σ = 1, and ρ^−½ of a single one.
+    """The weights' own σ, at which compounded G is 1 to lowest order: (Σ_{i<j} ρ_i ρ_j / Σ ρ_i)^−½
+    of the ρ at σ = 1; for a single ρ it is ρ^−½.
     """
     total = sum(ratios)
     if not total:
-        return 1.0  # no matrix compounds
+        return 1.0  # there is no weight matrix
     pairs = (total**2 - sum(rho**2 for rho in ratios)) / 2
     return (pairs / total if len(ratios) > 1 else total) ** -0.5
 
 
 class _Probe:
-    """G at any σ, with the same draws at each: what they do at a much smaller σ is subtracted, and
-    its exact mean, R, put in its place. So less is left to chance.
+    """G at any σ, with equal draws. A control variate reduces the variance: the effect of the draws
+    at a much smaller σ is subtracted, and its exact mean, R, is added.
     """
 
     def __init__(
@@ -236,13 +238,16 @@ class _Probe:
         check_devices(model, x)
         self.model, self.x, self.y, self.by, self.seed = model, x, y, by, seed
         with inject(model, Weight(1.0), draw="all", by=by, seed=0) as noise:
-            with reading(noise, Silent()):  # noise on a part of the model too
+            with reading(noise, Idle()):  # noise on a part of the model too
                 self.z = output(model, x)
             self._check()
             self.R1 = explicit(noise, x, self.z, "half_square").R.item()  # at σ = 1
             self.own = _own(list(_ratios(noise, 1.0).values()))
         if not self.R1 > 0:
-            raise DitherError("explosion: the outputs depend on no parameter at first order")
+            raise DitherError(
+                "explosion: the outputs depend on no parameter at first order: pass a model whose "
+                "parameters are used"
+            )
         if y is not None:
             self.each = losses.get(loss)
             self.clean = self.each.per_sample(self.z, y).double().mean()
@@ -255,11 +260,13 @@ class _Probe:
         if not self.z.numel():
             raise DitherError("explosion: the batch is empty: pass one example or more")
         if not bool(self.z.isfinite().all()):
-            raise DitherError("explosion: the outputs without noise are not finite")
+            raise DitherError(
+                "explosion: the outputs without noise are not finite: check the model and the batch"
+            )
 
     def look(self, draw: str, sigma: float, draws: int) -> tuple[Tensor, Tensor]:
-        """½‖Δz‖² and, where there is a loss, Δℓ; batch means of each antithetic pair [P];
-        layer-wise in turn.
+        """½‖Δz‖² and, if there is a loss, Δℓ: batch means of each antithetic pair [P]. Layer-wise
+        noise takes the tensors in turn.
         """
         if sigma < self.floor:
             raise DitherError(
@@ -278,33 +285,35 @@ class _Probe:
                     square.append((z - self.z).double().square().sum() / (2 * len(z)))
                     if self.y is not None:
                         change.append(self.each.per_sample(z, self.y).double().mean() - self.clean)
-        halves = (torch.stack(found or square).view(-1, 2) for found in (square, change))
+        halves = (torch.stack(looks or square).view(-1, 2) for looks in (square, change))
         return tuple(half.mean(1) for half in halves)  # pyright: ignore
 
     def first(self, draw: str, draws: int) -> Tensor:
-        """½‖Δz‖²/σ² at first order, of each pair [P]; of mean R at σ = 1.
+        """½‖Δz‖²/σ² of each pair [P] at first order. Its mean is R at σ = 1.
 
-        At 2 % of the weights' own σ, or where that is not small yet at a half of it, and so on
-        until halving changes nothing.
+        It is taken at 2 % of the weights' own σ, and σ is halved until that changes nothing.
         """
         near = SMALL * self.own
-        found = self.look(draw, near, draws)[0] / near**2
+        second_order = self.look(draw, near, draws)[0] / near**2
         for _ in range(HALVINGS):
-            near, before = near / 2, found
-            found = self.look(draw, near, draws)[0] / near**2
-            if abs((found - before).mean().item()) <= SETTLED * self.R1:
-                return found
-        raise DitherError("explosion: the noise has no first order that R describes, at any σ")
+            near, before = near / 2, second_order
+            second_order = self.look(draw, near, draws)[0] / near**2
+            if abs((second_order - before).mean().item()) <= SETTLED * self.R1:
+                return second_order
+        raise DitherError(
+            "explosion: the outputs change with σ in no way that R describes, at any σ: the model "
+            "is not differentiable here"
+        )
 
     def growth(self, draw: str, sigma: float, draws: int, first: Tensor) -> Estimate:
         return self._growth(self.look(draw, sigma, draws)[0], sigma, first)
 
     def _growth(self, square: Tensor, sigma: float, first: Tensor) -> Estimate:
-        found = Estimate.of((square / sigma**2 - first) / self.R1)
-        return found if math.isfinite(found.value) else Estimate(math.inf, math.nan)
+        ratio = Estimate.of((square / sigma**2 - first) / self.R1)
+        return ratio if math.isfinite(ratio.value) else Estimate(math.inf, math.nan)
 
     def way(self, draw: str, sigma: float, draws: int, *, r1: float, limit: float) -> Way:
-        """r1: R of the loss at σ = 1."""
+        """The result for one way of drawing. r1: R of the loss at σ = 1."""
         square, change = self.look(draw, sigma, draws)
         first = self.first(draw, draws)
         safe, searched = _crossing(
@@ -320,10 +329,11 @@ class _Probe:
 def _crossing(
     growth: Callable[[float], Estimate], limit: float, *, start: float, end: float
 ) -> tuple[Estimate, float]:
-    """The σ at which G reaches the limit, and the largest σ looked at: by halving or doubling from
-    `start` up to `end`, bisection, and a straight line at last. Its error is G's over G's slope.
+    """The σ at which G reaches the limit, and the largest σ that was tried. The search halves or
+    doubles from `start` up to `end`, bisects, and ends with a straight line. The error of σ is the
+    error of G over the slope of G.
 
-    A growth that is no finite number is above every limit.
+    A growth that is not finite is above every limit.
     """
     at = {start: growth(start)}
     low = high = start

@@ -2,15 +2,15 @@
 
     h_k = φ(W_k h_{k−1} + b_k),     W̃_k = ∂h_k/∂h_{k−1} = diag(φ′(a_k)) W_k
 
-In ReLU networks W̃_k is W_k with the rows of the inactive units of layer k set to 0 (Camuto et al.
-2020, §4, call them columns). For an example i
+In ReLU networks W̃_k is W_k with 0 in the rows of the inactive units of layer k (columns in Camuto
+et al. 2020, §4). For an example i
 
     frobenius  ‖W̃_k‖_F = √(Σ_u φ′(a_u)² ‖W_u·‖²)     no Jacobian is formed: O(B·out)
-    square     ‖W̃_k‖_F²                              what R penalises k times, Camuto §4
+    square     ‖W̃_k‖_F²                              R penalises it k times, Camuto §4
     spectral   ‖W̃_k‖₂, the largest singular value      one eigenvalue problem [in, in] per example
 
-In a stacked model (`models.build_stacked`) weights are [S, out, in] and slopes [S, B, out]; all
-results then have a first dimension S.
+In a stacked model (`build_stacked`) weights are [S, out, in] and slopes [S, B, out]. All results
+then have a first dimension S.
 """
 
 from collections.abc import Mapping
@@ -60,12 +60,15 @@ def spectral(w: Tensor, slope: Tensor, chunk: int = 64) -> Tensor:
 
 
 def trace(w: Tensor) -> Tensor:
-    """Tr(W) of square weights [*S, d, d], [*S]; Camuto's proxy for how many entries are negative.
+    """Tr(W) of square weights [*S, d, d], [*S]. Camuto et al. take it for the number of negative
+    entries.
 
-    Unlike the norms it depends on the order of a layer's units: permute them and it changes.
+    Unlike the norms it changes with the order of the units of a layer.
     """
     if w.shape[-1] != w.shape[-2]:
-        raise DitherError(f"trace: W is {list(w.shape[-2:])}, and only square weights have a trace")
+        raise DitherError(
+            f"trace: W is {list(w.shape[-2:])}, and only square weights have a trace; take a norm"
+        )
     return w.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
@@ -100,10 +103,10 @@ class Layer:
 def layers(model: nn.Module, x: Tensor) -> Mapping[str, Layer]:
     """The model's Linear layers by name, in the order of their calls, with their slopes at x.
 
-    A layer's activation is the module that is called on its output (one of `ACTIVATIONS`); a layer
-    without one, like the last, has φ′ = 1. One forward in eval mode, without noise. Raises
-    DitherError where a module whose slope is not known takes a Linear's output, where an activation
-    that is a plain function takes it, or where a Linear is called twice.
+    The activation of a layer is the module that is called on its output (one of `ACTIVATIONS`). A
+    layer without one, like the last, has φ′ = 1. Costs one forward in eval mode, without noise.
+    Raises DitherError if the output of a Linear goes to a module of unknown slope or to an
+    activation that is a plain function, and if a Linear is called twice.
     """
     outputs: dict[str, tuple[Any, Tensor]] = {}
     slopes: dict[str, Tensor] = {}
@@ -111,9 +114,7 @@ def layers(model: nn.Module, x: Tensor) -> Mapping[str, Layer]:
     def linear(name: str):
         def hook(module: nn.Module, args: tuple, z: Tensor) -> None:
             if name in outputs:
-                raise DitherError(
-                    f"jacobian: {name!r} is called twice: give each use a module of its own"
-                )
+                raise DitherError(f"jacobian: {name!r} is called twice: use a module for each call")
             outputs[name] = module, z
 
         return hook
@@ -144,8 +145,8 @@ def layers(model: nn.Module, x: Tensor) -> Mapping[str, Layer]:
 
 
 class _Watch(TorchFunctionMode):
-    """Refuses an activation function that takes a Linear's output itself, outside any module of
-    `ACTIVATIONS`: its slope would be taken for 1.
+    """Raises DitherError for an activation function that takes the output of a Linear outside a
+    module of `ACTIVATIONS`: its slope would count as 1.
     """
 
     def __init__(self, outputs: dict[str, tuple[Any, Tensor]], slopes: dict[str, Tensor]) -> None:
@@ -158,8 +159,8 @@ class _Watch(TorchFunctionMode):
             for name, (_, z) in self.outputs.items():
                 if args[0] is z and name not in self.slopes:
                     raise DitherError(
-                        f"jacobian: the function {called!r} takes what {name!r} gives, and only "
-                        "modules are seen: make it one, such as nn.ReLU()"
+                        f"jacobian: the function {called!r} takes the output of {name!r}, and "
+                        "only modules are seen: use a module such as nn.ReLU()"
                     )
         return func(*args, **(kwargs or {}))
 
@@ -170,7 +171,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def slope_of(activation: nn.Module, name: str, a: Tensor) -> Tensor:
-    """φ′ at a, elementwise; at a kink what autograd gives (ReLU: 0)."""
+    """φ′ at a, elementwise. At a kink it is autograd's value (ReLU: 0)."""
     if not isinstance(activation, ACTIVATIONS):
         raise DitherError(
             f"jacobian: {name!r} ({type(activation).__name__}) stands between two layers, and its "

@@ -1,12 +1,13 @@
-"""What a network feels at a noise's site: local gradient, local Hessian, and the terms R_k.
+"""Local gradient and Hessian of the loss at a noise's site, and the terms R_k.
 
-    g_i = ∇_z ℓ_i,  H = ⟨∇_z ∇_zᵀ ℓ_i⟩     at the site's tensor z; ⟨·⟩ the batch mean   Levi eq. 5
+    g_i = ∇_z ℓ_i,  H = ⟨∇_z ∇_zᵀ ℓ_i⟩     at the site's tensor z; ⟨·⟩: the batch mean   Levi eq. 5
     R_k = ⟨(δ_i·∇_z)^k ℓ_i⟩ / k!,  δ_i = ε_i W_NI                                       Levi eq. 3
-    ⟨ℓ(z + δ)⟩ = ⟨ℓ⟩ + Σ_k R_k     where ℓ is analytic; kinks (ReLU) add what no R_k knows
+    ⟨ℓ(z + δ)⟩ = ⟨ℓ⟩ + Σ_k R_k     if ℓ is analytic; kinks (ReLU) add terms that are in no R_k
 
-H is what one displacement of the whole batch feels, hence what the node's weights do: E R₂ =
-½σ² W_NIᵀ H W_NI, so that gradient descent multiplies W_NI by 1 − ησ²H. It is taken as its
-Gauss–Newton part ⟨Σ_c g_c g_cᵀ⟩, exact for piecewise linear networks away from kinks, or in full.
+H is the Hessian in a displacement that the whole batch shares. It governs the node's weights: E R₂
+= ½σ² W_NIᵀ H W_NI, so that gradient descent multiplies W_NI by 1 − ησ²H. H is computed as its
+Gauss–Newton part ⟨Σ_c g_c g_cᵀ⟩, which is exact for piecewise linear networks away from kinks, or
+in full.
 """
 
 import math
@@ -33,7 +34,7 @@ __all__ = ["Local", "Term", "local", "norms", "series", "terms"]
 
 
 def norms(noise: Injection) -> dict[str, float]:
-    """‖W_NI‖ of each node, {site: norm}; several vectors of a site count as one."""
+    """{site: ‖W_NI‖} of each node. Several vectors of a site count as one vector."""
     return {
         site: float(noise.nodes[site.replace(".", "/")].detach().norm())
         for site, s in noise.sites.items()
@@ -43,11 +44,13 @@ def norms(noise: Injection) -> dict[str, float]:
 
 @dataclass(frozen=True, eq=False)
 class Local:
-    """A site at a batch. d features (a node's: a pixel map's are all its pixels).
+    """One site and one batch, with d features. Those of a pixel map are all its pixels.
 
-    gradient  ⟨g⟩ [d];  square  ⟨‖g‖²⟩, in the loss' units over z²
-    values    the eigenvalues of H, falling; those that are 0 by rank are left out
-    vectors   their eigenvectors, [d, …];  top, trace: of H
+    gradient  ⟨g⟩ [d]
+    square    ⟨‖g‖²⟩, in units of loss/z²
+    values    the eigenvalues of H, in decreasing order, without those that are 0 by rank
+    vectors   their eigenvectors, [d, …]
+    top, trace   the largest eigenvalue and the trace of H
     """
 
     gradient: Tensor
@@ -76,7 +79,7 @@ def local(
     *,
     curvature: str = "gauss_newton",
 ) -> dict[str, Local]:
-    """{site: Local} of the activation sites of a noise, which itself is off; in eval mode.
+    """{site: Local} of the activation sites of a noise. The noise is off, the model in eval mode.
 
     curvature  "gauss_newton": C − 1 pull-backs and an eigenproblem of min(d, B(C − 1)) rows.
                "full": d double backwards and one of d rows.
@@ -89,21 +92,23 @@ def local(
     with evaluating(noise.model), torch.enable_grad(), reading(noise, probe), twice(True):
         z = output(noise.model, x)
         if missing := [s.name for s in sites if s.name not in probe.at]:
-            raise DitherError(f"local: the model never calls {', '.join(map(repr, missing))}")
+            raise DitherError(
+                f"local: the model never calls {', '.join(map(repr, missing))}; take that site out"
+            )
         at = [probe.at[s.name] for s in sites]
         value = each.per_sample(z, y)
         full = curvature == "full"
         slopes = torch.autograd.grad(value.sum(), at, create_graph=full, retain_graph=True)
         if full:
-            found = [_full(u, g / len(y)) for u, g in zip(at, slopes, strict=True)]
+            hessians = [_full(u, g / len(y)) for u, g in zip(at, slopes, strict=True)]
             squares = _squares(noise, sites, x, y, each)
         else:
-            found = _gauss_newton(z, at, each.columns(z.detach(), y))
+            hessians = _gauss_newton(z, at, each.columns(z.detach(), y))
             squares = [float(g.flatten(1).square().sum(1).mean()) for g in slopes]
     means = [g.detach() / len(y) if full else g.mean(0) for g in slopes]
     return {
         s.name: Local(g.flatten(), square, *pair)
-        for s, g, square, pair in zip(sites, means, squares, found, strict=True)
+        for s, g, square, pair in zip(sites, means, squares, hessians, strict=True)
     }
 
 
@@ -112,7 +117,9 @@ def _gauss_newton(z: Tensor, at: list[Tensor], columns: Any) -> list[tuple[Tenso
     rows: list[list[Tensor]] = [[] for _ in at]
     for sign, column in columns:
         if sign < 0:
-            raise DitherError("local: this loss is not convex in the outputs: curvature='full'")
+            raise DitherError(
+                "local: this loss is not convex in the outputs: pass curvature='full'"
+            )
         for mine, g in zip(
             rows, torch.autograd.grad(z, at, column, retain_graph=True), strict=True
         ):
@@ -154,7 +161,7 @@ def _squares(noise: Injection, sites: list[Site], x: Any, y: Tensor, each: Any) 
 
 
 class Term(NamedTuple):
-    """R_k over draws of ε for one batch: its mean, and the standard deviation of one draw."""
+    """R_k of one batch, over draws of ε: the mean, and the standard deviation of one draw."""
 
     mean: float
     sd: float
@@ -163,11 +170,12 @@ class Term(NamedTuple):
 def terms(
     noise: Injection, x: Any, y: Tensor, loss: Any = "cross_entropy", *, order: int = 4
 ) -> list[Term]:
-    """[R₁, …, R_order] of a noise's one node, each a `Term`, exact: no ε is drawn.   Levi eq. 3
+    """[R₁, …, R_order] of a noise with one node, each a `Term`. Exact: no ε is drawn.   Levi eq. 3
 
-    R_k = σ^k E ε^k ⟨(W_NI·∇)^k ℓ⟩/k!; its sd is σ^k √(Var ε^k ⟨((W_NI·∇)^k ℓ)²⟩/B)/k!. R₁'s mean
-    is 0 and its sd ~ σ‖g·W‖/√B: in the decoupled phase it outweighs R₂. k derivatives along one
-    line by autograd: 2^k forwards. Raises DitherError for more than one node (`series` draws).
+    R_k = σ^k E ε^k ⟨(W_NI·∇)^k ℓ⟩/k!; its sd is σ^k √(Var ε^k ⟨((W_NI·∇)^k ℓ)²⟩/B)/k!. The mean of
+    R₁ is 0, and its sd ~ σ‖g·W‖/√B is above R₂ in the decoupled phase. Autograd takes k derivatives
+    along one line, at the cost of 2^k forwards. Raises DitherError for more than one node; for that
+    take `series`, which draws ε.
     """
     sites = _sites(noise)
     law = noise.noise_at(sites[0])
@@ -177,13 +185,13 @@ def terms(
             f"{type(law).__name__} with {getattr(law, 'nodes', 0)} nodes: take series(…, draws=…)"
         )
     along = _slopes(noise, x, y, losses.get(loss), order, _node_direction(noise))
-    found = []
+    orders = []
     for k, d in enumerate(along, 1):  # d [B]
         m, m2 = moment(law.law, k), moment(law.law, 2 * k)
         size = law.sigma**k / math.factorial(k)
         sd = math.sqrt(max(m2 - m * m, 0) * float(d.square().mean()) / len(d))
-        found.append(Term(size * m * float(d.mean()), size * sd))
-    return found
+        orders.append(Term(size * m * float(d.mean()), size * sd))
+    return orders
 
 
 def series(
@@ -196,23 +204,23 @@ def series(
     draws: int = 100,
     seed: int = 0,
 ) -> list[Estimate]:
-    """[R₁, …, R_order] by drawing: any activation noise at any number of sites, R_k's cross terms
-    between sites included. Each an `Estimate` over independent draws.
+    """[R₁, …, R_order] by Monte Carlo, each an `Estimate` over independent draws. For any
+    activation noise at any number of sites; cross terms between sites are included.
     """
     if draws < 2:
         raise DitherError(f"series: a standard error needs 2 draws or more: got {draws}")
-    each, found = losses.get(loss), []
+    each, rows = losses.get(loss), []
     for draw in range(draws):
         slopes = _slopes(noise, x, y, each, order, _drawn_direction(noise, key(seed, draw)))
-        found.append([d.mean() / math.factorial(k) for k, d in enumerate(slopes, 1)])
-    return [Estimate.of(column) for column in torch.tensor(found).unbind(1)]
+        rows.append([d.mean() / math.factorial(k) for k, d in enumerate(slopes, 1)])
+    return [Estimate.of(column) for column in torch.tensor(rows).unbind(1)]
 
 
 Direction = Callable[[Site, Tensor], Tensor]
 
 
 def _node_direction(noise: Injection) -> Direction:
-    """W_NI itself, the same for every sample."""
+    """W_NI, the same for every sample."""
 
     def direction(site: Site, h: Tensor) -> Tensor:
         here = noise.here(site, h)
@@ -242,14 +250,14 @@ def _slopes(
     with evaluating(noise.model), torch.enable_grad(), reading(noise, _Line(t, direction)):
         with twice(True):
             value = loss.per_sample(output(noise.model, x), y)
-        found = []
+        derivatives = []
         for _ in range(order):
             slope = None
             if value.requires_grad:
                 (slope,) = torch.autograd.grad(value.sum(), t, create_graph=True, allow_unused=True)
             value = torch.zeros_like(t) if slope is None else slope  # a constant's derivative
-            found.append(value)
-    return [v.detach() for v in found]
+            derivatives.append(value)
+    return [v.detach() for v in derivatives]
 
 
 def moment(law: Any, k: int) -> float:
@@ -276,7 +284,7 @@ def moment(law: Any, k: int) -> float:
 
 
 class _Line:
-    """Moves every site by t_i δ_i."""
+    """Displaces every site by t_i δ_i."""
 
     def __init__(self, t: Tensor, direction: Direction) -> None:
         self.t, self.direction, self.at = t, direction, {}
@@ -322,21 +330,24 @@ class _Shared(_Each):
 def _once(at: dict[str, Tensor], site: Site) -> None:
     if site.name in at:
         raise DitherError(
-            f"local: {site.name!r} is called twice in a forward, and one site is one tensor here: "
-            "give each use a module of its own"
+            f"local: {site.name!r} is called twice in a forward, and a site must be one tensor: "
+            "use a module for each call"
         )
 
 
 def _sites(noise: Injection) -> list[Site]:
     if noise.removed:
-        raise DitherError("this noise was removed from its model: inject it again")
+        raise DitherError("local: this noise was removed from its model: inject it again")
     if noise.batch_dim or noise.stack:
         what = f"batch_dim={noise.batch_dim}" if noise.batch_dim else "a stack of replicas"
         raise DitherError(
             f"local gradients and Hessians need samples in dimension 0 of a site: got {what}; put "
-            "the samples first, and take replicas apart by `unstack`"
+            "the samples first, and separate replicas by `unstack`"
         )
-    found = [s for s in noise.sites.values() if s.side != "parameter"]
-    if not found:
-        raise DitherError("local gradients and Hessians are of activations: this noise has none")
-    return found
+    activations = [s for s in noise.sites.values() if s.side != "parameter"]
+    if not activations:
+        raise DitherError(
+            "local gradients and Hessians are those of activations: got noise on parameters; "
+            "inject noise on an activation"
+        )
+    return activations

@@ -1,18 +1,18 @@
-"""How far an answer is from another one: in the outputs, and in the inputs.
+"""Distance of an example to another answer, in the outputs and in the inputs.
 
     output margin  m = f_y − max_{j≠y} f_j
     input margin   γ = min_{j≠y} (f_y − f_j) / ‖∇_x(f_y − f_j)‖₂
 
-γ is the distance from x to the nearest decision boundary to first order in x, and exact where f is
-affine; negative where the answer is wrong (then −γ is the distance, to first order, that is needed
-to reach the right one; with several wrong rivals a lower bound of it). It is larger the smaller the
-Jacobian that the explicit regulariser penalises: on the input, for softmax cross-entropy,
+γ is the distance from x to the nearest decision boundary, to first order in x. It is exact if f is
+affine. It is negative if the answer is wrong: then −γ is the distance to the right answer, to first
+order, or with several wrong rivals a lower bound of it. A smaller Jacobian gives a larger γ, and
+the explicit regulariser penalises the Jacobian. On the input, for softmax cross-entropy,
 
     R = ½σ² E Σ_{i<j} p_i p_j ‖∇_x(f_i − f_j)‖²
 
-(docs/math.md, section 12; Camuto et al. 2020, App. D, through Sokolić et al. 2017). `boundary`
-tells how far first order is from the truth: it follows the linearisation until the answer turns
-(DeepFool, Moosavi-Dezfooli et al. 2016).
+(docs/math.md, section 12; Camuto et al. 2020, App. D, after Sokolić et al. 2017). `boundary` checks
+first order: it follows the linearisation until the answer changes (DeepFool, Moosavi-Dezfooli et
+al. 2016).
 """
 
 from collections.abc import Iterator
@@ -21,14 +21,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dither.calling import check_classes, check_floats, ordinary, output
+from dither.calling import check_class_numbers, check_classes, check_floats, ordinary, output
 from dither.errors import DitherError
 from dither.measures import robustness
 
 __all__ = ["Margins", "boundary", "inputs", "outputs"]
 
-CHUNK = 500  # examples differentiated at once
-HALVINGS = 24  # of the way to the boundary: 6e-8 of its length
+CHUNK = 500  # examples in one batch
+HALVINGS = 24  # bisection steps: 6e-8 of the length
 
 
 class Margins(NamedTuple):
@@ -39,9 +39,10 @@ class Margins(NamedTuple):
 
 
 def outputs(z: Tensor, y: Tensor) -> Tensor:
-    """The output margin z_y − max_{j≠y} z_j, [B], of z [B, C] and y [B]; below 0 it is wrong.
+    """The output margin z_y − max_{j≠y} z_j, [B], of z [B, C] and y [B]. Below 0 the answer is
+    wrong.
 
-    Bartlett et al. 2017. nan where z has one. Raises DitherError for other shapes, one class, no
+    Bartlett et al. 2017. nan where z has a nan. Raises DitherError for other shapes, one class, no
     example, or y outside 0 … C − 1.
     """
     _check(z, y)
@@ -51,11 +52,11 @@ def outputs(z: Tensor, y: Tensor) -> Tensor:
 def inputs(model: nn.Module, x: Tensor, y: Tensor) -> Margins:
     """First-order input margins γ of x [B, …] with classes y [B], in ℓ₂ and the units of x.
 
-    Where m ≠ 0 and no gradient is left, γ is ±∞, and nan where an output or a gradient is. Computed
-    in float64, and given in the wider one of the types of x and the outputs. The model is taken in
-    eval mode with every noise of dither off, and left as it was; under torch.inference_mode too.
-    Costs C + 1 backward passes for C outputs. Raises DitherError where x is not of floats or empty,
-    the outputs are not [B, C], or do not depend on x.
+    γ is ±∞ if the gradient is 0 and m is not; it is nan if an output or a gradient is. It is
+    computed in float64 and given in the wider of the types of x and the outputs. The model is in
+    eval mode with every noise of dither off, and afterwards as before, also under
+    torch.inference_mode. Costs C + 1 backward passes for C outputs. Raises DitherError if x is
+    empty or has no floats, or if the outputs are not [B, C] or do not depend on x.
     """
     x, y = _ready(model, x, y)
     with torch.inference_mode(False), robustness.silent(model):
@@ -65,12 +66,12 @@ def inputs(model: nn.Module, x: Tensor, y: Tensor) -> Margins:
 
 
 def boundary(model: nn.Module, x: Tensor, y: Tensor, *, steps: int = 50) -> Tensor:
-    """How far x [B, …] is from a point that is not answered y, [B], ℓ₂: above the true distance.
+    """The ℓ₂ distance of x [B, …] to a point with another answer than y, [B]. An upper bound.
 
-    Steps to the nearest boundary of the linearisation (with 2 % on top) until the answer turns,
-    then halvings on the way back to x. 0 where the answer is wrong already, ∞ where it did not turn
-    within `steps`, nan where the outputs are. Costs up to `steps` times what `inputs` does; raises
-    as it does.
+    It steps to the nearest boundary of the linearisation, and 2 % further, until the answer
+    changes. Then it bisects the line back to x. 0 if the answer is wrong at x, ∞ if it does not
+    change within `steps`, nan if an output is. Costs up to `steps` times `inputs`, and raises as it
+    does.
     """
     x, y = _ready(model, x, y)
     with torch.inference_mode(False), robustness.silent(model):
@@ -78,7 +79,7 @@ def boundary(model: nn.Module, x: Tensor, y: Tensor, *, steps: int = 50) -> Tens
 
 
 def _ready(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The batch, checked; in inference mode too it can be differentiated by."""
+    """The batch, checked, as tensors that can be differentiated by, also in inference mode."""
     check_floats("margins", x)
     check_classes("margins", x, y)
     if any(t.is_inference() for t in (*model.parameters(), *model.buffers())):
@@ -101,12 +102,7 @@ def _check(z: Tensor, y: Tensor) -> None:
     check_classes("margins", z, y)
     if not len(z):
         raise DitherError("margins need one example or more: got none")
-    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
-    if not whole or int(y.min()) < 0 or int(y.max()) >= z.shape[1]:
-        raise DitherError(
-            f"margins: y must hold class numbers 0 … {z.shape[1] - 1}, as whole numbers: got "
-            f"{y.dtype}" + (f" of {int(y.min())} … {int(y.max())}" if whole else "")
-        )
+    check_class_numbers("margins", y, z.shape[1])
 
 
 def _linearised(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,7 +112,10 @@ def _linearised(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor,
         z = output(model, x)
         _check(z, y)
         if not z.requires_grad:
-            raise DitherError("margins: the outputs do not depend on x, or not differentiably")
+            raise DitherError(
+                "margins: the outputs have no gradient by x: compute them from x with torch, "
+                "without detach() or no_grad()"
+            )
         y = y.long()
         own = z.gather(1, y[:, None])[:, 0]
         gamma = torch.full_like(own, torch.inf, dtype=torch.float64, requires_grad=False)
@@ -138,7 +137,7 @@ def _linearised(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor,
 
 
 def _norm(slope: Tensor) -> tuple[Tensor, Tensor]:
-    """‖g‖ [B] and g/‖g‖ [B, …] of g [B, …]; scaled first, as the square of a small one is 0."""
+    """‖g‖ [B] and g/‖g‖ [B, …] of g [B, …]; scaled first, because squares underflow."""
     shape = (-1, *[1] * (slope.dim() - 1))
     largest = slope.flatten(1).abs().amax(1)
     scaled = slope / torch.where(largest > 0, largest, 1.0).view(shape)
@@ -165,7 +164,7 @@ def _walk(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
         at[walking] = (at[walking] - 1.02 * step).to(x.dtype)
         walking = walking & stands(at)
     near, far = torch.zeros_like(y, dtype=x.dtype), torch.ones_like(y, dtype=x.dtype)
-    for _ in range(HALVINGS):  # the answer stands at `near` of the way and not at `far`
+    for _ in range(HALVINGS):  # the answer is y at `near` of the way, and not at `far`
         middle = (near + far) / 2
         still = stands(x + middle.view(shape) * (at - x))
         near, far = torch.where(still, middle, near), torch.where(still, far, middle)

@@ -1,9 +1,9 @@
-"""Is a network linear in each parameter tensor, away from kinks?
+"""Whether a network is linear in each parameter tensor, away from kinks.
 
 Then D²z[E] = 0 for every direction E within one tensor, and tr ∇²_W L is its Gauss–Newton part. It
-holds where only piecewise linear functions act on what carries a parameter, no product has one
-parameter on both sides, and nothing is divided by one. It is recognised by meeting every function
-of one forward and noting which parameters each tensor carries: what is not known to be piecewise
+holds if only piecewise linear functions act on tensors that depend on a parameter, if no product
+has one parameter on both sides, and if nothing is divided by a parameter. One forward is recorded,
+with the parameters on which each tensor depends. A function that is not known to be piecewise
 linear makes the answer no. The model must be in eval mode.
 """
 
@@ -42,14 +42,14 @@ QUOTIENTS = frozenset(["div", "div_", "__truediv__", "__itruediv__"])
 
 
 def multilinear(model: nn.Module, x: Any) -> bool:
-    """Whether one forward of two samples, without any noise, meets only functions that are
-    piecewise linear in each parameter.
+    """Whether one forward of two samples, without noise, calls only functions that are piecewise
+    linear in each parameter.
     """
     few = x[:2] if isinstance(x, Tensor) and x.dim() and len(x) > 2 else x
     with torch.no_grad(), alone(model):
         try:
             return _linear_at(model, few)
-        except (RuntimeError, ValueError, IndexError):  # some models want their whole batch
+        except (RuntimeError, ValueError, IndexError):  # some models need the whole batch
             if few is x:
                 raise
             return _linear_at(model, x)
@@ -64,27 +64,27 @@ def _linear_at(model: nn.Module, x: Any) -> bool:
 
 @contextmanager
 def alone(model: nn.Module) -> Iterator[None]:
-    """No injection on the model acts or moves its clock; compiled submodules run as written."""
+    """No injection on the model adds noise or moves its clock. Compiled submodules run eagerly."""
     with silenced(model), eager():
         yield
 
 
 class _Met(TorchFunctionMode):
-    """Notes which parameters each tensor carries, by its storage: a view carries what it shows."""
+    """Records the parameters on which each tensor depends, by its storage, which views share."""
 
     def __init__(self, model: nn.Module, x: Any) -> None:
         super().__init__()
         self.linear = True
         self.own = {id(p): frozenset([id(p)]) for p in model.parameters()}
         self.carried: dict[int, frozenset[int]] = {}
-        self.alive: list[Tensor] = []  # so that no storage's address is given out twice
+        self.alive: list[Tensor] = []  # kept, so that no address is used twice
         for t in (*tensors(x), *model.buffers()):
             self._note(t, frozenset())
         for p in model.parameters():
             self._note(p, self.own[id(p)])
 
     def known(self, t: Tensor) -> bool:
-        """Whether t is a parameter, a buffer, the input, or came out of a function that was met."""
+        """Whether t is a parameter, a buffer, the input, or the result of a recorded function."""
         return _place(t) in self.carried
 
     def _note(self, t: Tensor, carries: frozenset[int]) -> None:
@@ -97,7 +97,7 @@ class _Met(TorchFunctionMode):
             self.linear = False
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        if name in ("fn", "boolean_dispatch"):  # torch's choice between two forms of pooling
+        if name in ("fn", "boolean_dispatch"):  # torch chooses between two forms of pooling
             with self:
                 return func(*args, **kwargs)
         taken = [self._carries(a) for a in (*args, *kwargs.values())]
@@ -109,12 +109,12 @@ class _Met(TorchFunctionMode):
 
     def _carries(self, a: Any) -> frozenset[int]:
         """The parameters an argument depends on."""
-        found = [self.own.get(id(t)) or self.carried.get(_place(t)) for t in _flat(a)]
-        self.linear &= None not in found  # a stranger: nobody saw where it comes from
-        return frozenset().union(*(c for c in found if c))
+        carried = [self.own.get(id(t)) or self.carried.get(_place(t)) for t in _flat(a)]
+        self.linear &= None not in carried  # its origin was not recorded
+        return frozenset().union(*(c for c in carried if c))
 
     def _linear(self, name: str, taken: list[frozenset[int]], args: tuple, kwargs: dict) -> bool:
-        """Whether a function is linear in each parameter that comes in, if what comes in is."""
+        """Whether a function is linear in each parameter, if its arguments are."""
         apart = sum(map(len, taken)) == len(frozenset().union(*taken))
         if not any(taken) or name in PIECEWISE_LINEAR:
             return True

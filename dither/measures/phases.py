@@ -1,21 +1,22 @@
 """The phase of a run with noise nodes, and the σ at which phases begin.   Levi et al. 2022, §2.2
 
-A run's phase is read off ‖W_NI‖ and the training loss with the noise on, from step 0 on:
+The phase of a run follows from ‖W_NI‖ and the training loss with the noise on, from step 0 on:
 
-    divergent   the loss is no longer finite, or does not end below its start; or ‖W_NI‖ ends above
-                ten times its start: units died, and the loss of guessing only looks like a recovery
-    catapult    else: ‖W_NI‖ rises by more than 5 %, or the loss by more than 20 %, and it recovers
-    decay       else: ‖W_NI‖ ends more than 5 % below its start
+    divergent   the loss is not finite, or it does not end below its start, or ‖W_NI‖ ends above ten
+                times its start (units died: the loss falls to that of guessing, which is no
+                recovery)
+    catapult    else, if ‖W_NI‖ rises by more than 5 %, or the loss by more than 20 %
+    decay       else, if ‖W_NI‖ ends more than 5 % below its start
     decoupled   else
 
-Before training they are told from the network alone. With H the local Hessian at the node, r₁ the
-size of R₁ and r₂ that of R₂ at σ = 1, v the variance of ε at σ = 1:
+Before training the network alone predicts them. H is the local Hessian at the node, r₁ and r₂ are
+the sizes of R₁ and R₂ at σ = 1, and v is the variance of ε at σ = 1:
 
-    decay      σ = r₁/r₂                R₂ > R₁ = O(1/√B): W_NI no longer walks, it falls;
+    decay      σ = r₁/r₂                R₂ > R₁ = O(1/√B): W_NI falls instead of walking;
                                         r₂ = ½ v W_NIᵀ H W_NI
     catapult   σ² = 2/(η v λ_max(H))    W_NI ← (1 − ησ²vH) W_NI grows
-    divergent  σ² = 4/(η v λ_max(H))    where the linear toy's catapult ends; losses that saturate
-                                        hold out longer
+    divergent  σ² = 4/(η v λ_max(H))    the end of the catapult of the linear toy; a loss that
+                                        saturates diverges later
 """
 
 import copy
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from dither import loss as losses
-from dither.attach.find import find as find_sites
+from dither.attach.find import find_sites
 from dither.attach.inject import inject
 from dither.calling import output
 from dither.errors import DitherError
@@ -52,9 +53,9 @@ __all__ = [
 ]
 
 PHASES = ("decoupled", "decay", "catapult", "divergent")
-MOVES = 0.05  # the relative change of ‖W_NI‖ that counts as one
-SPIKES = 0.2  # that of the loss
-LOST = 10  # times its start, at the end, and ‖W_NI‖ has not come back
+MOVES = 0.05  # relative change of ‖W_NI‖ that counts
+SPIKES = 0.2  # relative change of the loss that counts
+LOST = 10  # ‖W_NI‖ at the end over its start; above, it has not recovered
 LAST = 0.2  # the share of a run over which its last loss is averaged
 RATIOS = (0.01, 0.03, 0.1, 0.3, 0.6, 0.85, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 3.6, 4.5, 6.0)
 
@@ -62,14 +63,12 @@ RATIOS = (0.01, 0.03, 0.1, 0.3, 0.6, 0.85, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 3.6, 4.
 def phase(node: Sequence[float], loss: Sequence[float]) -> str:
     """The phase of a run from its ‖W_NI‖ and its noisy training loss, both from step 0 on.
 
-    See the module's docstring for the rule. The end of the loss is its mean over the last fifth,
-    and a rise of it is told by the largest single value: take large batches.
+    The docstring of the module has the rule. The end of the loss is its mean over the last fifth. A
+    rise is measured by the largest single value, so take large batches.
     """
     w, ell = np.asarray(node, float), np.asarray(loss, float)
     if w.size < 2 or ell.size < 2:
-        raise DitherError(
-            f"phase: {w.size} norms and {ell.size} losses; it takes 2 or more of each"
-        )
+        raise DitherError(f"phase needs 2 norms and 2 losses or more: got {w.size} and {ell.size}")
     if not (np.isfinite(ell).all() and np.isfinite(w).all()):
         return "divergent"
     if ell[-max(1, round(LAST * ell.size)) :].mean() >= ell[0] or w[-1] > LOST * w[0]:
@@ -81,7 +80,7 @@ def phase(node: Sequence[float], loss: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class Boundaries:
-    """The σ at which a phase begins; inf or nan where it was not met."""
+    """The σ at which each phase begins; inf or nan if it was not reached."""
 
     decay: float
     catapult: float
@@ -95,7 +94,7 @@ class Boundaries:
 
 @dataclass(frozen=True)
 class Short:
-    """A short run: σ, its phase, and what that was read off (‖W_NI‖ relative to its start)."""
+    """A short run: σ, its phase, and the curves that say it (‖W_NI‖ relative to its start)."""
 
     sigma: float
     phase: str
@@ -105,7 +104,7 @@ class Short:
 
 @dataclass(frozen=True)
 class Found:
-    """What `find` gives: predicted and measured boundaries, λ_max of each site, the short runs."""
+    """Predicted and measured boundaries, λ_max of each site, and the short runs."""
 
     predicted: Boundaries
     measured: Boundaries | None
@@ -134,10 +133,11 @@ def predict(
 ) -> tuple[Boundaries, dict[str, float]]:
     """The boundaries from the untrained network alone, and λ_max(H) of each site.
 
-    x, y   a batch of the size to be trained with: r₁ falls with 1/√B. A few hundred samples do.
+    x, y   a batch of the size that training uses, as r₁ falls with 1/√B. A few hundred samples are
+           enough.
     where  the node's pattern, or several, as in `inject`; None: the first Linear or convolution.
 
-    With several nodes each has boundaries of its own; the first to be crossed counts.
+    If there are several nodes, each boundary is the smallest one among them.
     """
     if not lr > 0:
         raise DitherError(f"phases: lr = {lr!r}; give the learning rate, a number above 0")
@@ -155,7 +155,8 @@ def predict(
     steepest = max(top.values())
     if not steepest > 0:
         raise DitherError(
-            "phases: the local Hessian is 0 here, so no σ does anything: take other data"
+            "phases: the local Hessian is 0 on this batch, so that no σ has an effect: take other "
+            "data"
         )
     edge = 2 / (lr * law.variance * steepest)
     return Boundaries(min(decay), math.sqrt(edge), math.sqrt(2 * edge)), top
@@ -175,16 +176,17 @@ def find(
     ratios: Sequence[float] = RATIOS,
     seed: int = 0,
 ) -> Found:
-    """The σ at which decay, catapult and divergence begin, predicted and confirmed by short runs.
+    """The σ at which decay, catapult and divergence begin, predicted, and measured by short runs.
 
-    A short run is `steps` steps of plain SGD on batches of (x, y), on a copy of the model; there is
-    one for each of `ratios` · the predicted catapult's σ. A measured boundary is the geometric mean
-    of the neighbours with and without the phase (or a later one). Decay takes time: its measured
-    boundary falls as steps grow, roughly as 1/√steps. ratios=() only predicts.
+    A short run is `steps` steps of plain SGD on batches of (x, y), on a copy of the model. There is
+    one for each of `ratios`, at that multiple of the σ predicted for the catapult. A measured
+    boundary is the geometric mean of two neighbouring σ, one with the phase (or a later one) and
+    one without. Decay takes time: its measured boundary falls with the steps, roughly as 1/√steps.
+    ratios=() only predicts.
     """
     if steps < 2 or batch < 1:
         raise DitherError(
-            f"phases: runs of 2 steps or more, batches of 1 or more: got steps = {steps}, batch = "
+            f"phases needs 2 steps or more and batches of 1 or more: got steps = {steps}, batch = "
             f"{batch}"
         )
     example = some(x, slice(2))
@@ -216,8 +218,8 @@ def some(x: Any, chosen: Any) -> Any:
 
 
 def boundaries(runs: Sequence[tuple[float, str]]) -> Boundaries:
-    """The measured boundaries of a scan of (σ, phase): where a phase or a later one is first met
-    and kept to the end of the scan; inf where never, the lowest σ where always.
+    """The measured boundaries of a scan of (σ, phase): the first σ from which on every run has the
+    phase or a later one. inf if there is none; the lowest σ if all runs have it.
     """
     runs = sorted(runs)
     order = [PHASES.index(p) for _, p in runs]
@@ -246,7 +248,7 @@ def short(
     seed: int = 0,
     example: Any = None,
 ) -> Short:
-    """Train a copy of the model with noise nodes for some steps of SGD; the model is left alone."""
+    """Train a copy of the model with noise nodes for some steps of SGD."""
     net, each = copy.deepcopy(model).train(), losses.get(loss)
     rng = torch.Generator().manual_seed(key("phases", seed))
     node, seen = [], []
@@ -275,7 +277,7 @@ def short(
 def nodes(
     model: nn.Module, where: str | Sequence[str] | None, sigma: float, law: Law = gaussian
 ) -> dict[str, Node]:
-    """What `find` injects: a node per pattern; where None, at the first site that takes one."""
+    """{pattern: node}. For None, one node at the first site that takes one."""
     if where is None:
         where = next(iter(find_sites(model, Node(1.0))))
     return dict.fromkeys([where] if isinstance(where, str) else where, Node(sigma, law))

@@ -1,11 +1,11 @@
-"""Probes of a Hessian's trace in activation space: vᵀ (∇² ℓ) v whose mean is the trace in the
+"""Probes of a Hessian's trace in activation space: the mean of vᵀ (∇² ℓ) v is the trace in the
 parameters.
 
-For z_t = W a_t, with random signs r and s of each sample's own and V for all: v_t = s∘V(r∘a_t)
-(s ‖a‖ where there is one position; for convolutions s ⟨a_t, r⟩), since E v_t v_t'ᵀ = (a_t·a_t') I.
-Samples are uncorrelated, so the spread of a probe is that of one sample over √B. Parameters without
-such a product (embeddings, bare ones) are probed as they are, in the same pass. Proof:
-docs/math.md, §11.
+For z_t = W a_t take v_t = s∘V(r∘a_t), with random signs r and s for each sample and V for all. With
+one position it is s ‖a‖, and for convolutions s ⟨a_t, r⟩. Then E v_t v_t'ᵀ = (a_t·a_t') I. Samples
+are uncorrelated, so the spread of a probe is that of one sample over √B. Parameters without such a
+product (embeddings, bare parameters) are probed directly, in the same pass. Proof: docs/math.md,
+§11.
 """
 
 from collections import Counter
@@ -24,6 +24,7 @@ from dither.engine.ghost import Use
 from dither.engine.kinds import Convolution, Kind, Outer, Scale, Sum
 from dither.engine.uses import Uses
 from dither.noise.draw import key
+from dither.signs import signs
 from dither.torch_internals import functions_behind
 
 FOLDED = ("major", "minor")  # dimension 0 is (sample, place), or (place, sample)
@@ -63,21 +64,21 @@ def probed(
 def _probe(
     places: "Places", parameters: Mapping[str, Tensor], live: list, generator: torch.Generator
 ) -> Tensor:
-    """vᵀ ∇²L v of one draw of v, shared out among the parameters [P]."""
-    drawn = {id(t.probe): t.signs(generator) for t in places.kept}
+    """The part of each parameter in vᵀ ∇²L v for one draw of v, [P]."""
+    drawn = {id(t.probe): t.vectors(generator) for t in places.kept}
     for name, p in parameters.items():
         if name not in places.covered:
-            drawn[id(p)] = {name: _signs(p, generator)}
-    if not live:  # nothing is curved
+            drawn[id(p)] = {name: signs(p, generator)}
+    if not live:  # L is linear here
         return torch.zeros(len(parameters), dtype=torch.float64)
     points, slopes = zip(*live, strict=True)
     v = [torch.stack(list(drawn[id(p)].values())).sum(0) for p in points]
     curved = torch.autograd.grad(slopes, points, v, retain_graph=True, allow_unused=True)
-    found = dict.fromkeys(parameters, 0.0)
+    sums = dict.fromkeys(parameters, 0.0)
     for p, hv in zip(points, curved, strict=True):
         for name, part in drawn[id(p)].items() if hv is not None else ():
-            found[name] += (hv * part).sum().item()
-    return torch.tensor([found[n] for n in parameters], dtype=torch.float64)
+            sums[name] += (hv * part).sum().item()
+    return torch.tensor([sums[n] for n in parameters], dtype=torch.float64)
 
 
 class Places(Uses):
@@ -85,60 +86,64 @@ class Places(Uses):
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         super().__init__(parameters, lambda out, uses: out)
-        self.taps: list[Tap] = []
-        self.kept: list[Tap] = []
+        self.probe_points: list[ProbePoint] = []
+        self.kept: list[ProbePoint] = []
         self.covered: set[str] = set()
         self.recording, self.differentiates = True, False
 
     def meet(self, out: Tensor, *used: tuple[Any, Kind], features: int = 1) -> Tensor:
         if out.is_complex():
             return super().meet(out, *used, features=features)
-        tap = Tap(torch.zeros_like(out, requires_grad=True), features)
+        point = ProbePoint(torch.zeros_like(out, requires_grad=True), features)
         for w, kind in used:
             name = self.name_of(w)
             if name:
                 kind.a = kind.a.detach() if isinstance(kind.a, Tensor) else kind.a
                 region = (w.storage_offset(), tuple(w.shape), tuple(w.stride()))
-                tap.uses.append(
+                point.uses.append(
                     Use(name, kind, w.shape, region, out.shape, out.dtype, features, [])
                 )
-        self.uses += tap.uses
-        self.taps.append(tap)
-        probed = out + tap.probe
+        self.uses += point.uses
+        self.probe_points.append(point)
+        probed = out + point.probe
         if probed.requires_grad:
             probed.register_hook(self._told)
         return probed
 
     def _told(self, g: Tensor) -> None:
-        """A gradient that comes by while the forward is under way: it differentiates inside."""
+        """A gradient arrived during the forward: the model differentiates inside."""
         self.differentiates |= self.recording
 
     def settle_in(self, z: Tensor) -> None:
-        """Keep the probes whose parameters are used there only, in a layout that is known."""
+        """Keep the probes whose parameters are used there alone, and whose batch dimension is
+        known.
+        """
         self.recording = False
-        if self.differentiates:  # then a product's operand is no constant
+        if self.differentiates:  # then the operand of a product is no constant
             return
         count = Counter(use.name for use in self.uses)
         self.settle(z.shape[0])
         stray = self.walk(z).stray
         fit = [
-            tap
-            for tap in self.taps
-            if tap.uses
-            and tap.product
-            and all(count[u.name] == 1 and u.name not in stray for u in tap.uses)
+            point
+            for point in self.probe_points
+            if point.uses
+            and point.product
+            and all(count[u.name] == 1 and u.name not in stray for u in point.uses)
         ]
         if len(z) > 1 and fit:
-            layouts, seen = fitting(z, [tap.probe for tap in fit], [tap.layouts for tap in fit])
-            for tap, left in zip(fit, layouts, strict=True):
-                tap.layouts = left
+            layouts, seen = fitting(
+                z, [point.probe for point in fit], [point.layouts for point in fit]
+            )
+            for point, left in zip(fit, layouts, strict=True):
+                point.layouts = left
         else:
             seen = [True] * len(fit)
-        self.kept = [tap for tap, s in zip(fit, seen, strict=True) if tap.layouts and s]
-        self.covered = {use.name for tap in self.kept for use in tap.uses}
+        self.kept = [point for point, s in zip(fit, seen, strict=True) if point.layouts and s]
+        self.covered = {use.name for point in self.kept for use in point.uses}
 
 
-class Tap:
+class ProbePoint:
     """A zero probe behind z_t = W a_t (+ b), and how to draw v there."""
 
     def __init__(self, probe: Tensor, features: int) -> None:
@@ -148,7 +153,9 @@ class Tap:
 
     @property
     def layouts(self) -> list[Layout]:
-        """Those still possible: a dimension counts the samples, or the first has them folded in."""
+        """The layouts that are left: a dimension counts the samples, or they are folded into the
+        first.
+        """
         if self._layouts is None:
             self._layouts = [
                 c for c in self.uses[0].candidates
@@ -162,8 +169,8 @@ class Tap:
 
     @property
     def product(self) -> bool:
-        """Whether all that enters is a matrix product, a convolution, a bias or a norm's scale, the
-        last two along one dimension, the features' or the channels'.
+        """Whether all uses are a matrix product, a convolution, a bias or a norm's scale, the last
+        two along the dimension of the features or of the channels.
         """
         kinds = [use.kind for use in self.uses]
         plain = all(isinstance(k, Outer | Convolution | Sum) for k in kinds)
@@ -175,7 +182,7 @@ class Tap:
             or all(isinstance(k, Convolution) or getattr(k, "channels", False) for k in kinds)
         )
 
-    def signs(self, generator: torch.Generator) -> dict[str, Tensor]:
+    def vectors(self, generator: torch.Generator) -> dict[str, Tensor]:
         """{parameter: its v in the probe's shape}."""
         return {use.name: self._v(use, generator) for use in self.uses}
 
@@ -192,12 +199,14 @@ class Tap:
     def _drawn(
         self, use: Use, probe: Tensor, a: Any, at: int, batch: int, generator: torch.Generator
     ) -> Tensor:
-        """V in the probe's shape; `at` is the dimension of it and of a that counts the samples."""
+        """A draw of v in the shape of the probe. `at`: the dimension of it and of a that counts
+        samples.
+        """
         one = [1] * probe.dim()
         one[at] = batch
         channel = probe.dim() - self.features if self.features > 1 else -1
         one[channel] = probe.shape[channel]
-        s = _signs(probe.new_empty(one), generator)  # per sample and output, one for all positions
+        s = signs(probe.new_empty(one), generator)  # per sample and output, one for all positions
         if isinstance(use.kind, Scale):
             return s * a
         if isinstance(use.kind, Sum):
@@ -209,8 +218,8 @@ class Tap:
         if a.numel() == batch * a.shape[-1]:
             return s * a.norm(dim=-1, keepdim=True)
         one[-1] = a.shape[-1]
-        v = _signs(a.new_empty(probe.shape[-1], a.shape[-1]), generator)
-        return s * F.linear(a * _signs(a.new_empty(one), generator), v)
+        v = signs(a.new_empty(probe.shape[-1], a.shape[-1]), generator)
+        return s * F.linear(a * signs(a.new_empty(one), generator), v)
 
 
 def _patch_products(use: Use, kind: Convolution, generator: torch.Generator) -> Tensor:
@@ -218,7 +227,7 @@ def _patch_products(use: Use, kind: Convolution, generator: torch.Generator) -> 
     x, o = kind.a, kind.options
     n, groups = x.shape[0], o["groups"]
     convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[x.dim() - 2]
-    r = _signs(x.new_empty(n * groups, use.shape[1], *use.shape[2:]), generator)
+    r = signs(x.new_empty(n * groups, use.shape[1], *use.shape[2:]), generator)
     out = convolve(
         x.reshape(1, -1, *x.shape[2:]),
         r,
@@ -231,17 +240,8 @@ def _patch_products(use: Use, kind: Convolution, generator: torch.Generator) -> 
     return out.view(n, groups, *out.shape[2:])
 
 
-def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    return (
-        torch.empty_like(like, requires_grad=False)
-        .random_(0, 2, generator=generator)
-        .mul_(2)
-        .sub_(1)
-    )
-
-
 class _leaves:
-    """Frozen parameters take gradients inside, and are frozen again afterwards."""
+    """Frozen parameters take gradients inside. Afterwards they are frozen again."""
 
     def __init__(self, frozen: Sequence[Tensor]) -> None:
         self.frozen = frozen

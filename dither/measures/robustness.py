@@ -1,14 +1,14 @@
-"""How much of the accuracy is left when inputs are spoilt: by noise (Levi et al. 2022, eq. 8), or
-by an adversary (FGSM, their eq. 17, and PGD).
+"""Accuracy on corrupted inputs: by noise (Levi et al. 2022, eq. 8), or by an attack (FGSM, their
+eq. 17, and PGD).
 
-    corrupt  x ↦ √(1 − s²) x + s δ,  δ ~ N(0, 1)   it shrinks x: a corruption with a shift, no noise
-    FGSM     x ↦ clip(x + ε sign ∇_x ℓ)            PGD: the same in small steps, kept within ε
+    corrupt  x ↦ √(1 − s²) x + s δ,  δ ~ N(0, 1)   it shrinks x, so it is a corruption, no noise
+    FGSM     x ↦ clip(x + ε sign ∇_x ℓ)            PGD: the same in small steps, within ε
 
 Both give {strength: Estimate}: the share of right answers and its standard error over the images.
-The model is taken in eval mode with every noise of dither off; `draws` asks for the noisy model
-instead, whose answer is the mean of its probabilities. A noisy gradient makes an attack miss, and
-that is no robustness: hence the expectation. The same holds for gradients that vanish, so their
-share is told, and there is an attack on the margin, whose gradient does not saturate.
+The model is in eval mode with every noise of dither off. `draws` takes the noisy model instead; its
+answer is the mean of its probabilities. An attack with a noisy gradient misses, which is no
+robustness: so the gradient is that of the mean. An attack fails too if gradients vanish: so their
+share is reported, and there is an attack on the margin, whose gradient does not saturate.
 """
 
 import importlib
@@ -23,19 +23,19 @@ from torch import Tensor, nn
 
 from dither import loss as losses
 from dither.attach.reading import injections, silenced
-from dither.calling import check_classes, check_floats, evaluating, output
+from dither.calling import check_class_numbers, check_classes, check_floats, evaluating, output
 from dither.errors import DitherError, NotFinite
 from dither.estimate import Estimate
 from dither.noise.draw import key
 
 __all__ = ["Attacked", "attack", "corrupt", "corruption", "vanishing"]
 
-CHUNK = 500  # images attacked, or evaluated, at once
+CHUNK = 500  # images in one batch
 Method = Literal["fgsm", "pgd"]
 
 
 def corrupt(x: Tensor, sigma: float, rng: torch.Generator | None = None) -> Tensor:
-    """√(1 − s²) x + s δ with s = sigma in [0, 1]: of a standardised x it keeps the variance.
+    """√(1 − s²) x + s δ with s = sigma in [0, 1]. It keeps the variance of a standardised x.
 
     Levi et al. 2022, eq. 8. x has the unit of its own standard deviation.
     """
@@ -57,13 +57,15 @@ def corruption(
 ) -> dict[float, Estimate]:
     """Accuracy on x corrupted at each level s of eq. 8; s = 0 is the clean accuracy.
 
-    x [n, …] standardised, y [n] class numbers. draws: how many δ an image gets, the same at every
-    level. The error is that over images, which draws only make smaller.   Levi et al. 2022, Fig. 2
+    x [n, …] standardised, y [n] class numbers.   Levi et al. 2022, Fig. 2
+
+    draws: how many δ an image gets, equal at all levels. The standard error is that over images;
+    more draws make it smaller.
     """
     if draws < 1:
         raise DitherError(f"corruption: draws = {draws}; give 1 or more")
     _check("corruption", x, y)
-    levels, found = _numbers("corruption: levels", levels), {}
+    levels, accuracy = _numbers("corruption: levels", levels), {}
     with silent(model), torch.no_grad():
         for level in levels:
             rng = torch.Generator().manual_seed(key("corruption", seed))
@@ -71,12 +73,12 @@ def corruption(
             for _ in range(draws):
                 spoilt = corrupt(x, level, rng)
                 right += torch.cat([_right(output(model, a), b) for a, b in _parts(spoilt, y)])
-            found[level] = Estimate.of(right / draws)
-    return found
+            accuracy[level] = Estimate.of(right / draws)
+    return accuracy
 
 
 class Attacked(NamedTuple):
-    """accuracy {strength: Estimate}; vanishing: the share of images with ∇_x ℓ = 0 at the start."""
+    """accuracy: {strength: Estimate}; vanishing: the share of images with ∇_x ℓ = 0 at x."""
 
     accuracy: dict[float, Estimate]
     vanishing: float
@@ -100,14 +102,14 @@ def attack(
 
     strengths  in the units of x.
     bounds     (lowest, highest) value an input can take, in the units of x: a standardised pixel
-               lies between (0 − mean)/std and (1 − mean)/std. Nothing is clipped in silence: x
-               outside its bounds is an error.
-    method     "fgsm", or "pgd": `steps` steps of size `step` · ε from x itself, projected.
-    target     what rises: "loss", or "margin", max_{j≠y} z_j − z_y, which can't saturate.
-    draws      None: the noise off. n: it is on, and the probabilities are the mean of n draws, for
-               the gradient as for the answer.
+               lies between (0 − mean)/std and (1 − mean)/std. Raises DitherError if x is outside.
+    method     "fgsm", or "pgd": `steps` projected steps of size `step` · ε, which start at x.
+    target     what the attack raises: "loss", or "margin", max_{j≠y} z_j − z_y, which can't
+               saturate.
+    draws      None: the noise is off. n: it is on, and gradient and answer are those of the mean
+               of the probabilities over n draws.
 
-    Costs a forward and a backward per step and image. Raises DitherError where foolbox is missing.
+    Costs a forward and a backward per step and image. Raises DitherError if foolbox is missing.
     """
     _check("attack", x, y)
     low, high = bounds
@@ -145,8 +147,8 @@ def attack(
 
 
 def vanishing(model: nn.Module, x: Tensor, y: Tensor, loss: Any = "cross_entropy") -> float:
-    """The share of images with ∇_x ℓ = 0 exactly, in the precision of x: an attack along it does
-    nothing.
+    """The share of images with ∇_x ℓ = 0 exactly, in the precision of x. An attack along such a
+    gradient does nothing.
     """
     _check("vanishing", x, y, least=1)
     per_sample = losses.get(loss).per_sample
@@ -156,14 +158,14 @@ def vanishing(model: nn.Module, x: Tensor, y: Tensor, loss: Any = "cross_entropy
 
 
 def margin(z: Tensor, y: Tensor) -> Tensor:
-    """max_{j≠y} z_j − z_y, [B]: above 0 the answer is wrong."""
+    """max_{j≠y} z_j − z_y, [B]. The answer is wrong if it is above 0."""
     own = z.gather(1, y[:, None])
     other = z.scatter(1, y[:, None], -math.inf).amax(1, keepdim=True)
     return (other - own).squeeze(1)
 
 
 class _Answer(nn.Module):
-    """The model's logits, or the log of its mean probabilities over draws of its noise."""
+    """The model's logits, or the log of its probabilities' mean over draws of its noise."""
 
     def __init__(self, model: nn.Module, draws: int | None) -> None:
         super().__init__()
@@ -188,7 +190,7 @@ def _foolbox(
     steps: int,
     step: float,
 ) -> Tensor:
-    """Whether the answer stands, [strengths, B]."""
+    """Whether the answer is right under attack, [strengths, B]."""
     foolbox, ep = _load("foolbox"), _load("eagerpy")
     if method == "fgsm":
         kind, how = foolbox.attacks.LinfFastGradientAttack, {}
@@ -207,7 +209,7 @@ def _foolbox(
 
 
 def _load(name: str) -> Any:
-    """An optional package, asked for only here: the measures themselves need torch alone."""
+    """An optional package. Only `attack` needs it."""
     try:
         with warnings.catch_warnings():  # foolbox 3.3 still imports scipy's old namespace
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -233,27 +235,24 @@ def _right(z: Tensor, y: Tensor) -> Tensor:
 
 
 def _judged(z: Tensor, y: Tensor) -> Tensor:
-    """Z [B, C] if it is finite and y are its classes: argmax makes something of nan too."""
+    """The outputs z [B, C]. Raises DitherError unless they are finite (argmax would answer for nan
+    too) and y holds their classes.
+    """
     if not bool(torch.isfinite(z).all()):
         raise NotFinite("robustness: the model's outputs are not finite on these inputs")
-    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
-    if not whole or int(y.min()) < 0 or int(y.max()) >= z.shape[-1]:
-        span = f" from {int(y.min())} to {int(y.max())}" if whole else ""
-        raise DitherError(
-            f"robustness: labels are whole numbers from 0 to {z.shape[-1] - 1}: got {y.dtype}{span}"
-        )
+    check_class_numbers("robustness", y, z.shape[-1])
     return z
 
 
 def _numbers(what: str, values: Any) -> list[float]:
     """A sequence of numbers ≥ 0, one or more."""
     try:
-        found = [float(v) for v in values]
+        numbers = [float(v) for v in values]
     except TypeError:
         raise DitherError(f"{what} are a sequence of numbers: got {values!r}") from None
-    if not found or not all(math.isfinite(v) and v >= 0 for v in found):
+    if not numbers or not all(math.isfinite(v) and v >= 0 for v in numbers):
         raise DitherError(f"{what} are finite numbers ≥ 0, one or more: got {values!r}")
-    return found
+    return numbers
 
 
 def _check(what: str, x: Any, y: Any, least: int = 2) -> None:
@@ -270,23 +269,25 @@ def _parts(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 @contextmanager
 def silent(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and all noise of dither off; as before after."""
+    """Eval mode inside, with all noise of dither off. Afterwards as before."""
     with evaluating(model), silenced(model):
         yield
 
 
 @contextmanager
 def noisy(model: nn.Module, draws: int) -> Iterator[None]:
-    """Eval mode with all noise on; as before after, its clocks too."""
+    """Eval mode inside, with all noise on. Afterwards as before, clocks included."""
     if draws < 1:
         raise DitherError(f"attack: draws = {draws}; give 1 or more, or None for no noise")
     noises = injections(model)
     if not noises:
-        raise DitherError("attack: draws are asked for, and no noise is injected into the model")
+        raise DitherError(
+            "attack: draws needs noise on the model, and it has none: inject it, or pass draws=None"
+        )
     before = [(n, n.when, n.paused) for n in noises]
     with evaluating(model), ExitStack() as clocks:
         for noise in noises:
-            clocks.enter_context(noise.apart())
+            clocks.enter_context(noise.own_steps())
             noise.when, noise.paused = "always", False
         try:
             yield
@@ -297,7 +298,7 @@ def noisy(model: nn.Module, draws: int) -> Iterator[None]:
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Parameters take no gradient inside: foolbox calls backward, which would leave them one."""
+    """No parameter takes a gradient inside: foolbox calls backward, which would set them."""
     taking = [p for p in model.parameters() if p.requires_grad]
     for p in taking:
         p.requires_grad_(False)

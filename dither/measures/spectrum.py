@@ -17,8 +17,8 @@ from dither.errors import DitherError
 def amplitudes(f: Tensor, frequencies: Sequence[int]) -> Tensor:
     """a_k of real samples f [..., n] at whole frequencies k (in cycles over the grid), [..., K].
 
-    k = 0 gives |mean|, k = n/2 (n even) |A sin φ|: there a sine's phase can't be told from its
-    amplitude. One FFT, O(n log n). Raises DitherError for k outside 0 … n/2.
+    k = 0 gives |mean|, k = n/2 (n even) |A sin φ|: there phase and amplitude of a sine can't be
+    separated. One FFT, O(n log n). Raises DitherError for k outside 0 … n/2.
 
     >>> t = torch.arange(200) / 200
     >>> amplitudes(0.5 * torch.sin(2 * torch.pi * 15 * t + 1), [10, 15]).round(decimals=3)
@@ -28,7 +28,7 @@ def amplitudes(f: Tensor, frequencies: Sequence[int]) -> Tensor:
     wrong = [k for k in frequencies if not (k == int(k) and 0 <= k <= n / 2)]
     if wrong:
         raise DitherError(
-            f"amplitudes: a grid of {n} points tells whole frequencies 0 … {n // 2}, not {wrong[0]}"
+            f"amplitudes: a grid of {n} points has whole frequencies 0 … {n // 2}: got {wrong[0]}"
         )
     k = torch.tensor([int(k) for k in frequencies], device=f.device)
     once = (k == 0) | (2 * k == n)  # they have no partner at −k

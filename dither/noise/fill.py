@@ -1,10 +1,10 @@
-"""Memory filled with random numbers: how bits become normal, uniform and sign draws.
+"""Normal, uniform and sign draws from random bits.
 
-torch draws one number at a time on a CPU, which is what noise on the weights of a wide network
-costs. Long float32 tensors there are filled from SFC64's bits (numpy) instead, in pieces that stay
-in the cache: normals in .71 of torch's time at half a million elements, in .51 at three million
-(medians of 25 with matrix products between, one core of an AMD EPYC, torch 2.13). All else is
-torch's own.
+On a CPU torch draws one number at a time. That is most of the cost of noise on the weights of a
+wide network. Long float32 tensors are filled from the bits of SFC64 (numpy) instead, in pieces that
+stay in the cache: normals in .71 of torch's time at half a million elements, in .51 at three
+million (medians of 25 with matrix products between, one core of an AMD EPYC, torch 2.13). torch
+draws all other tensors.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LONG = 1 << 19  # elements; below, setting up costs more than it saves where caches are cold
+from dither.torch_internals import outside_functorch
+
+LONG = 1 << 19  # elements; for fewer, with cold caches, the setup costs more than it saves
 PIECE = 1 << 16  # elements: 256 KiB
 BODY, CELLS = 3.0, 1 << 16  # |x| of a normal draw from the table, and the table's length
-BEYOND = math.erfc(BODY / math.sqrt(2))  # the chance of all others, .0027
+BEYOND = math.erfc(BODY / math.sqrt(2))  # the probability of |x| > BODY, .0027
 
 Write = Callable[[Tensor, np.random.SFC64], None]
 
@@ -35,7 +37,7 @@ def uniform(out: Tensor, generator: torch.Generator) -> Tensor:
     return _long(out, generator, _units) if _fast(out) else out.uniform_(generator=generator)
 
 
-def signs(out: Tensor, generator: torch.Generator) -> Tensor:
+def sign(out: Tensor, generator: torch.Generator) -> Tensor:
     """±1: a random byte chooses a row of a table of eight."""
     n, device = out.numel(), out.device
     words = torch.empty(-(-n // 32), dtype=torch.int32, device=device)
@@ -60,7 +62,7 @@ def _fast(out: Tensor) -> bool:
 
 
 def _long(out: Tensor, generator: torch.Generator, write: Write) -> Tensor:
-    """Fill from a stream that the generator's seed and state seed."""
+    """Fill from a stream whose seed is the generator's seed and state."""
     state = torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator)
     bits = np.random.SFC64([generator.initial_seed(), int(state)])
     with torch.no_grad():
@@ -69,9 +71,11 @@ def _long(out: Tensor, generator: torch.Generator, write: Write) -> Tensor:
 
 
 def _quantiles(out: Tensor, bits: np.random.SFC64) -> None:
-    """A mixture: 16 bits choose from the law's body; one place in 370 is drawn from its tails.
+    """A mixture: 16 bits choose a value of the body of the law, and one place in 370 is drawn from
+    its tails.
 
-    The body's variance is 3·10^−9 short, its distribution function off by 2^−17 at most.
+    The variance of the body is too small by 3·10^−9; its distribution function is off by 2^−17 at
+    most.
     """
     body = torch.from_numpy(_body())
     for piece in out.split(PIECE):
@@ -89,13 +93,14 @@ def _body() -> np.ndarray:
     φ(b)) / (Φ(b) − Φ(a)).
     """
     p = BEYOND / 2 + (1 - BEYOND) * np.arange(CELLS + 1) / CELLS
-    a = torch.special.ndtri(torch.from_numpy(p)).numpy()
+    with outside_functorch():
+        a = torch.special.ndtri(torch.from_numpy(p)).numpy()
     x = -np.diff(np.exp(-(a**2) / 2) / math.sqrt(2 * math.pi)) * CELLS / (1 - BEYOND)
-    return ((x - x[::-1]) / 2).astype(np.float32)  # as many below 0 as above, to the bit
+    return ((x - x[::-1]) / 2).astype(np.float32)  # exactly symmetric about 0
 
 
 def _places(n: int, chance: float, bits: np.random.SFC64) -> np.ndarray:
-    """Those of 0 … n − 1 where a coin of that chance fell on heads, by the gaps between them."""
+    """The places in 0 … n − 1 that n trials of a probability choose, by the gaps between them."""
     most = int(n * chance + 10 * math.sqrt(n * chance) + 20)  # more are needed once in 10^20
     gaps = np.log(_units52(most, bits)) / math.log1p(-chance)
     at = np.cumsum(gaps.astype(np.int64) + 1) - 1
@@ -108,7 +113,7 @@ def _units52(n: int, bits: np.random.SFC64) -> np.ndarray:
 
 
 def _units(out: Tensor, bits: np.random.SFC64) -> None:
-    """32 bits make a number, of which 24 count."""
+    """U[0, 1) from 24 of 32 random bits."""
     for piece in out.split(PIECE):
         words = bits.random_raw(-(-len(piece) // 2)).view(np.int32)
         whole = torch.from_numpy(words).bitwise_and_((1 << 24) - 1)

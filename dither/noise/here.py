@@ -1,4 +1,4 @@
-"""A site at the moment of a call, and sums over its dimensions that noises share."""
+"""A site in one call, and sums over its dimensions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from dither.precision import wide
 
 @dataclass(slots=True)
 class Here:
-    """A site at the moment of a call: its tensor h [B, …] (or a parameter), a Node's vectors w
-    [n, …].
+    """A site in one call: its tensor h [B, …], or a parameter, and for a Node its vectors w [n, …].
 
-    In a stacked model of S replicas h is [S, B, …] and w is [S, n, …]: `stack` is 1.
+    In a stacked model of S replicas h is [S, B, …] and w is [S, n, …], and `stack` is 1.
     """
 
     h: Tensor
@@ -27,22 +26,22 @@ class Here:
     name: str = ""
 
     def wide(self) -> Here:
-        """The same with its tensors in single precision where they are of half."""
+        """The same site, with tensors of half precision in single."""
         if wide(self.h) is self.h and wide(self.w) is self.w:
             return self
         return replace(self, h=wide(self.h), w=wide(self.w))
 
 
 def norm2(g) -> Tensor:
-    """‖g‖² over all but the first two dimensions [K, B, …], in single precision or better; a
-    per-sample gradient (`dither.engine.ghost`) knows its own.
+    """‖g‖² over all but the first two dimensions [K, B, …], in single precision or better. A
+    per-sample gradient (`dither.engine.ghost`) computes its own.
     """
     if hasattr(g, "norm2"):
         return g.norm2()
     g = wide(g).reshape(*g.shape[:2], -1)
     if g.requires_grad:
         return g.square().sum(-1)
-    return torch.linalg.vector_norm(g, dim=-1).square()  # one pass, no copy; no slope at 0
+    return torch.linalg.vector_norm(g, dim=-1).square()  # one pass, no copy; no gradient at 0
 
 
 def fitting(site: Here) -> None:
@@ -53,15 +52,15 @@ def fitting(site: Here) -> None:
     features = list(w.shape[site.stack + 1 :])
     if rest[len(rest) - len(features) :] != features:
         raise DitherError(
-            f"Node at {site.name!r} has vectors {features} and meets a tensor {list(h.shape)}: its "
+            f"Node at {site.name!r} has vectors {features} and gets a tensor {list(h.shape)}: its "
             "last dimensions must be the vectors'; inject with an example of this shape, and with "
-            "batch_dim= where dimension 0 does not count the samples"
+            "batch_dim= if dimension 0 does not count the samples"
         )
-    double = torch.float64 in (h.dtype, w.dtype)  # which autocast leaves alone
+    double = torch.float64 in (h.dtype, w.dtype)  # autocast does not change it
     mixed = torch.is_autocast_enabled(h.device.type) and not double
     if w.device != h.device or (w.dtype != h.dtype and not mixed):
         raise DitherError(
-            f"Node at {site.name!r} has vectors of {w.dtype} on {w.device} and meets a tensor of "
+            f"Node at {site.name!r} has vectors of {w.dtype} on {w.device} and gets a tensor of "
             f"{h.dtype} on {h.device}: move the noise with the model, "
             f"noise.to({str(h.device)!r}, {h.dtype})"
         )

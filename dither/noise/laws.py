@@ -1,4 +1,4 @@
-"""The laws that noises are made of: how one element is drawn, with mean 0 and a known variance."""
+"""The laws of one element of a noise, with mean 0 and a known variance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dither.errors import DitherError
 
 
 class Law(Protocol):
-    """A law of mean 0 for one element; `variance` is that of the draw itself, not scaled to 1."""
+    """A law of mean 0 for one element. `variance` is that of the draw; it need not be 1."""
 
     @property
     def variance(self) -> float: ...

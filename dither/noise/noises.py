@@ -1,11 +1,11 @@
-"""The noises, each with its two faces, and the laws they are made of.
+"""The noises. Each has two faces:
 
     displace(site, rng) → δ          what is added to a tensor in training
     variance(g, site)   → Var⟨g, δ⟩  what that penalises:  R = ½ E_batch Σ_sites Σ_c Var⟨g_c, δ⟩
                         (★)
 
-One law ties the two: the mean of δ is 0 and the mean of ⟨g, δ⟩² is Var. A new noise is one such
-class.
+They belong together: the mean of δ is 0, and the mean of ⟨g, δ⟩² is Var. A new noise is one class
+with these two methods, a σ and a side.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ from dither.noise.laws import (
 )
 from dither.torch_internals import functional
 
-Sigma = Any  # a number ≥ 0, or a schedule: Callable[[int], float]; read off before it is used
+Sigma = Any  # a number ≥ 0, or a schedule, Callable[[int], float] of the step
 
 
 def checked(self) -> None:
-    """σ must be a number ≥ 0, or a schedule: a function of the step; a law must be one."""
+    """Raises DitherError unless σ is a number ≥ 0 or a function of the step, and law a law."""
     name, sigma, law = type(self).__name__, self.sigma, getattr(self, "law", gaussian)
     if isinstance(law, type) or not (hasattr(law, "sample") and hasattr(law, "variance")):
+        is_class = isinstance(law, type)
+        got = f"the class {law.__name__}: add its arguments" if is_class else repr(law)
         raise DitherError(
-            f"the law of {name} must be a law such as gaussian or dropout(0.5): got {law!r}"
-            + (" (a class: call it)" if isinstance(law, type) else "")
+            f"the law of {name} must be an instance such as gaussian or dropout(0.5): got {got}"
         )
     if isinstance(sigma, Tensor):
         if sigma.numel() != 1:
@@ -60,25 +61,23 @@ def checked(self) -> None:
 
 
 def at(noise: Any, step: int) -> Any:
-    """The noise with its schedule of σ read off at `step`; a noise of constant σ is returned as
-    it is.
-    """
+    """The noise with σ of its schedule at `step`. A noise with constant σ is returned as it is."""
     return replace(noise, sigma=float(noise.sigma(step))) if callable(noise.sigma) else noise  # pyright: ignore
 
 
 def plus(noise: Any, site: Here, rng: Any, scale: float = 1) -> Tensor:
-    """The tensor displaced: h + scale·δ."""
+    """H + scale·δ."""
     h = site.h
-    if _in_place(noise, h):  # memory is half of what noise on a wide network costs
+    if _in_place(noise, h):  # memory is half the cost of noise on a wide network
         return rng(noise.law, h).mul_(scale * noise.sigma).add_(h)
     delta = noise.displace(site, rng)
     return h + (delta if scale == 1 else scale * delta)
 
 
 def _in_place(noise: Any, h: Tensor) -> bool:
-    """Whether δ is σ ε with ε in memory of its own, and the sum may be written there."""
+    """Whether δ is σ ε, and the sum may be written to the memory of ε."""
     return (
-        type(noise) in (Additive, Weight)  # a subclass may displace otherwise
+        type(noise) in (Additive, Weight)  # a subclass may have another displace
         and type(noise.law) in (Gaussian, Uniform, TwoPoint, TwoGaussian, Dropout)
         and isinstance(noise.sigma, float | int)
         and h.dtype in (torch.float32, torch.float64)
@@ -131,8 +130,8 @@ class Node:
 
     Levi et al. 2022, eq. 1 and 4. On a Linear's pre-activation it is the paper's extra input
     unit; on a convolution's input it is added pixel by pixel. w starts from N(0, std²);
-    `std=None` is the paper's 1/√fan_in, where the fan-in counts the nodes. Redrawn at each call;
-    positions of a sequence share their sample's ε.
+    `std=None` is the paper's 1/√fan_in, where the fan-in counts the nodes. ε is drawn at each call.
+    All positions of a sequence share the ε of their sample.
     """
 
     sigma: Sigma
@@ -172,8 +171,8 @@ class Weight:
     """δ = σ E on a parameter, E ~ law per element, shared by the batch; Var⟨g, δ⟩ = σ²‖∂⟨S_c,
     z_i⟩/∂W‖² per sample i.
 
-    Orvieto et al. 2022, eq. 6 and 11. σ is in the units of the parameter. How a step spends σ
-    over several tensors is `inject`'s `draw`.
+    Orvieto et al. 2022, eq. 6 and 11. σ is in the units of the parameter. The argument `draw` of
+    `inject` says how a step spends σ over several tensors.
     """
 
     sigma: Sigma
@@ -210,19 +209,17 @@ FACES = {"displace": "displace(site, rng)", "variance": "variance(g, site)", "si
 
 
 def lacks(what: object) -> str | None:
-    """Which part of a noise is missing; None where all are there."""
+    """The part of a noise that is missing; None if all are there."""
     if isinstance(what, type) or not hasattr(what, "sigma"):
         return "sigma"
     return next((said for name, said in FACES.items() if not hasattr(what, name)), None)
 
 
 def is_noise(what: object) -> bool:
-    """Has the two faces, a σ and a side."""
+    """Whether it has the two faces, a σ and a side."""
     return lacks(what) is None
 
 
 def side_of(noise: Any, module: nn.Module) -> str:
-    """The side of a module a noise takes when the pattern names none: "in", "out" or
-    "parameter".
-    """
+    """The side on which a noise acts if the pattern names none: "in", "out" or "parameter"."""
     return noise.side(module) if callable(noise.side) else noise.side  # pyright: ignore

@@ -16,26 +16,24 @@ UNSETTLED = "a difference is within its standard error of 0, is not finite, or h
 
 
 def verdict(differences: Iterable[Array]) -> bool | None:
-    """Whether every paired difference [S] is above 0 by its standard error over seeds.
-
-    False where one is below 0 by as much; None where they can't be told apart, or one is not
-    finite, as of a run that diverged.
+    """Whether every paired difference [S] is above 0 by its standard error over seeds. False if one
+    is below 0 by its error; None if one is neither, or is not finite because a run diverged.
     """
-    found = list(differences)
-    if not all(np.isfinite(d).all() for d in found):
+    values = list(differences)
+    if not all(np.isfinite(d).all() for d in values):
         return None
-    means = [np.mean(d) for d in found]
-    sems = [np.std(d, ddof=1) / np.sqrt(len(d)) if len(d) > 1 else np.inf for d in found]
+    means = [np.mean(d) for d in values]
+    sems = [np.std(d, ddof=1) / np.sqrt(len(d)) if len(d) > 1 else np.inf for d in values]
     if any(m < -s for m, s in zip(means, sems, strict=True)):
         return False
     return True if all(m > s for m, s in zip(means, sems, strict=True)) else None
 
 
 def told(holds: bool | None, numbers: Mapping[str, Any]) -> Verdict:
-    """A verdict with its reason where there is none."""
+    """A verdict, with a reason if it is None."""
     return (None, {"why": UNSETTLED, **numbers}) if holds is None else (holds, numbers)
 
 
 def judged(differences: Iterable[Array], numbers: Mapping[str, Any]) -> Verdict:
-    """The verdict on these differences, with its numbers, and its reason where there is none."""
+    """The verdict on these differences, with its numbers, and with a reason if it is None."""
     return told(verdict(differences), numbers)

@@ -36,7 +36,9 @@ RC: dict[Any, Any] = {
 def grid(
     rows: int, columns: int, width: float = 8.0, height: float = 3.1
 ) -> tuple[Figure, np.ndarray]:
-    """A figure of rows × columns panels, `width` inches in all and `height` a row; and its axes."""
+    """A figure with rows × columns panels, and its axes. width: inches in all; height: inches per
+    row.
+    """
     with mpl.rc_context(RC):
         figure = Figure(figsize=(width, height * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
@@ -52,9 +54,8 @@ def band(
     log: bool = False,
     **line: Any,
 ) -> None:
-    """Mean ± sd over seeds of y [S, T] against x [T]; a seed that stopped drops out.
-
-    log: mean and sd of log y, for a logarithmic axis, where mean − sd may have no place.
+    """Mean ± sd over seeds of y [S, T] against x [T], without seeds that stopped. log: mean and sd
+    of log y, for a logarithmic axis, on which mean − sd may be below 0.
     """
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a step that no seed reached
@@ -72,7 +73,7 @@ def dots(ax: Axes, x: Sequence[float] | np.ndarray, y: np.ndarray, color: str, *
 
 
 def panel(ax: Axes, draw: Callable[..., None], t: Table, *args: Any, **how: Any) -> None:
-    """draw(ax, t, …), or, where a run that it looks at has no results, the reason in its place."""
+    """draw(ax, t, …). If a run that it needs has no results, the panel shows the reason instead."""
     try:
         draw(ax, t, *args, **how)
     except DitherError as error:
@@ -85,9 +86,7 @@ def panel(ax: Axes, draw: Callable[..., None], t: Table, *args: Any, **how: Any)
 
 
 def legend(ax: Axes | Figure, **where: Any) -> None:
-    """A legend of a panel, or of the whole figure, in the same letters; none where a panel was not
-    drawn.
-    """
+    """A legend of a panel, or of the whole figure. A panel that was not drawn has none."""
     if isinstance(ax, Axes) and not ax.axison:
         return
     with mpl.rc_context(RC):

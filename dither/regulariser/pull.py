@@ -24,12 +24,13 @@ from dither.engine.functions import check_twice
 from dither.engine.ghost import Gradient
 from dither.engine.graph import Graph, Recording
 from dither.errors import DitherError
-from dither.loss.columns import Columns, of_type, signs
+from dither.loss.columns import Columns, of_type
 from dither.noise.here import Here
 from dither.noise.noises import Additive, Weight
 from dither.precision import wide
 from dither.regulariser.independence import check_seen, refuse_meeting, rows
 from dither.regulariser.one_by_one import near, one_by_one
+from dither.signs import signs
 from dither.torch_internals import version
 
 SignedColumn = tuple[float, Tensor]

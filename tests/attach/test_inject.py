@@ -4,6 +4,7 @@ import collections
 import copy
 import io
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -209,7 +210,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(name, draw):
     buffer.seek(0)
     resumed = start()
     torch.manual_seed(99)
-    resumed[1].seeds = (123,)  # the saved one must win
+    resumed[1].draws = replace(resumed[1].draws, seeds=(123,))  # the saved one must win
     for part, state in zip(resumed, torch.load(buffer), strict=True):
         part.load_state_dict(state)
     go(resumed, 3)
@@ -341,13 +342,13 @@ def test_the_number_of_an_injection_is_its_own_and_kept():
     model = plain()
     a, b = (dither.inject(model, dither.Node(1.0), seed=0) for _ in range(2))
     assert not torch.equal(*(n.nodes["0:out"] for n in (a, b)))
-    assert dither.inject(model, dither.Node(1.0), seed=1).ordinals == (0,)
+    assert dither.inject(model, dither.Node(1.0), seed=1).draws.ordinals == (0,)
     a.remove()  # leaves b's draws alone, and its own number free
-    assert b.ordinals == (1,)
-    assert dither.inject(model, dither.Node(1.0), seed=0).ordinals == (0,)
+    assert b.draws.ordinals == (1,)
+    assert dither.inject(model, dither.Node(1.0), seed=0).draws.ordinals == (0,)
     resumed = dither.inject(plain(), dither.Node(1.0), seed=0)
     resumed.load_state_dict(b.state_dict())
-    assert resumed.keys("x") == b.keys("x") != a.keys("x")
+    assert resumed.draws.keys("x") == b.draws.keys("x") != a.draws.keys("x")
 
 
 # ------------------------------------------------------------------------------------ copies

@@ -160,7 +160,7 @@ def test_failed_runs_are_told_at_the_end(dither, tmp_path, monkeypatch):
         ("reproduce toy2042", "no figure is called 'toy2042'; did you mean toy2024"),
         ("reproduce --scale big", "scale 'big' is none of smoke, quick, decisive, paper"),
         ("reproduce --seeds 3:x", "--seeds 3:x: give a number (3) or a range (0:3)"),
-        ("reproduce --seeds 0", "seeds = 0 names none"),
+        ("reproduce --seeds 0", "seeds = 0 is empty"),
         ("reproduce --seeds 3:1", "--seeds 3:1 is empty: give a number (3) or a range (0:3)"),
         ("reproduce --jobs 0", "jobs = 0: at least one process"),
         ("reproduce --jobs two", "invalid value for '--jobs'"),

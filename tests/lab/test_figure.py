@@ -97,7 +97,7 @@ def test_a_later_field_is_said_where_it_differs():
         width: int = 4
         norm: str = field(default="none", metadata=identity.LATER)
 
-    said = {"is": identity.spelt(Net), "width": 4}
+    said = {"is": identity.class_name(Net), "width": 4}
     assert identity.canonical(Net()) == identity.canonical(Net(norm="none")) == said
     assert identity.canonical(Net(norm="batch")) == said | {"norm": "batch"}
 

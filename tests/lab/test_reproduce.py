@@ -96,7 +96,8 @@ def test_what_failed_again_is_told_as_earlier(toy, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tasks, "decay", bug)
     results = reproduce(again=True, screen=told)
-    said = "toy2024/fig1: 1 claim holds; from earlier runs, for one failed now: rate 0.5"
+    said = "toy2024/fig1: 1 claim holds; rate 0.5 failed this time"
+    said += ": results of an earlier run were used"
     assert said in told.said
     assert len(results.failures) == 2
     assert read(tmp_path, "figure.json")["earlier"] == ["rate 0.5"]

@@ -189,10 +189,10 @@ def test_looking_changes_nothing():
         ({"of": "fisher"}, r"'hessian' or 'gauss_newton': got 'fisher'"),
         ({"precision": -1.0}, r"a standard error > 0: got -1.0"),
         ({"precision": 0.1, "probes": 4}, r"precision or a number of probes: got 0.1 and 4"),
-        ({"probes": 1}, r"a whole number ≥ 2, one has no spread: got 1"),
-        ({"probes": 0}, r"a whole number ≥ 2, one has no spread: got 0"),
-        ({"probes": 2.5}, r"a whole number ≥ 2, one has no spread: got 2.5"),
-        ({"precision": 1e-9}, r"needs about \d+ probes and the limit is 4096"),
+        ({"probes": 1}, r"probes.*≥ 2.*got 1"),
+        ({"probes": 0}, r"probes.*≥ 2.*got 0"),
+        ({"probes": 2.5}, r"probes.*≥ 2.*got 2.5"),
+        ({"precision": 1e-9}, r"needs about \d+ probes.*4096"),
     ],
 )
 def test_bad_input_is_told(arguments, says):

@@ -122,7 +122,7 @@ def test_what_local_does_not_take():
     net, x, y = chain()
     with pytest.raises(DitherError, match="'gauss_newton' or 'full'"):
         local(dither.inject(net, dither.Node(1.0)), x, y, curvature="fisher")
-    with pytest.raises(DitherError, match="this noise has none"):
+    with pytest.raises(DitherError, match="got noise on parameters"):
         local(dither.inject(net, dither.Weight(1.0)), x, y)
 
 

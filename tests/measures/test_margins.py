@@ -118,10 +118,10 @@ def test_looking_changes_nothing_and_noise_is_off():
     [
         (torch.ones(2, 4, dtype=torch.long), torch.zeros(2).long(), "must be a tensor of floats"),
         (torch.ones(2, 4).double(), torch.zeros(3).long(), "classes of the 2 examples"),
-        (torch.ones(2, 4).double(), torch.full((2,), 3), r"class numbers 0 … 2"),
-        (torch.ones(2, 4).double(), torch.zeros(2), r"class numbers 0 … 2"),
+        (torch.ones(2, 4).double(), torch.full((2,), 3), r"margins: .*from 0 to 2"),
+        (torch.ones(2, 4).double(), torch.zeros(2), r"margins: .*from 0 to 2"),
         (torch.ones(2, 4).double(), torch.zeros(2, 1).long(), r"\[2\]: got \[2, 1\]"),
-        (torch.ones(2, 4).double(), torch.zeros(2).bool(), "as whole numbers: got torch.bool"),
+        (torch.ones(2, 4).double(), torch.zeros(2).bool(), "margins: .*got torch.bool"),
         (torch.ones(0, 4).double(), torch.zeros(0).long(), "one example or more"),
     ],
 )
@@ -205,5 +205,5 @@ def test_outputs_that_are_cut_off_from_the_input_are_named():
         def forward(self, x):
             return x.detach()
 
-    with pytest.raises(DitherError, match="do not depend on x"):
+    with pytest.raises(DitherError, match=r"margins: .*no gradient by x"):
         margins.inputs(Cut(4, 4), torch.ones(2, 4), torch.zeros(2).long())

@@ -40,7 +40,7 @@ def test_the_end_is_the_mean_of_the_last_fifth():
 
 
 def test_a_phase_takes_two_values():
-    with pytest.raises(DitherError, match="2 or more"):
+    with pytest.raises(DitherError, match=r"phase .*got 1 and 1"):
         phase([1.0], [1.0])
 
 
@@ -144,5 +144,5 @@ def test_bad_input_is_a_sentence():
         predict(net, x, x, 0.0)
     with torch.no_grad():
         net[1].weight.zero_()
-    with pytest.raises(DitherError, match="no σ does anything"):
+    with pytest.raises(DitherError, match="local Hessian is 0"):
         predict(net, x, x, 0.1, loss="half_square")

@@ -136,7 +136,7 @@ def test_inputs_outside_the_bounds_are_an_error_not_clipped_in_silence():
         ({"method": "deepfool"}, "'fgsm' or 'pgd'"),
         ({"target": "logits"}, "'loss' or 'margin'"),
         ({"draws": 0}, "give 1 or more"),
-        ({"draws": 3}, "no noise is injected"),
+        ({"draws": 3}, "attack: draws"),
     ],
 )
 def test_bad_input_is_a_sentence(how, match):

@@ -43,7 +43,7 @@ def test_parseval(n):
 
 @pytest.mark.parametrize("k", [101, -1, 2.5])
 def test_frequencies_the_grid_cant_tell_are_refused(k):
-    with pytest.raises(DitherError, match=r"grid of 200 points tells whole frequencies 0 … 100"):
+    with pytest.raises(DitherError, match=r"grid of 200 points .*0 … 100"):
         spectrum.amplitudes(torch.zeros(200), [5, k])
 
 

@@ -147,7 +147,7 @@ def test_the_three_start_from_the_same_weights(monkeypatch):
     assert found["Fashion-MNIST CONV R"].objective == "sampled"
     assert three["baseline"].noise is None
     assert three["GNI"].noise == dither.Additive(0.1**0.5)
-    if files.find("fashion-mnist", "train-images-idx3-ubyte") is None:
+    if files.locate("fashion-mnist", "train-images-idx3-ubyte") is None:
         pytest.skip("Fashion-MNIST is not on this machine")
     t = Table.of({f"N 2 × 32 {m}": train(run, [0, 1], Silent()) for m, run in three.items()})
     for a, b in fig3.PAIRS:

@@ -25,11 +25,11 @@ from dither.papers.beyond import nodes
 from dither.papers.beyond.nets import Residual, Rows
 from dither.papers.levi2022 import fig2, fig6, fig7, fig8, fig9, methods, phases, table1, table2
 from dither.papers.levi2022.looks import LEVELS, STRENGTHS, Attacks, Corrupted, attacked, corrupted
-from dither.papers.levi2022.methods import BASELINES, METHODS, NINR, SCALES
+from dither.papers.levi2022.methods import AT_SCALE, BASELINES, METHODS, NINR
 from dither.papers.levi2022.printed import TABLE1, TABLE2, TABLE3
 
-PAPER = SCALES["paper"]
-SMOKE = SCALES["smoke"]
+PAPER = AT_SCALE["paper"]
+SMOKE = AT_SCALE["smoke"]
 
 
 def verdict(figure, claim: str, table: Table):

@@ -56,11 +56,11 @@ BAD = {
     ),
     "law class": (
         lambda: Multiplicative(law=dropout),
-        r"law of Multiplicative must be a law.*\(a class: call it\)",
+        "law of Multiplicative .*got the class Dropout: add its arguments",
     ),
     "law word": (
         lambda: Additive(0.1, law="gaussian"),
-        "law of Additive must be a law.*got 'gaussian'",
+        "law of Additive .*got 'gaussian'",
     ),
     "dropout": (lambda: dropout(1.0), r"chance p of dropout must lie in \[0, 1\): got 1.0"),
     "nodes": (lambda: Node(1.0, nodes=0), "Node needs a whole number of nodes ≥ 1: got nodes=0"),
@@ -243,9 +243,9 @@ def test_a_variance_of_the_wrong_shape_is_told():
 @pytest.mark.parametrize(
     ("what", "says"),
     [
-        (Bare(), r"Bare, which is no noise yet: it has no variance\(g, site\)"),
+        (Bare(), r"Bare, .*variance\(g, site\)"),
         ({}, "empty mapping"),
-        ({"0:up": dither.Additive(0.1)}, "a side is 'in' or 'out': got 'up'"),
+        ({"0:up": dither.Additive(0.1)}, "'0:up': .*'in' or 'out': got 'up'"),
         ({"0.weight": dither.Additive(0.1)}, "names a parameter, and Additive acts on a module"),
         ({"0:in": dither.Weight(0.1)}, "names a module, and Weight acts on parameters.*'0.weight'"),
         ({"0": dither.Weight(0.1)}, "names a module, and Weight acts on parameters.*'0.weight'"),
@@ -283,7 +283,7 @@ class Long(nn.Module):
 def test_a_node_does_not_broadcast_over_another_length(learnt, met):
     noise = dither.inject(Long(), {"at": Node(1.0)}, example=torch.randn(3, learnt, 2))
     noise.model(torch.randn(3, learnt, 2))
-    says = rf"Node at 'at:out' has vectors \[{learnt}, 2\] and meets a tensor \[3, {met}, 2\]"
+    says = rf"Node at 'at:out' has vectors \[{learnt}, 2\] and gets a tensor \[3, {met}, 2\]"
     x = torch.randn(3, met, 2)
     for call in (lambda: noise.model(x), lambda: dither.explicit(noise, x, Y)):
         with pytest.raises(dither.DitherError, match=says):
@@ -320,7 +320,7 @@ def test_a_node_left_behind_says_how_to_move_it():
         (lambda m: dither.inject(m, Additive(0.1), seed=[0, "a"]), "seed is a whole number"),
         (
             lambda m: dither.inject(m, Additive(0.1), seed=[0, 1]),
-            r"a list of seeds is for a stacked model.*Sequential is none.*got seed=\[0, 1\]",
+            r"Sequential .*got seed=\[0, 1\]",
         ),
         (
             lambda m: dither.inject(MLP((4, 3)).build_stacked([0, 1]), Additive(0.1), seed=[0]),

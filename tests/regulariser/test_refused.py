@@ -143,7 +143,7 @@ def test_layer_norms_see_through_no_function():
     net = Net()
     assert set(jacobian.layers(net, X)) == {"a", "b"}
     net.modular = False
-    with pytest.raises(dither.DitherError, match=r"the function 'relu' takes what 'a' gives"):
+    with pytest.raises(dither.DitherError, match=r"the function 'relu' takes the output of 'a'"):
         jacobian.layers(net, X)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
@@ -159,7 +159,7 @@ def test_nor_through_one_inside_a_block_or_in_place(inplace):
             return self.drop(F.relu(self.lin(x), inplace=inplace))
 
     net = nn.Sequential(Block(), nn.BatchNorm1d(4), nn.Linear(4, 3))
-    with pytest.raises(dither.DitherError, match=r"'relu' takes what '0.lin' gives"):
+    with pytest.raises(dither.DitherError, match=r"'relu' takes the output of '0.lin'"):
         jacobian.layers(net, X)
 
 

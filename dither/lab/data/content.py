@@ -1,11 +1,11 @@
-"""What a set holds, whatever the bytes of its files: a checksum that no order or packing changes.
+"""The content of a data set: a checksum that does not depend on the order or the packing of files.
 
     content = sha256 of the sorted sha256(label byte + pixel bytes, channel first) of all images
 
-A repacked or re-sorted copy of a set has another checksum of its files and the same content. The
-content takes a second to compute, so it is noted once: beside the copy if that folder can be
-written, else in the cache. A note counts for one path, and for one size and time of change of each
-file.
+A repacked or re-sorted copy of a set has other checksums of its files and the same content. It
+takes a second to compute the content, so the result is noted once: next to the copy if that folder
+can be written, else in the cache. A note is valid for one path, and one size and time of change of
+each file.
 """
 
 import hashlib
@@ -39,8 +39,8 @@ def checksum(images: np.ndarray, labels: np.ndarray) -> str:
 
 
 def settled(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same examples in an order of their own: copies that are sorted differently give the same
-    subset to the same seed. Sorted by pixels, then shuffled once for all.
+    """The same examples in a canonical order: sorted by pixels, then shuffled with a fixed seed. So
+    copies in different orders give the same subset to the same seed.
     """
     first = np.argsort(labels, kind="stable")  # of two equal images the one with the lower label
     rows = np.ascontiguousarray(images.reshape(len(images), -1)[first])
@@ -57,7 +57,7 @@ class Copy:
         self.name, self.path, self.parts = name, path.resolve(), parts
 
     def known(self) -> bool:
-        """Whether a note says that this copy, as it is now, holds the set."""
+        """Whether a note says that this copy, unchanged since, holds the set."""
         for note in self._places():
             try:
                 held = json.loads(note.read_text(encoding="utf-8"))
@@ -68,7 +68,7 @@ class Copy:
         return False
 
     def holds(self, **splits: tuple[np.ndarray, np.ndarray]) -> bool:
-        """Whether each split, (images, labels), has the set's content; a right one is noted."""
+        """Whether each split, (images, labels), has the content of the set; noted if it has."""
         right = CONTENT.get(self.name, {})
         if any(checksum(*split) != right.get(which) for which, split in splits.items()):
             return False
@@ -93,7 +93,7 @@ class Copy:
         }
 
     def _places(self) -> list[Path]:
-        """Beside the copy, or in the cache."""
+        """The paths of a note: next to the copy, and in the cache."""
         here = hashlib.sha256(str(self.path).encode()).hexdigest()[:16]
         beside = self.path.with_name(f".{self.path.name}.content.json")
         return [beside, files.cache_folder() / "content" / f"{here}.json"]

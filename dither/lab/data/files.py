@@ -1,8 +1,8 @@
-"""Where the files of a data set are, and how a missing one comes here: nothing unchecked does.
+"""Where the files of a data set are, and how a missing file is fetched and checked.
 
-A set is a table file → checksum (md5 or sha256, told by its length), as its makers or the usual
-readers publish it. Of gzipped idx files it is that of the decoded bytes, because gzip writes times
-and names and compressed copies differ from place to place; one table then verifies every source.
+A set is a table file → checksum (md5 or sha256, by its length), as its authors or the usual readers
+publish it. For gzipped idx files it is the checksum of the decoded bytes: gzip writes times and
+names, so that compressed copies differ. So one table verifies every source.
 """
 
 import gzip
@@ -38,7 +38,7 @@ SUMS = {
         "usps.t.bz2": "8ea070ee2aca1ac39742fdd1ef5ed118",
     },
 }
-UNPACKED = {"cifar-10-python.tar.gz": "cifar-10-batches-py"}  # a folder that serves as well
+UNPACKED = {"cifar-10-python.tar.gz": "cifar-10-batches-py"}  # a folder that may stand for the file
 PACKAGED = {"fashion-mnist": Path("/usr/share/datasets/fashion-mnist")}  # by Debian
 HINTS = {
     "fashion-mnist": "; on Debian and Ubuntu the package dataset-fashion-mnist brings them",
@@ -59,7 +59,7 @@ MIRRORS = {
         "https://www.cs.toronto.edu/~kriz/",
         "https://dataset.bj.bcebos.com/cifar/",
     ),
-    "svhn": (  # one host, as of USPS: of these files no copy elsewhere is known
+    "svhn": (  # one host, as for USPS: no other copy of these files is known
         "http://ufldl.stanford.edu/housenumbers/",
         "https://ufldl.stanford.edu/housenumbers/",
     ),
@@ -70,17 +70,17 @@ MIRRORS = {
 }
 GZIP = b"\x1f\x8b"  # how a gzipped file begins
 LARGEST_IDX = 64_000_000  # bytes; 60 000 images have 47 million
-SAID = 300  # letters of a mirror's error
+SAID = 300  # letters of a mirror's error that are shown
 TIMEOUT = 30  # seconds without an answer before the next mirror is tried
 
 
 def compressed(file: str) -> str:
-    """What a file is called where it is fetched: idx files are gzipped there."""
+    """The name of a file on its mirrors, where idx files are gzipped."""
     return f"{file}.gz" if file.endswith("-ubyte") else file
 
 
 def mismatch(payload: bytes, checksum: str, where: Path) -> DitherError | None:
-    """What is wrong with a payload that has not this checksum."""
+    """A sentence about a payload without this checksum; "" if it has it."""
     kind = "md5" if len(checksum) == 32 else "sha256"
     if (got := hashlib.new(kind, payload, usedforsecurity=False).hexdigest()) == checksum:
         return None
@@ -101,7 +101,7 @@ def decoded(raw: bytes, largest: int) -> bytes:
 
 
 def read(path: Path, file: str, checksum: str) -> bytes:
-    """The verified content of a copy of `file` (of an idx file, gzipped or not: the decoded)."""
+    """The verified content of a copy of `file`; an idx file is decoded if it is gzipped."""
     raw = path.read_bytes()
     try:
         idx = compressed(file) != file and raw[:2] == GZIP
@@ -117,7 +117,7 @@ def cache_folder() -> Path:
     """Where fetched files are kept: the platform's cache folder for dither."""
     try:
         import pooch
-    except ImportError:  # the library alone: nothing is fetched, but a folder is named
+    except ImportError:  # only the library is installed: nothing is fetched, but a folder is named
         return Path.home() / ".cache" / "dither"
     return Path(pooch.os_cache("dither"))
 
@@ -125,15 +125,15 @@ def cache_folder() -> Path:
 def folders(name: str) -> list[Path]:
     """Where a set is looked for, in order: $DITHER_DATA, the distribution's folder, the cache.
 
-    $DITHER_DATA may hold the files themselves, or a folder for each set. MNIST's, which are called
-    like Fashion-MNIST's, need theirs.
+    $DITHER_DATA may hold the files themselves, or a folder for each set. MNIST needs a folder,
+    because its files have the names of Fashion-MNIST's.
     """
     own = os.environ.get("DITHER_DATA")
     mine = [Path(own) / name, *([Path(own)] if name != "mnist" else [])] if own else []
     return [*mine, *([PACKAGED[name]] if name in PACKAGED else []), cache_folder() / name]
 
 
-def find(name: str, file: str) -> Path | None:
+def locate(name: str, file: str) -> Path | None:
     """The first copy of a file, compressed or not, or of the folder that stands for it."""
     spellings = dict.fromkeys((compressed(file), file, UNPACKED.get(file, file)))
     candidates = (folder / spelling for folder in folders(name) for spelling in spellings)
@@ -144,12 +144,12 @@ def find(name: str, file: str) -> Path | None:
 
 
 def missing(name: str) -> list[str]:
-    """The files of a set that are on this machine nowhere."""
-    return [compressed(file) for file in SUMS[name] if find(name, file) is None]
+    """The files of a set that are nowhere on this machine."""
+    return [compressed(file) for file in SUMS[name] if locate(name, file) is None]
 
 
 def fetch(name: str, file: str) -> Path:
-    """The file in the cache, from the first mirror that has it whole; no other gets there."""
+    """Fetch a file into the cache, from the first mirror whose copy has the checksum."""
     import pooch
     from pooch.downloaders import HTTPDownloader
 
@@ -157,7 +157,7 @@ def fetch(name: str, file: str) -> Path:
         HTTPDownloader(timeout=TIMEOUT)(url, target, pup)
         try:
             read(Path(target), file, SUMS[name][file])
-        except DitherError as error:  # about a temporary copy, which goes
+        except DitherError as error:  # the sentence is about a temporary copy
             said = str(error).replace(target, url).removesuffix("; replace it or delete it")
             raise DitherError(said) from error
 
@@ -177,7 +177,7 @@ def fetch(name: str, file: str) -> Path:
 
 
 def _said(error: Exception) -> str:
-    """Why a mirror failed: of requests' chains of errors the one that began it."""
+    """Why a mirror failed: the first error in requests' chain."""
     if isinstance(error, DitherError):
         return str(error)
     root: BaseException = error
@@ -190,5 +190,5 @@ def _said(error: Exception) -> str:
 def contents(name: str) -> dict[str, tuple[Path, str]]:
     """{file: (its copy on this machine, its checksum)}, after fetching what is missing."""
     return {
-        file: (find(name, file) or fetch(name, file), sum_) for file, sum_ in SUMS[name].items()
+        file: (locate(name, file) or fetch(name, file), sum_) for file, sum_ in SUMS[name].items()
     }

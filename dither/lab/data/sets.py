@@ -27,12 +27,12 @@ from dither.lab.data import idx, readers
 from dither.noise import draw
 
 FREQUENCIES = tuple(range(5, 51, 5))  # Hz; amplitude 1 each
-HELD_OUT = 0.2  # of sets that come without a test set
+HELD_OUT = 0.2  # the test part of sets without a test set
 BOX, FIELD = 20, 28  # MNIST's digits fill a box of 20 × 20 in images of 28 × 28 (LeCun et al. 1998)
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
-    """A stream of its own for (seed, purpose); torch's default generator is left alone."""
+    """A generator for (seed, purpose). torch's default generator does not change."""
     return torch.Generator().manual_seed(draw.key(purpose, seed))
 
 
@@ -63,17 +63,18 @@ class Data:
     """Which data, and how they are prepared.
 
     name         one of `NAMES`
-    train, test  how many examples: a subset chosen by a permutation seeded with `subset_seed`
-                 (None: by the run's seed); for the synthetic sets, how many are drawn
-    standardise  (x − mean)/std of the training inputs. One mean and one std for all pixels of an
-                 image: a std per pixel blows up the border, where a pixel is lit in a handful of
-                 images, and the σ of Levi et al. presume inputs of ‖x‖² ≈ d. Tables ("boston") have
-                 one per column, and their targets too. False: images in [0, 1]. None: yes, except
-                 for the synthetic sets
+    train, test  how many examples. A permutation with the seed `subset_seed` chooses the subset
+                 (None: the run's seed); synthetic sets draw as many
+    standardise  (x − mean)/std of the training inputs. All pixels of an image share one mean and
+                 one std: a std per pixel would enlarge the border, where few images have a lit
+                 pixel, and the σ of Levi et al. assume ‖x‖² ≈ d. Tables ("boston") have one per
+                 column, and so do their targets. False: images in [0, 1]. None: True, except for
+                 the synthetic sets
     flat         images as [n, 784] instead of [n, 1, 28, 28] ([n, 3072], [n, 3, 32, 32] in colour)
-    corrupt      √(1 − s²) x + s δ on the training inputs, once for all (Levi et al. 2022, eq. 8:
+    corrupt      s of √(1 − s²) x + s δ on the training inputs, drawn once (Levi et al. 2022, eq. 8:
                  their "CDT")
-    features, planted, noise    of "planted": columns of X, non-zero entries of β, std added to y
+    features, planted, noise    for "planted": columns of X, non-zero entries of β, std of the noise
+                 on y
     """
 
     name: str
@@ -110,7 +111,7 @@ class Data:
 
     @property
     def per_seed(self) -> bool:
-        """Whether two seeds see different tensors."""
+        """Whether the tensors depend on the seed."""
         subset = self.subset_seed is None and not (
             self.train is self.test is None and self.name in SPLIT
         )
@@ -145,7 +146,7 @@ def _standardised(t: Tensors) -> Tensors:
 
 
 def _subset(data: Data, seed: int, split: str, wanted: int | None, n: int) -> Tensor:
-    """`wanted` of n indices by a seeded permutation; None: all of them, in their own order."""
+    """`wanted` of n indices, by a seeded permutation; None: all indices in order."""
     if wanted is None:
         return torch.arange(n)
     if wanted > n:
@@ -163,7 +164,7 @@ def _images(pixels: np.ndarray, chosen: Tensor, flat: bool) -> Tensor:
 
 
 def _split(load: Callable[[str], tuple[np.ndarray, ...]], data: Data, seed: int) -> Tensors:
-    """A set of images that comes with a test set of its own."""
+    """A set of images that has a test set."""
     x_train, y_train, x_test, y_test = load(data.name)
     train = _subset(data, seed, "train", data.train, len(y_train))
     test = _subset(data, seed, "test", data.test, len(y_test))
@@ -191,7 +192,7 @@ def _usps(data: Data, seed: int) -> Tensors:
 
 
 def _coloured(data: Data, seed: int) -> Tensors:
-    """Images of 28 × 28, two black pixels around them, as three equal channels."""
+    """Images of 28 × 28 with a border of two black pixels, as three equal channels."""
     grey = replace(data, name=data.name.removesuffix("-rgb"), flat=False)
     t = _split(idx.load, grey, seed)
     x_train, x_test = (F.pad(x, (2,) * 4).repeat(1, 3, 1, 1) for x in (t.x_train, t.x_test))
@@ -201,7 +202,7 @@ def _coloured(data: Data, seed: int) -> Tensors:
 
 
 def _held_out(data: Data, seed: int, n: int) -> tuple[Tensor, Tensor]:
-    """Indices of the training and the test examples of a set that comes in one piece."""
+    """Indices of the training and the test examples of a set without a test set."""
     order = _subset(data, seed, "split", n, n)
     test, train = order[: round(HELD_OUT * n)], order[round(HELD_OUT * n) :]
     train = train[_subset(data, seed, "train", data.train, len(train))]
@@ -279,6 +280,6 @@ LOADERS: dict[str, Callable[[Data, int], Tensors]] = {
 }
 NAMES = tuple(LOADERS)
 SYNTHETIC = ("sinusoids", "planted")
-SPLIT = (  # those with a test set of their own
+SPLIT = (  # the sets with a test set
     "fashion-mnist", "mnist", "usps", "cifar-10", "svhn", "fashion-mnist-rgb", "mnist-rgb"
 )  # fmt: skip

@@ -2,10 +2,10 @@
 
     .build(seed)           a plain module; its parameters are a function of the seed alone
     .build_stacked(seeds)  one module that runs S = len(seeds) replicas: parameters [S, …], hidden
-                           tensors [S, B, d], outputs [S·B, C]; replica s holds the parameters of
+                           tensors [S, B, d], outputs [S·B, C]; replica s has the parameters of
                            build(seeds[s])
 
-Layers are called fc0, act0, fc1, …, conv0, … in both, and nothing works in place.
+The names of layers are fc0, act0, fc1, …, conv0, … in both. No layer works in place.
 """
 
 import math
@@ -50,7 +50,7 @@ def initialise(
 ) -> None:
     """W_ij ~ N(0, STDS[init]²), b = 0; "torch": U(±1/√fan_in) for both, PyTorch's own.
 
-    `fan_extra` inputs are counted on top (Levi's 785 = 784 + the node).
+    `fan_extra` inputs are added to the fan-in (Levi's 785 = 784 + the node).
     """
     per_entry = layer.weight[0, 0].numel()  # 1, or the kernel's area
     fan_in = layer.weight.shape[1] * per_entry + fan_extra
@@ -74,8 +74,8 @@ def _known(name: str, value: str, table: Sequence[str]) -> None:
 class MLP:
     """The chain fc0 → act0 → fc1 → … → fc_{L−1}, of widths (d_in, d_1, …, d_{L−1}, C).
 
-    `fan_extra` counts further inputs into the variance of the initialisation: an int for fc0 alone
-    (Levi's in-NINR: 1), or one per layer (full-NINR: (1, 1, 1, 1)).
+    `fan_extra` adds inputs to the fan-in of the initialisation: an int for fc0 alone (Levi's
+    in-NINR: 1), or one per layer (full-NINR: (1, 1, 1, 1)).
     """
 
     widths: tuple[int, ...] = (784, 1024, 10)
@@ -164,8 +164,8 @@ class Conv:
 class CNN:
     """Blocks conv0 → act0 → norm0 → pool0 → drop0 → conv1 …, then flatten → fc0 → act → fc1 ….
 
-    Activations are numbered throughout; those of the dense layers are of `dense_activation`.
-    `average`: the mean over positions instead of flattening.
+    One count numbers all activations; the dense layers have `dense_activation`. `average`: take the
+    mean over positions instead of flattening.
     """
 
     convs: tuple[Conv, ...]
@@ -245,7 +245,7 @@ def levi_fc(node: Literal["none", "in", "full"] = "none") -> MLP:
 def levi_cnn(filters: tuple[int, int] = (32, 64)) -> CNN:
     """2 × [conv 2×2 → ELU → batch norm → max pool] → 2048 ReLU → 10.   Levi et al. 2022, Fig. 2b
 
-    The paper doesn't say how many filters.
+    The paper does not give the number of filters.
     """
     blocks = tuple(Conv(n, kernel=2, norm=True, pool=2) for n in filters)
     return CNN(blocks, dense=(2048,), activation="elu")

@@ -1,6 +1,6 @@
 """Replicas: S small networks as one module, parameters [S, …], hidden tensors [S, B, d].
 
-Below some width a step costs Python's overhead, not arithmetic; a stack pays it once for S seeds.
+In narrow networks a step costs Python's overhead, not arithmetic. A stack pays it once for S seeds.
 """
 
 from collections import OrderedDict
@@ -27,7 +27,7 @@ class Stack(nn.Sequential):
                 f"a stack of {self.replicas} replicas takes x [B, {self.features}] or "
                 f"[{self.replicas}, B, {self.features}], not {list(x.shape)}"
             )
-        if x.ndim == 2:  # each replica draws noise of its own for the same examples
+        if x.ndim == 2:  # each replica draws its own noise for the same examples
             x = x.expand(self.replicas, -1, -1)
         return super().forward(x).flatten(0, 1)
 
@@ -42,7 +42,7 @@ class StackedLinear(nn.Module):
     """h_s ↦ h_s W_sᵀ + b_s for S replicas at once: [S, B, in] → [S, B, out]."""
 
     bias: nn.Parameter | None
-    stacked_linear = True  # by which noises know a Linear
+    stacked_linear = True  # noises recognise a Linear by it
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Diagonal(nn.Module):
         return self.w1**2 - self.w2**2
 
     def forward(self, x: Tensor) -> Tensor:
-        # as products, so that `explicit` meets each use; x @ beta would be taken sample by sample
+        # products, whose uses `explicit` recognises; for x @ beta it would go sample by sample
         return (x * self.w1 * self.w1 - x * self.w2 * self.w2).sum(-1, keepdim=True)
 
 
@@ -107,11 +107,11 @@ class StackedDiagonal(nn.Module):
 
 
 def linear(fan_in: int, fan_out: int, bias: bool, like: Tensor | None = None) -> nn.Linear:
-    """An nn.Linear with its entries unset; torch's default generator is left alone."""
+    """An nn.Linear without initial values. torch's default generator does not change."""
     kind = {} if like is None else {"device": like.device, "dtype": like.dtype}
     return skip_init(nn.Linear, fan_in, fan_out, bias=bias, **kind)  # type: ignore[return-value]
 
 
 def _unstacked(layer: nn.Module, s: int) -> nn.Module:
-    """Nothing of the stack's own: noise on a replica's activation must not stay on the stack's."""
+    """A copy of a module for a replica: noise on it must not stay on the stack's module."""
     return layer.unstack(s) if isinstance(layer, StackedLinear) else type(layer)()

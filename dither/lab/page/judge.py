@@ -1,7 +1,6 @@
-"""From sealed runs to what a figure shows: a table, verdicts, a picture, and the files they are
-written to.
+"""From sealed runs to a figure's table, verdicts and picture, and their files.
 
-What goes wrong in one claim or in the picture is told there, and hides nothing else.
+An error in one claim or in the picture is reported in its place. The others are judged and drawn.
 """
 
 import contextlib
@@ -44,7 +43,7 @@ FONTS = b"'DejaVu Sans', Verdana, Helvetica, Arial, sans-serif"
 
 @dataclass
 class Study:
-    """A figure at a scale, over seeds: what it needs, and what became of it."""
+    """A figure at a scale, with its seeds, and the results of its runs."""
 
     name: str
     scale: str
@@ -53,10 +52,10 @@ class Study:
     figure: Figure | None = None
     runs: Mapping[str, Run | Task] = field(default_factory=dict)
     unasked: set[str] = field(default_factory=set)  # labels of runs that --only leaves out
-    problem: str = ""  # why it was not run at all
+    problem: str = ""  # why it was not run
     waits: set[tuple[str, int]] = field(default_factory=set)  # (key, seed) not computed yet
     failures: dict[str, str] = field(default_factory=dict)  # label → sentence
-    earlier: list[str] = field(default_factory=list)  # labels judged by runs of before a failure
+    earlier: list[str] = field(default_factory=list)  # failed now, judged by earlier results
     claims: list[dict[str, Any]] = field(default_factory=list)  # as in claims.json
     table: Table | None = None
 
@@ -71,12 +70,14 @@ class Study:
         parts += [f"{unclear} not judged"] if unclear else []
         verdict = ", ".join(parts) or "drawn, it has no claims"
         if self.earlier:
-            verdict += f"; from earlier runs, for one failed now: {', '.join(self.earlier)}"
+            verdict += (
+                f"; {', '.join(self.earlier)} failed this time: results of an earlier run were used"
+            )
         return f"{self.name}: {verdict}"
 
 
 def conclude(study: Study, store: Store) -> None:
-    """Judge and draw a figure whose runs are over, into DIR/figures/<name>/."""
+    """Judge and draw a figure after its runs, into DIR/figures/<name>/."""
     table = None if study.problem else tabulate(study, store)
     if table is not None and not table.seeds:
         reasons = (*study.failures.values(), *table.missing.values())
@@ -102,18 +103,18 @@ def conclude(study: Study, store: Store) -> None:
 
 
 def tabulate(study: Study, store: Store) -> Table:
-    """Of the seeds that every run of the figure has; a run that has none is missing."""
+    """The table of the seeds that every run of the figure has. A run without results is missing."""
     there: dict[str, dict[int, pl.DataFrame]] = {}
     missing: dict[str, str] = {}
     for label, run in study.runs.items():
         try:
             seeds = [seed for seed in study.seeds if store.has(run, seed)]
-            found = {seed: store.rows(run, seed) for seed in seeds}
+            by_seed = {seed: store.rows(run, seed) for seed in seeds}
         except DitherError as error:  # one unreadable result must not hide the others
             missing[label] = str(error)
             continue
-        if found:
-            there[label] = found
+        if by_seed:
+            there[label] = by_seed
         else:
             why = "left out (--only)" if label in study.unasked else "it has no results"
             missing[label] = study.failures.get(label, why)
@@ -136,8 +137,8 @@ def judge(claim: Claim, table: Table, scale: str) -> tuple[dict[str, Any], str]:
         if not (holds is None or isinstance(holds, (bool, np.bool_))):
             raise TypeError(f"its check says holds = {holds!r}, not True, False or None")
         said["holds"] = None if holds is None else bool(holds)
-        spelt = {str(k): number(v, len(table.seeds)) for k, v in numbers.items()}
-        return {**said, "numbers": spelt, **over}, ""
+        words = {str(k): number(v, len(table.seeds)) for k, v in numbers.items()}
+        return {**said, "numbers": words, **over}, ""
     except DitherError as error:
         return {
             **said,
@@ -145,7 +146,7 @@ def judge(claim: Claim, table: Table, scale: str) -> tuple[dict[str, Any], str]:
             "numbers": {"why": f"could not be judged: {error}"},
             **over,
         }, ""
-    except Exception as error:  # a claim is anybody's code: its bug must not hide the other claims
+    except Exception as error:  # a bug of one claim must not hide the others
         why = f"could not be judged: {type(error).__name__}: {error}"
         return {**said, "holds": None, "numbers": {"why": why}, **over}, traceback.format_exc()
 
@@ -161,8 +162,9 @@ def _said(claim: Claim) -> dict[str, Any]:
 
 
 def number(value: Any, seeds: int) -> Any:
-    """JSON for what a claim looked at: a number, a word, {"mean", "spread", …} for estimates, pairs
-    and arrays of one value per seed, a finding's interval, or a list of an array's values.
+    """JSON of one of a claim's numbers: a number, a word, {"mean", "spread", …} for estimates,
+    pairs and arrays of one value per seed, the interval of a finding, or a list of the values of an
+    array.
     """
     if value is None or isinstance(value, str):
         return value
@@ -192,12 +194,12 @@ def number(value: Any, seeds: int) -> Any:
     return [number(one, seeds) for one in array.ravel()]
 
 
-def draw(figure: Figure, table: Table) -> dict[str, bytes]:
+def picture_files(figure: Figure, table: Table) -> dict[str, bytes]:
     """{"figure.svg": …, "figure.png": …}. Raises whatever the figure's plot raises."""
     import matplotlib
 
     if "matplotlib.pyplot" not in sys.modules:
-        matplotlib.use("Agg")  # nobody has chosen a backend: take one that needs no display
+        matplotlib.use("Agg")  # no backend is chosen yet: take one without a display
     with matplotlib.rc_context(STYLE):
         picture = figure.plot(table)
         try:
@@ -215,7 +217,7 @@ def _saved(picture: Any, kind: str) -> bytes:
     picture.savefig(buffer, format=kind, dpi=DPI, metadata=silent)
     if kind == "svg":
         return buffer.getvalue().replace(DEJAVU, FONTS)
-    from PIL import Image  # matplotlib's own, loaded where it is drawn with
+    from PIL import Image  # a dependency of matplotlib; loaded only here
 
     small = io.BytesIO()  # 256 colours are enough for lines: a third of the bytes
     Image.open(buffer).convert("RGB").quantize(256).save(
@@ -225,22 +227,22 @@ def _saved(picture: Any, kind: str) -> bytes:
 
 
 def _judged(study: Study, claim: Claim, table: Table, store: Store) -> dict[str, Any]:
-    entry, trace = judge(claim, table, study.scale)
-    if trace:
+    entry, stack = judge(claim, table, study.scale)
+    if stack:
         entry["numbers"]["why"] = store.log(
-            f"{study.name} {claim.id}", entry["numbers"]["why"], trace
+            f"{study.name} {claim.id}", entry["numbers"]["why"], stack
         )
     return entry
 
 
 def _drawn(study: Study, table: Table, store: Store, record: dict[str, Any]) -> dict[str, bytes]:
-    """The picture's files, or none and the reason in the record."""
+    """The files of the picture; or none, with the reason in the record."""
     assert study.figure
     try:
-        return draw(study.figure, table)
+        return picture_files(study.figure, table)
     except DitherError as error:
         record["no picture"] = str(error)
-    except Exception as error:  # as with claims: a picture's bug hides nothing else
+    except Exception as error:  # a bug of the picture must not hide the claims
         sentence = f"{type(error).__name__}: {error}"
         record["no picture"] = store.log(f"{study.name} picture", sentence, traceback.format_exc())
     return {}
@@ -256,7 +258,7 @@ def _envs(store: Store, runs: Iterable[Run | Task], seeds: Sequence[int]) -> Ite
 
 
 def _record(study: Study, store: Store) -> dict[str, Any]:
-    """figure.json: what the page tells besides the claims."""
+    """figure.json: the page's content besides the claims."""
     title, caption = title_and_caption(catalogue.doc(study.name))
     runs = {run.key: run for run in study.runs.values()}.values()
     envs = list(_envs(store, runs, study.seeds))
@@ -277,7 +279,7 @@ def _record(study: Study, store: Store) -> dict[str, Any]:
         "command": study.command,
         "seconds": round(sum(env["seconds"] for env in envs), 1),
         "machines": _distinct([env["machine"] for env in envs]),
-        "versions": _distinct([provenance.spelt(env) for env in envs]),
+        "versions": _distinct([provenance.versions_line(env) for env in envs]),
         "commits": _distinct([env["commit"] for env in envs]),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

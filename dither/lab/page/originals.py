@@ -1,8 +1,8 @@
-"""The papers' own claims, each with its verdict at the best scale there is.
+"""The papers' own claims, each with its verdict at the best scale.
 
-What is known of a claim comes from folders of results (`figures/<paper>/<figure>/claims.json`): of
-recorded runs and of the quick scale. A claim is taken from the largest scale that judges it, and,
-where none does, from the largest scale there is.
+The verdicts come from folders of results (`figures/<paper>/<figure>/claims.json`), of recorded runs
+and of the quick scale. A claim is taken from the largest scale that judges it. If none does, it is
+taken from the largest scale with a result.
 """
 
 import re
@@ -22,19 +22,19 @@ Known = Mapping[str, list[Entry]]  # {"camuto2020/fig3: C4 MLP": entries, the la
 
 def known(*roots: Path) -> Known:
     """Every claim that has an entry in these folders of results."""
-    found: dict[str, list[Entry]] = {}
+    entries_of: dict[str, list[Entry]] = {}
     for folder in (path.parent for root in roots for path in root.glob("figures/*/*/figure.json")):
         name, (about, entries) = "/".join(folder.parts[-2:]), verdicts.judged(folder)
         for entry in entries:
             said = {"scale": about["scale"], **entry, "figure": name}
-            found.setdefault(f"{name}: {entry['id']}", []).append(said)
-    for entries in found.values():
+            entries_of.setdefault(f"{name}: {entry['id']}", []).append(said)
+    for entries in entries_of.values():
         entries.sort(key=lambda e: -SCALES.index(e["scale"]))
-    return found
+    return entries_of
 
 
 def best(entries: Iterable[Entry]) -> Entry | None:
-    """Of the largest scale that judges it; of none: the largest scale."""
+    """The entry of the largest scale that judges the claim; if none does, of the largest scale."""
     entries = list(entries)
     decided = [entry for entry in entries if entry["holds"] is not None]
     return next(iter([*decided, *entries]), None)
@@ -42,7 +42,7 @@ def best(entries: Iterable[Entry]) -> Entry | None:
 
 @dataclass(frozen=True)
 class Row:
-    """An original claim with what is known of it."""
+    """An original claim with its results."""
 
     original: Original
     deciding: dict[str, Entry | None]  # {"camuto2020/fig3: C4 MLP": …}; None: not run anywhere
@@ -50,13 +50,13 @@ class Row:
 
     @property
     def holds(self) -> bool | None:
-        """True if all that decide it hold, False if one fails."""
-        found = [entry["holds"] if entry else None for entry in self.deciding.values()]
-        return False if False in found else None if None in found else True
+        """True if all deciding claims hold, False if one fails, None else."""
+        holds = [entry["holds"] if entry else None for entry in self.deciding.values()]
+        return False if False in holds else None if None in holds else True
 
     @property
     def shown(self) -> list[Entry]:
-        """The entries whose numbers speak for the verdict."""
+        """The entries whose numbers support the verdict."""
         there = [entry for entry in self.deciding.values() if entry]
         return [entry for entry in there if entry["holds"] is self.holds] or there
 
@@ -70,19 +70,21 @@ class Row:
 
     @property
     def evidence(self) -> list[str]:
-        """Intervals where there are, or the first number; why, where it is not judged."""
+        """The intervals, or else the first number. If it is not judged: why."""
         return list(dict.fromkeys(t for entry in self.shown for t in evidence(entry)[:2]))[:2]
 
     @property
     def parts(self) -> str:
         """The verdict of each claim that decides it: "C1 Boston ✓, C1 CIFAR-10 –"."""
-        found = {n.partition(": ")[2]: e["holds"] if e else None for n, e in self.deciding.items()}
-        marks = (f"{id} {verdicts.VERDICTS[holds][1]}" for id, holds in found.items())
-        return ", ".join(marks) if len(found) > 1 else ""
+        holds_of = {
+            n.partition(": ")[2]: e["holds"] if e else None for n, e in self.deciding.items()
+        }
+        marks = (f"{id} {verdicts.VERDICTS[holds][1]}" for id, holds in holds_of.items())
+        return ", ".join(marks) if len(holds_of) > 1 else ""
 
     @property
     def missing(self) -> str:
-        """What would settle it; nothing where it is settled."""
+        """What would settle it; "" if it is settled."""
         if self.holds is not None:
             return ""
         absent = {name.partition(": ")[2]: 0 for name, entry in self.deciding.items() if not entry}
@@ -91,32 +93,32 @@ class Row:
 
 
 def rows(paper: str, known: Known) -> list[Row]:
-    """The paper's claims in its order; none for a paper without a list of them."""
+    """The claims of a paper, in its order; [] for a paper without a list."""
     originals = catalogue.originals(paper)
-    found = []
+    table = []
     for original in originals:
         deciding = {name: best(known.get(name, ())) for name in original.by}
         own = re.compile(rf"{paper}/\w+: {re.escape(original.id)}(?!\d)")
         others = {n: best(e) for n, e in known.items() if own.match(n) and n not in deciding}
         variants = {name: entry for name, entry in others.items() if entry}
-        found.append(Row(original, deciding, variants))
-    return found
+        table.append(Row(original, deciding, variants))
+    return table
 
 
 def ours(paper: str, known: Known) -> dict[str, Entry]:
-    """Claims of the paper's figures that belong to none of its own."""
+    """Claims of the paper's figures that decide no claim of the paper."""
     taken = {name for row in rows(paper, known) for name in (*row.deciding, *row.variants)}
-    found = {n: best(e) for n, e in known.items() if n.startswith(f"{paper}/") and n not in taken}
-    return {name: entry for name, entry in found.items() if entry}
+    rest = {n: best(e) for n, e in known.items() if n.startswith(f"{paper}/") and n not in taken}
+    return {name: entry for name, entry in rest.items() if entry}
 
 
 def evidence(entry: Entry) -> list[str]:
-    """What an entry's verdict rests on, in words: the intervals of the same verdict, where there
-    are.
+    """The reasons of an entry's verdict, in words: the intervals with the same verdict if there are
+    any.
     """
     numbers = entry["numbers"]
     if entry["holds"] is None and "why" in numbers:
         return [re.split(r": put | and can't be fetched", numbers["why"])[0]]
-    found = {n: v for n, v in numbers.items() if isinstance(v, dict) and "asked" in v}
-    own = {n: v for n, v in found.items() if v["holds"] is entry["holds"]} or found
-    return [f"{name}: {verdicts.spelt(value)}" for name, value in (own or numbers).items()]
+    findings = {n: v for n, v in numbers.items() if isinstance(v, dict) and "asked" in v}
+    own = {n: v for n, v in findings.items() if v["holds"] is entry["holds"]} or findings
+    return [f"{name}: {verdicts.readable(value)}" for name, value in (own or numbers).items()]

@@ -1,4 +1,4 @@
-"""A figure's picture as a part of the page: an SVG inline, or a PNG where that is lighter."""
+"""A figure's picture as a part of the page: an inline SVG, or a PNG if that is smaller."""
 
 import base64
 import hashlib
@@ -8,27 +8,27 @@ import struct
 from pathlib import Path
 
 DPI = 150  # of the PNGs
-HEAVY = 60_000  # bytes of SVG above which the page shows the PNG where that is lighter
+HEAVY = 60_000  # bytes of SVG; above, the page shows the PNG if that is smaller
 
 
 def of(folder: Path, name: str, title: str) -> tuple[str, float]:
-    """HTML and width in points, of the lighter of the figure's pictures; nothing if the figure was
+    """HTML and width in points of the smaller of the figure's pictures; ("", 0) if the figure was
     not drawn.
     """
     svg, png = folder / "figure.svg", folder / "figure.png"
-    found = []
+    pictures = []
     if svg.is_file():
-        found.append(_inline(svg.read_text(encoding="utf-8"), name, title))
-    if png.is_file() and (not found or len(found[0][0]) > HEAVY):
+        pictures.append(_inline(svg.read_text(encoding="utf-8"), name, title))
+    if png.is_file() and (not pictures or len(pictures[0][0]) > HEAVY):
         data = png.read_bytes()
         (width,) = struct.unpack(">I", data[16:20])
         source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-        found.append((f'<img src="{source}" alt="{html.escape(title)}">', width * 72 / DPI))
-    return min(found, key=lambda picture: len(picture[0]), default=("", 0.0))
+        pictures.append((f'<img src="{source}" alt="{html.escape(title)}">', width * 72 / DPI))
+    return min(pictures, key=lambda picture: len(picture[0]), default=("", 0.0))
 
 
 def _inline(svg: str, name: str, title: str) -> tuple[str, float]:
-    """An SVG file as a part of a page: ids of its own, no prologue, no metadata, no size."""
+    """An SVG file as a part of a page: with unique ids, without prologue, metadata and size."""
     svg = re.sub(
         r"<metadata>.*?</metadata>|<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.S
     )
@@ -60,12 +60,12 @@ def _lighter(svg: str) -> str:
 
 
 def _name(style: str) -> str:
-    """The same for the same style in every picture of a page."""
+    """A class name for a style, equal in all pictures of a page."""
     return "s" + hashlib.sha256(style.encode()).hexdigest()[:8]
 
 
 def _rounded(attribute: re.Match[str]) -> str:
-    """A tenth of a point is less than a screen shows. A line goes on without its letter L."""
+    """Coordinates with one decimal of a point, and lines without repeated letters L."""
 
     def short(number: re.Match[str]) -> str:
         return f"{float(number[0]):.1f}".removesuffix(".0")

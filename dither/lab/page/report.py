@@ -1,7 +1,7 @@
 """The results of a folder as one static page, DIR/index.html: no script, no network, no torch.
 
-Everything is read from DIR/figures/<paper>/<figure>/{figure.json, claims.json, figure.svg}, so the
-page can be made anywhere.
+It reads DIR/figures/<paper>/<figure>/{figure.json, claims.json, figure.svg} and nothing else, so
+the page can be made on any machine.
 """
 
 import re
@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from dither.lab import catalogue
 from dither.lab.page import originals, picture
 from dither.lab.page.picture import DPI as DPI
-from dither.lab.page.verdicts import VERDICTS, judged, spelt
+from dither.lab.page.verdicts import VERDICTS, judged, readable
 from dither.lab.runs.store import write
 from dither.lab.wording import duration
 
@@ -42,17 +42,17 @@ class Shown:
 
     @property
     def groups(self) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-        """[(claim, its variants)]: those that begin with the same number, as C4, together."""
-        found: dict[str, list[dict[str, Any]]] = {}
+        """[(claim, its variants)]: claims whose ids begin with the same number, as C4."""
+        by_number: dict[str, list[dict[str, Any]]] = {}
         for claim in self.claims:
             number = re.match(r"[A-Z]+\d+(?=\W|$)", claim["id"])
-            found.setdefault(number[0] if number else claim["id"], []).append(claim)
-        return [(first, others) for first, *others in found.values()]
+            by_number.setdefault(number[0] if number else claim["id"], []).append(claim)
+        return [(first, others) for first, *others in by_number.values()]
 
 
 @dataclass
 class Paper:
-    """One paper's share of the page."""
+    """The part of the page about one paper."""
 
     name: str
     title: str
@@ -61,12 +61,12 @@ class Paper:
     waiting: list[str] = field(default_factory=list)  # figures without results here
 
     def count(self, holds: bool | None) -> int:
-        """How many of its own claims have this verdict; of a paper without a list: of all."""
+        """The number of its original claims with this verdict; without a list, of all claims."""
         claims = (claim for figure in self.figures for claim in figure.claims)
-        found = [row.holds for row in self.rows if row.original.counts] if self.rows else [
+        verdicts = [row.holds for row in self.rows if row.original.counts] if self.rows else [
             claim["holds"] for claim in claims if claim.get("counts", True)
         ]  # fmt: skip
-        return sum(verdict is holds for verdict in found)
+        return sum(verdict is holds for verdict in verdicts)
 
     @property
     def scales(self) -> str:
@@ -79,7 +79,7 @@ class Paper:
 
 
 def write_page(root: Path) -> Path:
-    """Make DIR/index.html anew from what is in DIR/figures."""
+    """Write DIR/index.html from DIR/figures."""
     papers = _papers(root)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -88,7 +88,7 @@ def write_page(root: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "spelt": spelt,
+        "readable": readable,
         "paragraphs": _paragraphs,
         "prose": _prose,
         "duration": duration,
@@ -102,11 +102,11 @@ def write_page(root: Path) -> Path:
 
 
 def by_reason(missing: dict[str, str]) -> list[tuple[str, list[str]]]:
-    """[(why, labels)]: the runs that are missing for the same reason, together."""
-    found: dict[str, list[str]] = {}
+    """[(why, labels)]: the missing runs, grouped by reason."""
+    labels_of: dict[str, list[str]] = {}
     for label, why in missing.items():
-        found.setdefault(why, []).append(label)
-    return list(found.items())
+        labels_of.setdefault(why, []).append(label)
+    return list(labels_of.items())
 
 
 def _papers(root: Path) -> list[Paper]:

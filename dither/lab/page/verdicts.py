@@ -1,4 +1,4 @@
-"""Verdicts and numbers of claims, as people read them, and the files they stand in."""
+"""Verdicts and numbers of claims in readable form, and the files that hold them."""
 
 import json
 import math
@@ -14,8 +14,8 @@ MANY = 12  # values of an array that are shown
 SPREADS = {"sd": "sd", "sem": "standard error"}
 
 
-def spelt(number: Any) -> str:
-    """A number a claim looked at, as people read it: "0.832 ± 0.010 (sd of 5)"."""
+def readable(number: Any) -> str:
+    """One of a claim's numbers in readable form: "0.832 ± 0.010 (sd of 5)"."""
     if isinstance(number, dict) and number.get("kind") == "interval":
         return finding(number)
     if isinstance(number, dict):
@@ -24,7 +24,7 @@ def spelt(number: Any) -> str:
         return _with_spread(number["mean"], number["spread"]) + note
     if isinstance(number, list):
         more = f", … ({len(number)} in all)" if len(number) > MANY else ""
-        return (", ".join(map(spelt, number[:MANY])) or "none") + more
+        return (", ".join(map(readable, number[:MANY])) or "none") + more
     if isinstance(number, bool):
         return "yes" if number else "no"
     if isinstance(number, float) and 1000 <= abs(number) < 1e7:
@@ -35,8 +35,8 @@ def spelt(number: Any) -> str:
 
 
 def finding(number: dict[str, Any]) -> str:
-    """What came of a comparison: "0.013 [0.004, 0.022], n = 5, asked > 0.01: holds"."""
-    mean, low, high = (spelt(number[part]) for part in ("mean", "low", "high"))
+    """The result of a comparison: "0.013 [0.004, 0.022], n = 5, asked > 0.01: holds"."""
+    mean, low, high = (readable(number[part]) for part in ("mean", "low", "high"))
     ends = "" if number["low"] == "nan" else f" [{low}, {high}]"
     word = VERDICTS[number["holds"]][0]
     return f"{mean}{ends}, n = {number['n']}, asked {number['asked']}: {word}"
@@ -45,15 +45,15 @@ def finding(number: dict[str, Any]) -> str:
 def _with_spread(mean: Any, spread: Any) -> str:
     """The spread with two digits, the mean to the same decimal."""
     if not (isinstance(mean, float) and isinstance(spread, float) and spread > 0):
-        return f"{spelt(mean)} ± {spelt(spread)}"
+        return f"{readable(mean)} ± {readable(spread)}"
     decimals = 1 - math.floor(math.log10(spread))
     if not 0 <= decimals <= 6 or abs(mean) >= 1000:
-        return f"{spelt(mean)} ± {spelt(spread)}"
+        return f"{readable(mean)} ± {readable(spread)}"
     return f"{mean:.{decimals}f} ± {spread:.{decimals}f}"
 
 
 def judged(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What figure.json and claims.json of a figure's folder say."""
+    """The contents of figure.json and claims.json in a figure's folder."""
     try:
         about = json.loads((folder / "figure.json").read_text(encoding="utf-8"))
         claims = json.loads((folder / "claims.json").read_text(encoding="utf-8"))

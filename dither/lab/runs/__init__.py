@@ -1,1 +1,1 @@
-"""Runs: who computes them, where the results are kept."""
+"""Runs: jobs, the workers that compute them, and the store of results."""

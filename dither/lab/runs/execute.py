@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def execute(
     run: Run | Task, seeds: Sequence[int], progress: Progress, keeper: "Keeper | None" = None
 ) -> dict[int, Rows]:
-    """Train a Run, or call a Task's function, with each seed; keeper: of a Run's checkpoints."""
+    """Train a Run, or call a Task's function, with each seed. keeper: keeps a Run's checkpoints."""
     if isinstance(run, Run):
         from dither.lab.training.loop import train
 

@@ -1,5 +1,6 @@
-"""Jobs for workers, and what comes of them."""
+"""Jobs for workers, and their outcomes."""
 
+import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +11,11 @@ from dither.lab.figure import Run, Task
 
 @dataclass(frozen=True)
 class Job:
-    """One call of execute: a run, and the seeds it is to be run with."""
+    """One call of `execute`: a run and its seeds."""
 
     run: Run | Task = field(compare=False)
     seeds: tuple[int, ...]
-    label: str  # for people; no two runs of one command share it
+    label: str  # for people; unique in one command
     folder: str = ""  # where its checkpoints are; "": none are kept
 
     def __str__(self) -> str:
@@ -27,11 +28,17 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What came of a job: rows per seed and where they come from, or a sentence (and a traceback,
-    if it is a bug).
+    """The result of a job: rows per seed and their environment, or a sentence that says why there
+    are none, with a traceback if the reason is a bug.
     """
 
     rows: dict[int, pl.DataFrame] | None = None
     env: dict[str, Any] | None = None
     sentence: str = ""
-    trace: str = ""
+    traceback: str = ""
+
+    @classmethod
+    def failed(cls, error: Exception) -> "Outcome":
+        """The outcome of a job that raised an error which is no DitherError."""
+        lines = traceback.format_exception(type(error), error, error.__traceback__)
+        return cls(sentence=f"{type(error).__name__}: {error}", traceback="".join(lines))

@@ -14,7 +14,7 @@ PACKAGES = ("dither", "torch", "numpy", "scipy")
 
 
 def environment(seconds: float, together: int = 1) -> dict[str, Any]:
-    """seconds: what one seed cost, of `together` that ran as one program."""
+    """The environment of a result. seconds: the time of a program with `together` seeds."""
     torch = sys.modules.get("torch")
     return {
         **{package: version(package) for package in PACKAGES},
@@ -28,15 +28,15 @@ def environment(seconds: float, together: int = 1) -> dict[str, Any]:
     }
 
 
-def spelt(env: dict[str, Any]) -> str:
-    """Like "dither 0.1.0, torch 2.13.0, Python 3.11.7"."""
+def versions_line(env: dict[str, Any]) -> str:
+    """The versions of an environment: "dither 0.1.0, torch 2.13.0, Python 3.11.7"."""
     named = {"dither": env.get("dither"), "torch": env.get("torch"), "Python": env.get("python")}
     return ", ".join(f"{name} {value}" for name, value in named.items() if value)
 
 
 @cache
 def version(package: str) -> str | None:
-    """Of an installed package, without importing it."""
+    """The version of an installed package, without an import; None if it is absent."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -45,12 +45,12 @@ def version(package: str) -> str | None:
 
 @cache
 def machine() -> str:
-    """Like "AMD EPYC 7B13, 2 cores, Linux"."""
+    """This machine: "AMD EPYC 7B13, 2 cores, Linux"."""
     return f"{_processor()}, {cores()} core{'s' * (cores() > 1)}, {platform.system()}"
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -63,7 +63,7 @@ def _processor() -> str:
 
 @cache
 def commit() -> str | None:
-    """The commit of the checkout dither runs from, "+" if it was changed since; None for an
+    """The commit of the checkout from which dither runs, with "+" after changes; None for an
     installed package.
     """
     here = Path(__file__).resolve().parents[2]  # the package

@@ -1,4 +1,4 @@
-"""What a person sees while runs are under way: bars on a terminal, a line per run anywhere else."""
+"""The display of running jobs: bars on a terminal, else one line per run."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ from dither.lab.wording import duration
 
 
 class Screen(Protocol):
-    """Somebody who is told what goes on; `update` may come from another thread."""
+    """Gets reports of jobs and shows them. `update` may come from another thread."""
 
     def begin(self, total: int) -> None: ...
     def say(self, text: str) -> None: ...
@@ -24,7 +24,7 @@ class Screen(Protocol):
 
 
 class Quiet:
-    """Nothing, for use as a library."""
+    """Shows nothing: for use as a library."""
 
     def begin(self, total: int) -> None: ...
     def say(self, text: str) -> None: ...
@@ -63,7 +63,7 @@ class Lines:
 
 
 class Bars:
-    """A bar for all runs, and one for each that is under way."""
+    """A bar for all runs, and one for each run that is in progress."""
 
     def __init__(self, console: Console) -> None:
         columns = (

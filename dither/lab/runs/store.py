@@ -1,10 +1,10 @@
 """Finished runs, one folder each: DIR/runs/<key>/<seed>/{rows.parquet, run.json, env.json,
 sha256.json}.
 
-The last has the checksums of the others, which are compared at each reading; folders of earlier
-versions lack it and are read without. A folder is written beside its place under another name and
-renamed at the end, so it is there whole or not at all, whoever else is writing and whenever the
-power fails. Nothing here is ever changed; `discard` moves a result out first.
+sha256.json has the checksums of the other files. They are compared at each reading; folders of
+earlier versions have none and are read without. A folder is written next to its place under another
+name and renamed at the end. So it is whole or absent, also with other writers and after a power
+cut. A result is never changed; `discard` moves it away.
 """
 
 import contextlib
@@ -31,22 +31,22 @@ FORMAT = 1
 FILES = ("rows.parquet", "run.json", "env.json")
 SUMS = "sha256.json"
 SCHEMA = {"step": pl.Float64, "quantity": pl.String, "value": pl.Float64}
-STALE = 3600  # seconds after which a half-written folder belongs to nobody
+STALE = 3600  # seconds after which a half-written folder is abandoned
 
 
 class OtherFormat(DitherError):
-    """A result that another version of dither wrote: nothing is damaged."""
+    """A result that another version of dither wrote. It is not damaged."""
 
 
 class Store:
-    """A folder of results. Reading needs nothing; call `prepare` before writing."""
+    """A folder of results. Call `prepare` before writing."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
 
     def prepare(self) -> None:
-        """Make the folder, see that it can be written, and sweep what killed writers left. Raises
-        if it can't be.
+        """Make the folder and remove half-written files of killed writers. Raises DitherError if
+        the folder can't be written.
         """
         try:
             (self.root / "runs").mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ class Store:
         except OSError as error:
             raise self._unwritable(error) from error
         for leftover in self.root.glob("runs/*/.*.tmp"):
-            with contextlib.suppress(OSError):  # its writer may just have renamed it
+            with contextlib.suppress(OSError):  # its writer may have renamed it since
                 if time.time() - leftover.stat().st_mtime > STALE:
                     _ = shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
@@ -63,18 +63,18 @@ class Store:
         return self.root / "runs" / run.key / str(seed)
 
     def checkpoints(self, run: Run | Task) -> Path:
-        """The folder of a run's checkpoints: a file for each program under way."""
+        """The folder of a run's checkpoints, with a file for each running program."""
         return (self.root / "runs" / run.key).resolve()
 
     def has(self, run: Run | Task, seed: int) -> bool:
-        """Whether the result is there, whole. Raises if another version of the format wrote it."""
+        """Whether the whole result is there. Raises OtherFormat for a result of another version."""
         folder = self.folder(run, seed)
         if (folder / "env.json").is_file():
             self.env(run, seed)
         return _whole(folder)
 
     def env(self, run: Run | Task, seed: int) -> dict[str, Any]:
-        """Where a result comes from: versions, machine, seconds, commit."""
+        """The environment of a result: versions, machine, seconds, commit."""
         return self.env_of(self.folder(run, seed))
 
     def env_of(self, folder: Path) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Store:
         path = folder / "env.json"
         env = self._json(path, self._bytes(path))
         got = env.get("format")
-        if isinstance(got, int) and got != FORMAT:  # its checksums may be another format's, too
+        if isinstance(got, int) and got != FORMAT:  # its checksums may have another format, too
             raise OtherFormat(
                 f"{folder} was written in format {got} by dither {env.get('dither')}, this one "
                 f"reads format {FORMAT}: choose another folder with --out, or move {self.root} away"
@@ -102,7 +102,7 @@ class Store:
         payload = self._payload(path)
         try:
             rows = pl.read_parquet(io.BytesIO(payload))
-        except BaseException as error:  # polars panics at some damage: no Exception
+        except BaseException as error:  # polars panics at some damage, which is no Exception
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
             raise self._damaged(path, str(error)) from error
@@ -111,12 +111,12 @@ class Store:
         return rows
 
     def said_of(self, folder: Path) -> dict[str, Any]:
-        """What a result says of its run: its key, its seed, the run itself."""
+        """The run of a result: its key, its seed, its JSON."""
         path = folder / "run.json"
         return self._json(path, self._payload(path))
 
     def sums_of(self, folder: Path) -> dict[str, Any]:
-        """The checksums that a result was sealed with; none in a folder of earlier versions."""
+        """The checksums of a result; {} in a folder of earlier versions."""
         path = folder / SUMS
         if not path.is_file():
             return {}
@@ -129,7 +129,7 @@ class Store:
             raise self._damaged(path, error.strerror or str(error)) from error
 
     def _payload(self, path: Path) -> bytes:
-        """The content of a result's file, compared with the checksum it was sealed with."""
+        """The content of a result's file. Raises DitherError if its checksum differs."""
         sums = self.sums_of(path.parent)
         payload = self._bytes(path)
         if sums and sums.get(path.name) != hashlib.sha256(payload).hexdigest():
@@ -150,7 +150,7 @@ class Store:
         return DitherError(f"{path} can't be read ({why}): {mend}")
 
     def seal(self, run: Run | Task, seed: int, rows: pl.DataFrame, env: Mapping[str, Any]) -> None:
-        """Write a finished run. If another process was first, its result stays and this one is
+        """Write a finished run. If another process was first, its result stays, and this one is
         dropped.
         """
         folder = self.folder(run, seed)
@@ -176,15 +176,15 @@ class Store:
 
     def _rename(self, temp: Path, folder: Path) -> None:
         if folder.is_dir() and not _whole(folder):
-            _remove(folder)  # not ours: somebody copied or deleted half of it
+            _remove(folder)  # half of it was copied or deleted from outside
         try:
-            temp.rename(folder)  # fails on a folder that is there and not empty
+            temp.rename(folder)  # fails if the folder exists and is not empty
         except OSError:
             if not folder.is_dir():
                 raise
 
     def discard(self, run: Run | Task, seed: int) -> None:
-        """Forget a result, to compute it again."""
+        """Remove a result, so that it is computed again."""
         folder = self.folder(run, seed)
         try:
             if folder.is_dir():
@@ -192,10 +192,10 @@ class Store:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def log(self, what: str, sentence: str, trace: str) -> str:
-        """Keep a traceback in a file, and say where."""
+    def log(self, what: str, sentence: str, traceback: str) -> str:
+        """Write a traceback to a file. Returns the sentence with the path."""
         path = self.root / "logs" / f"{re.sub(r'[^-.0-9A-Za-z]+', '_', what)}.log"
-        write(path, f"{what}\n{sentence}\n\n{trace}")
+        write(path, f"{what}\n{sentence}\n\n{traceback}")
         return f"{sentence} (traceback: {path})"
 
     def _unwritable(self, error: OSError) -> DitherError:
@@ -206,7 +206,7 @@ class Store:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Replace a file at once, so that nobody ever reads half of it."""
+    """Replace a file in one step, so that no reader gets half of it."""
     payload = content.encode() if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -232,14 +232,14 @@ def _whole(folder: Path) -> bool:
 
 
 def _beside(path: Path) -> Path:
-    """A name of its own next to a path (so that a rename stays on one disk), hidden, swept when
-    stale.
+    """A unique hidden name next to a path, so that a rename stays on one disk. `prepare` removes
+    old ones.
     """
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
 def frame(rows: Iterable[tuple[float, str, float]]) -> pl.DataFrame:
-    """What a run gives, as it is kept: (step, quantity, value)."""
+    """The rows of a run as a table: (step, quantity, value)."""
     what = "a run gives (step, quantity, value): a number, a string, a number"
     try:
         triples = [(float(step), quantity, float(value)) for step, quantity, value in rows]
@@ -251,12 +251,12 @@ def frame(rows: Iterable[tuple[float, str, float]]) -> pl.DataFrame:
 
 
 def json_text(thing: object) -> str:
-    """JSON as people read it."""
+    """Readable JSON."""
     return json.dumps(thing, indent=1, ensure_ascii=False) + "\n"
 
 
 def _flush(folder: Path) -> None:
-    """Down to the disk before the rename, or a power cut could leave a sealed folder of empty
+    """Flush a file to disk before the rename. Else a power cut could leave a sealed folder of empty
     files.
     """
     for file in folder.iterdir():
@@ -268,7 +268,7 @@ def _flush(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Out of its place in one step, then gone."""
+    """Move a folder out of its place in one step, then delete it."""
     away = _beside(folder)
     folder.rename(away)
     shutil.rmtree(away, ignore_errors=True)

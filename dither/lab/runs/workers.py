@@ -1,9 +1,9 @@
-"""Who computes: this process, local processes, or a Dask cluster; one thread each, all through
+"""Workers: this process, local processes, or a Dask cluster, with one thread each, through
 `concurrent.futures`.
 
-Each kind has outcomes(jobs, screen) → (job, Outcome) as they come. A run that raises, or takes its
-process down with it, is an Outcome like any other; what the others compute is not lost. Workers
-write checkpoints only: the caller seals what it gets.
+Each has outcomes(jobs, screen) → (job, Outcome), in the order in which jobs end. A run that raises,
+or that kills its process, gives an Outcome too, and the others continue. Workers write checkpoints
+only: the caller seals results.
 """
 
 import asyncio
@@ -15,7 +15,6 @@ import os
 import signal
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -34,9 +33,9 @@ from dither.lab.runs.screen import Screen
 from dither.lab.runs.store import frame
 
 DIED = "its process died (killed, out of memory, or a crash in native code)"
-PATIENCE = 10  # seconds until a scheduler that doesn't answer isn't there
-HEARTBEAT = 0.2  # seconds between two looks whether somebody pressed Ctrl-C
-REPORT = 0.2  # seconds between two reports of one run's progress
+PATIENCE = 10  # seconds to wait for a scheduler
+HEARTBEAT = 0.2  # seconds between two checks for Ctrl-C
+REPORT = 0.2  # seconds between two reports of a run's progress
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
 
 
@@ -44,7 +43,7 @@ Outcomes = Generator[tuple[Job, Outcome], None, None]
 
 
 class Reporter:
-    """The progress a run reports to, passed on at most every `REPORT` seconds."""
+    """A progress that sends at most one report every `REPORT` seconds."""
 
     def __init__(self, send: Callable[[float, float], None]) -> None:
         self.send, self.due = send, 0.0
@@ -56,7 +55,7 @@ class Reporter:
 
 
 def work(job: Job, send: Callable[[float, float], None], say: Callable[[str], None]) -> Outcome:
-    """Execute a job, in whatever process this is."""
+    """Execute a job in this process."""
     start = time.perf_counter()
     try:
         with _one_thread():
@@ -67,14 +66,12 @@ def work(job: Job, send: Callable[[float, float], None], say: Callable[[str], No
             return Outcome(rows, provenance.environment(seconds, len(job.seeds)))
     except DitherError as error:
         return Outcome(sentence=str(error))
-    except (
-        Exception
-    ) as error:  # a run is anybody's code: its bug is a result to report, the others go on
-        return Outcome(sentence=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+    except Exception as error:  # a bug in a run is a result to report: the other runs go on
+        return Outcome.failed(error)
 
 
 def _keeper(job: Job, say: Callable[[str], None]) -> Any:
-    """Of a Run whose results' folder can be seen from here: a cluster's machine may not."""
+    """The keeper of a Run's checkpoints; None if this machine can't reach the results' folder."""
     if not (job.folder and isinstance(job.run, Run) and Path(job.folder).parent.is_dir()):
         return None
     from dither.lab.training.checkpoint import Keeper
@@ -82,8 +79,8 @@ def _keeper(job: Job, say: Callable[[str], None]) -> Any:
     return Keeper(Path(job.folder), job.run.key, lambda text: say(f"{job} · {text}"))
 
 
-class Here:
-    """In this process, one after another."""
+class InProcess:
+    """Compute in this process, one job after another."""
 
     def outcomes(self, jobs: Sequence[Job], screen: Screen) -> Outcomes:
         for job in jobs:
@@ -94,8 +91,8 @@ class Here:
 
 
 class Processes:
-    """Local processes. They hold one end of a pipe (the leash) and leave when the other end is
-    gone, however it went.
+    """Local processes. Each holds one end of a pipe (the leash) and exits when the other end is
+    closed, also if the parent was killed.
     """
 
     def __init__(self, width: int) -> None:
@@ -105,14 +102,16 @@ class Processes:
         waiting = deque(jobs)
         while waiting:
             suspects = yield from self._round(waiting, min(self.width, len(waiting)), screen)
-            for job in suspects:  # one of them took its process down; alone, it shows which
+            for job in suspects:  # one of them killed its process: run alone, they show which
                 if (yield from self._round(deque([job]), 1, screen)):
                     yield job, Outcome(sentence=DIED)
 
     def _round(
         self, waiting: deque[Job], width: int, screen: Screen
     ) -> Generator[tuple[Job, Outcome], None, list[Job]]:
-        """Until nothing waits, or a process dies; returns what was in flight then."""
+        """Compute until no job is left or a process dies. Returns the jobs that were in flight
+        then.
+        """
         context = multiprocessing.get_context("spawn")
         leash, ours = context.Pipe(duplex=False)
         reports = context.Queue()
@@ -129,13 +128,13 @@ class Processes:
         except BrokenProcessPool:
             return list(flight.values())
         finally:
-            if not over:  # else the processes end by themselves, and tidy up
+            if not over:  # else the processes end by themselves and clean up
                 ours.close()
             pool.shutdown(wait=True, cancel_futures=True)
             ours.close()
             leash.close()
-            # A thread that is still at it when the interpreter ends leaves a semaphore of the queue
-            # behind; but after a process that died with its lock, nobody would ever be through.
+            # If the thread still runs when the interpreter ends, a semaphore of the queue is left
+            # behind. But if a process died with the lock, a join would wait for ever.
             reports.put(None)
             listener.join(timeout=10 if over else 1)
             reports.close()
@@ -177,8 +176,8 @@ class Cluster:
         async def knock() -> None:
             (await connect(self.address, timeout=PATIENCE)).abort()
 
-        try:  # a Client that finds nobody complains again when it is collected
-            with cf.ThreadPoolExecutor(1) as elsewhere:  # a notebook has a loop of its own here
+        try:  # a Client without a scheduler logs again when it is collected
+            with cf.ThreadPoolExecutor(1) as elsewhere:  # a notebook runs its own loop
                 elsewhere.submit(asyncio.run, knock()).result()
         except (OSError, ValueError) as error:
             why = str(error) or type(error).__name__
@@ -194,7 +193,7 @@ def _fill(
     submit: Callable[[Job], cf.Future[Outcome]],
     screen: Screen,
 ) -> None:
-    """Submit no more than there are workers: what is in flight is what is being computed."""
+    """Submit at most one job per worker, so that all jobs in flight are being computed."""
     while waiting and len(flight) < width:
         flight[submit(waiting[0])] = waiting[0]
         screen.start(waiting.popleft())
@@ -208,8 +207,8 @@ def _flow(
     screen: Screen,
 ) -> Outcomes:
     while flight:
-        # Polars' handler of SIGINT restarts system calls: a wait without end would not hear Ctrl-C.
         heed()
+        # Polars' handler of SIGINT restarts system calls: an endless wait would ignore Ctrl-C.
         done, _ = cf.wait(flight, timeout=HEARTBEAT, return_when=cf.FIRST_COMPLETED)
         for future in done:
             outcome = _result(future)
@@ -223,7 +222,7 @@ def _result(future: cf.Future[Outcome]) -> Outcome:
     except BrokenProcessPool:
         raise
     except Exception as error:  # it could not be sent or received, or a cluster lost its worker
-        return Outcome(sentence=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+        return Outcome.failed(error)
 
 
 def _listen(reports: Any, screen: Screen) -> None:
@@ -234,7 +233,7 @@ def _listen(reports: Any, screen: Screen) -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C reaches this process only, and only afterwards."""
+    """Inside, workers ignore Ctrl-C. This process gets it afterwards."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -245,12 +244,12 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_reports: Any = None  # a worker process's line to its parent
+_reports: Any = None  # the leash of a worker process
 
 
 def _begin(leash: Connection, reports: Any) -> None:
-    """A worker process starts: one thread, deaf to Ctrl-C (its parent decides), gone when the leash
-    is.
+    """Start a worker process: one thread; Ctrl-C is ignored, since the parent decides; it exits
+    when the leash is closed.
     """
     global _reports
     _reports = reports
@@ -275,8 +274,8 @@ def _afar(job: Job) -> Outcome:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums come out in one order, wherever a run is computed: with the caller's threads, a call in
-    this process would give other numbers than one in several.
+    """One thread inside. So sums have one order, and a run in this process gives the numbers of a
+    run in a worker process.
     """
     import torch
     from threadpoolctl import threadpool_limits

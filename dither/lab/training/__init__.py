@@ -1,1 +1,1 @@
-"""The training loop, its optimisers, and what is looked at on the way."""
+"""The training loop, its optimisers, its watches and its checkpoints."""

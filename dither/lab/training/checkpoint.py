@@ -1,10 +1,10 @@
-r"""Checkpoints inside a run: its whole state in one file, from which it goes on to the same rows.
+r"""Checkpoints inside a run: its whole state in one file. A resumed run gives the same rows.
 
     <folder>/.<seeds>.checkpoint  =  "dither checkpoint <sha256 of the rest>\\n" + torch.save(state)
 
-A file is written under another name and renamed, so a kill leaves the old one or the new one. It
-counts for one run, for its seeds, and for one state of the code: dither's sources, the versions of
-torch and numpy, the number of threads. Anything else is set aside with a sentence, and the run
+A file is written under another name and renamed, so that a kill leaves the old file or the new one.
+It is valid for one run, its seeds, and one state of the code: dither's sources, the versions of
+torch and numpy, and the number of threads. Any other file is set aside with a sentence, and the run
 starts at its first step.
 """
 
@@ -31,8 +31,9 @@ LONGEST = 200  # letters of a file's name
 
 
 class Keeper:
-    """Where the checkpoints of one run lie, and when the next is due. `say` is told in a sentence
-    what is not as it should be; `before`: seconds of work that a checkpoint brought.
+    """The folder of the checkpoints of one run, and the time of the next one.
+
+    say: called with a sentence about a problem. before: seconds of work in the loaded checkpoint.
     """
 
     def __init__(self, folder: Path, key: str, say: Callable[[str], None]) -> None:
@@ -46,7 +47,7 @@ class Keeper:
             self.save(seeds, state())
 
     def save(self, seeds: Sequence[int], state: dict[str, Any]) -> None:
-        """Write a state. A full disk is told, and the run goes on without."""
+        """Write a state. If the disk is full, `say` reports it, and the run continues without."""
         buffer = io.BytesIO()
         seconds = self.before + monotonic() - self.begun
         torch.save({**state, "stamp": self._stamp(seeds), "seconds": seconds}, buffer)
@@ -68,14 +69,14 @@ class Keeper:
         self.last = monotonic()
 
     def load(self, seeds: Sequence[int]) -> dict[str, Any] | None:
-        """The state of these seeds, if there is one to go on from."""
+        """The saved state of these seeds, or None."""
         path = self.folder / name(seeds)
         if not path.is_file():
             return None
         try:
             state = _read(path)
             self._check(state["stamp"], seeds)
-        except Exception as error:  # what a damaged file raises in a reader has no bounds
+        except Exception as error:  # a damaged file may raise anything
             self.say(f"{path} is set aside ({error}): the run starts at its first step")
             path.replace(path.with_suffix(ASIDE))
             return None
@@ -100,15 +101,15 @@ class Keeper:
 
 
 def name(seeds: Sequence[int]) -> str:
-    """The file of a program's seeds."""
-    spelt = "_".join(map(str, seeds))
-    if len(spelt) > LONGEST:
-        spelt = hashlib.sha256(spelt.encode()).hexdigest()
-    return f".{spelt}{SUFFIX}"
+    """The name of the file for a program's seeds."""
+    joined = "_".join(map(str, seeds))
+    if len(joined) > LONGEST:
+        joined = hashlib.sha256(joined.encode()).hexdigest()
+    return f".{joined}{SUFFIX}"
 
 
 def remove(folder: Path, seeds: Sequence[int]) -> None:
-    """Take away the checkpoints of these seeds, together or one by one."""
+    """Delete the checkpoints of these seeds, of one program or of several."""
     for group in (tuple(seeds), *((seed,) for seed in seeds)):
         path = folder / name(group)
         for file in (path, path.with_suffix(ASIDE)):
@@ -117,7 +118,7 @@ def remove(folder: Path, seeds: Sequence[int]) -> None:
 
 @cache
 def code() -> str:
-    """A digest of dither's own sources: what a step does may differ between two of them."""
+    """A digest of dither's sources. A step may differ between two of them."""
     here = Path(errors.__file__).parent  # the package
     digest = hashlib.sha256()
     for file in sorted(here.rglob("*.py")):

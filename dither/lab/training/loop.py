@@ -1,15 +1,15 @@
 """The one training loop: train(run, seeds, progress) → {seed: [(step, quantity, value), …]}.
 
 Parameters, order of the data, noise and phases are functions of the seed alone. Many seeds of a
-narrow network run as one program (`Run.stacked`); its results are those of the serial runs up to
+narrow network run as one program (`Run.stacked`). Its results are those of serial runs, up to
 rounding.
 
     objective "noise"     ℓ(f(x; δ))         the noise on
               "explicit"  ℓ(f(x)) + R(x)     R exact, the noise off
               "sampled"   ℓ(f(x)) + R̂(x)     R from one random column: unbiased and cheaper
 
-A run whose loss is no longer finite is marked by a last row (step, "diverged", step), one that
-reaches its training accuracy by (step, "stopped", epoch); the other replicas go on.
+A run with a loss that is not finite ends with a row (step, "diverged", step). A run that reaches
+its training accuracy ends with (step, "stopped", epoch). Other replicas continue.
 """
 
 import math
@@ -41,8 +41,8 @@ from dither.regulariser.explicit import explicit
 if TYPE_CHECKING:
     from dither.lab.figure import Progress, Rows, Run
 
-UNSEEN = 1000  # losses kept before they are looked through for the first that is not finite
-BEAT = 0.2  # seconds between two words to the progress
+UNSEEN = 1000  # steps between two checks of the losses for one that is not finite
+BEAT = 0.2  # seconds between two reports of the progress
 
 
 def train(
@@ -52,7 +52,7 @@ def train(
     device: str = "cpu",
     keeper: Keeper | None = None,
 ) -> "dict[int, Rows]":
-    """Train a run with each seed; from its last checkpoint, if the keeper has one."""
+    """Train a run with each seed, from its last checkpoint if the keeper has one."""
     if run.schedule not in SCHEDULES:
         raise DitherError(f"run: schedule {run.schedule!r} is none of {', '.join(SCHEDULES)}")
     seeds = tuple(dict.fromkeys(seeds))
@@ -67,7 +67,7 @@ def train(
                 training.restore(state)
                 keeper.say(f"goes on from step {training.step} of {training.steps}")
             rows |= training(_Part(progress, i, len(groups)), keeper)
-            if keeper is not None and len(groups) > 1:  # the next may be killed
+            if keeper is not None and len(groups) > 1:  # the next one may be killed
                 keeper.save(group, training.state())
     return rows
 
@@ -102,7 +102,7 @@ class Training:
         self.unseen: list[Tensor] = []  # losses [S] of the last steps
         self.step = self.epoch = 0
         self.seen = 0  # batches of this epoch
-        self.shuffled: list[Tensor] = []  # the states of `orders` before they drew this epoch's
+        self.shuffled: list[Tensor] = []  # the states of `orders` before this epoch was drawn
         self.looked = False
 
     def __call__(self, progress: "_Part", keeper: Keeper | None = None) -> "dict[int, Rows]":
@@ -128,7 +128,7 @@ class Training:
     # -------------------------------------------------------------------------------- checkpoints
 
     def state(self) -> dict[str, Any]:
-        """All that the rest of the run depends on, between two steps."""
+        """The state of the run between two steps."""
         orders = self.shuffled if self.seen else [g.get_state() for g in self.orders]
         return {
             "model": self.model.state_dict(),
@@ -161,7 +161,7 @@ class Training:
     # -------------------------------------------------------------------------------- one step
 
     def batches(self, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """An epoch in each seed's own order, without its first `skip` batches; a stack gets
+        """The batches of an epoch in the order of each seed, without the first `skip`. For a stack,
         x [S, B, …] and y [S, B, …].
         """
         x, y = self.data.x_train, self.data.y_train
@@ -183,22 +183,22 @@ class Training:
                 yield self.data.x_train[chosen], self.data.y_train[chosen]
 
     def descend(self, x: Tensor, y: Tensor) -> Tensor:
-        """One optimiser step on one batch; what it minimised, per replica [S]."""
+        """One optimiser step on one batch. Returns the objective, per replica [S]."""
         factor = SCHEDULES[self.run.schedule](self.step, self.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = self.run.optimiser.lr * factor
         each = self.slopes(x, y)
-        if getattr(self.run.optimiser, "again", False):  # it asks for the gradient elsewhere too
+        if getattr(self.run.optimiser, "again", False):  # it evaluates the gradient twice or more
             self.optimiser.step(lambda: float(self.slopes(x, y).sum()))
         else:
             self.optimiser.step()
         return each
 
     def slopes(self, x: Tensor, y: Tensor) -> Tensor:
-        """The objective's gradient into the parameters; the objective, per replica [S]."""
+        """Add the gradient of the objective to the parameters'. Returns it per replica [S]."""
         y = y.flatten(0, 1) if self.stacked else y
         narrow = self.run.precision == "bf16"
-        if narrow and x.ndim == 4:  # bf16 convolutions are faster so
+        if narrow and x.ndim == 4:  # faster for bf16 convolutions
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=narrow):
             total, each = self.objective(x, y)
@@ -207,24 +207,25 @@ class Training:
         return each.detach()
 
     def objective(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum over replicas of the loss on the batch with noise, or with R; and each one's [S].
+        """The sum over replicas of the loss with noise, or of loss + R; and the loss of each [S].
 
-        In a stack the second is without R, which `explicit` gives for all replicas together.
+        In a stack the second is without R, since `explicit` gives R for all replicas together.
         """
         if self.run.objective == "noise" or self.noise is None:
             each = self.loss.means(self.loss.per_sample(output(self.model, x), y))
             return each.sum(), each
-        self.noise.step = self.step + 1  # paused, its clock stands still; its schedules go on
+        self.noise.step = self.step + 1  # it is paused, so its clock stops; its schedules must not
         self.loss.step = self.step
         samples = 1 if self.run.objective == "sampled" else None
-        found = explicit(self.noise, x, y, loss=self.loss, samples=samples)
-        total = len(self.seeds) * (found.loss + found.R)  # they are means over the replicas too
+        penalised = explicit(self.noise, x, y, loss=self.loss, samples=samples)
+        mean = penalised.loss + penalised.R  # over replicas and samples
+        total = len(self.seeds) * mean
         return total, self.loss.seen if self.stacked else total[None]
 
     # -------------------------------------------------------------------------------- looking
 
     def look(self, *, turn: bool) -> None:
-        """Call the watches that are due now; `turn`: at the start, and at the end of each epoch."""
+        """Call the watches that are due now. turn: at the start, or at the end of an epoch."""
         end = self.step == self.steps
         due = [w for w in self.run.watch if end or _due(w.every, self.step, turn=turn)]
         stop = self.run.stop is not None and turn and self.step > 0
@@ -252,23 +253,21 @@ class Training:
         self.model.train()
 
     def record(self, state: State, watches: Sequence[Watch], wanted: Sequence[int]) -> None:
-        """What the watches see of some replicas."""
+        """The state of some replicas, for the watches."""
         for watch in watches if wanted else ():
             if self.stacked and not getattr(watch, "stacked", False):
                 seen = {s: watch(one) for s, one in enumerate(state.each()) if s in wanted}
                 columns = {q: {s: seen[s][q] for s in seen} for q in seen[wanted[0]]}
             else:
-                found = {q: torch.as_tensor(v).flatten().tolist() for q, v in watch(state).items()}
-                columns = {q: {s: v[s] for s in wanted} for q, v in found.items()}
+                looks = {q: torch.as_tensor(v).flatten().tolist() for q, v in watch(state).items()}
+                columns = {q: {s: v[s] for s in wanted} for q, v in looks.items()}
             for quantity, values in columns.items():
                 for s, value in values.items():
                     row = (self.step, quantity, torch.as_tensor(value).item())
                     self.rows[self.seeds[s]].append(row)
 
     def mark_diverged(self) -> None:
-        """Let go of the replicas that had a loss which is not finite, and note the first such
-        step.
-        """
+        """Drop the replicas with a loss that is not finite, and record the first such step."""
         if not self.unseen:
             return
         bad = ~torch.stack(self.unseen).isfinite()  # [T, S]
@@ -280,7 +279,7 @@ class Training:
         self.unseen.clear()
 
     def mark_stopped(self, state: State, others: Sequence[Watch]) -> None:
-        """Let go of the replicas that fit the training data, with a last look of every watch."""
+        """Drop the replicas that reach the training accuracy, after a last call of every watch."""
         accuracy = Accuracy("train")(state)["accuracy/train"].tolist()
         stopped = [s for s in self.alive if accuracy[s] >= (self.run.stop or 0)]
         self.record(state, others, stopped)
@@ -290,7 +289,7 @@ class Training:
 
 
 class _Loss:
-    """The run's loss; it keeps each replica's mean, and mixes columns by lots of each seed."""
+    """The loss of a stack. It keeps each replica's mean, and draws column signs by each seed."""
 
     def __init__(self, loss: Any, seeds: tuple[int, ...]) -> None:
         self.loss, self.seeds, self.step, self.seen = loss, seeds, 0, torch.empty(0)
@@ -299,9 +298,9 @@ class _Loss:
         return per_sample.unflatten(0, (len(self.seeds), -1)).mean(1)  # [S]
 
     def per_sample(self, z: Tensor, y: Tensor) -> Tensor:
-        found = self.loss.per_sample(z, y)
-        self.seen = self.means(found.detach())
-        return found
+        per_sample = self.loss.per_sample(z, y)
+        self.seen = self.means(per_sample.detach())
+        return per_sample
 
     def columns(self, z: Tensor, y: Tensor) -> Any:
         columns = self.loss.columns(z, y)
@@ -312,8 +311,9 @@ class _Loss:
 
 
 def _stackable(run: "Run") -> bool:
-    """Whether a stack can do all of it: not a tensor by lot, R of parameters, or each one's R; nor
-    an optimiser that looks at the gradient of all parameters together.
+    """Whether a stack can run it. A stack can't draw a tensor at random, penalise R of parameters,
+    record R of each replica, or use an optimiser that needs the gradient of all parameters
+    together.
     """
     if getattr(run.optimiser, "again", False):
         return False
@@ -330,7 +330,7 @@ def _due(every: int | None, step: int, *, turn: bool) -> bool:
 
 
 def _tensors(run: "Run", seeds: tuple[int, ...], stacked: bool) -> Tensors:
-    """The data of one seed, of all seeds, or [S, …] where each has its own."""
+    """The data of one seed, of all seeds, or [S, …] if each seed has its own."""
     if not (stacked and run.data.per_seed):
         return run.data.load(seeds[0])
     loaded = [run.data.load(seed) for seed in seeds]
@@ -339,7 +339,7 @@ def _tensors(run: "Run", seeds: tuple[int, ...], stacked: bool) -> Tensors:
 
 
 class _Part:
-    """The progress of one of several programs, told a few times a second."""
+    """The progress of one of several programs, reported a few times a second."""
 
     def __init__(self, progress: "Progress", part: int, parts: int) -> None:
         self.progress, self.part, self.parts, self.next = progress, part, parts, 0.0

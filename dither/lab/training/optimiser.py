@@ -1,7 +1,7 @@
 """Optimisers as frozen specs; .build(parameters, nodes) makes torch's.
 
-Weight decay is for the network: the trained vectors of noise nodes get `node_decay`, 0 unless
-asked. Langevin and AntiPGD are another optimiser with noise after its steps.
+Weight decay acts on the network. The trained vectors of noise nodes get `node_decay`, 0 by default.
+Langevin and AntiPGD are another optimiser with noise after its steps.
 """
 
 import math
@@ -21,7 +21,7 @@ from dither.noise.noises import Sigma, Weight
 SCHEDULES: dict[str, Callable[[int, int], float]] = {
     "constant": lambda step, steps: 1.0,
     "cosine": lambda step, steps: (1 + math.cos(math.pi * step / steps)) / 2,
-    "rise": lambda step, steps: 1.0 if step < steps / 5 else 2.0,  # once a catapult is over
+    "rise": lambda step, steps: 1.0 if step < steps / 5 else 2.0,  # after the catapult
 }
 
 
@@ -87,7 +87,9 @@ class RMSprop:
     def __post_init__(self) -> None:
         _checked(self)
         if self.root not in ("outside", "inside"):
-            raise DitherError(f"RMSprop: ε is 'outside' or 'inside' the root, not {self.root!r}")
+            raise DitherError(
+                f"RMSprop: root is 'outside' or 'inside', the place of ε: got {self.root!r}"
+            )
 
     def build(self, model: Iterable[Tensor], nodes: Iterable[Tensor] = ()) -> Optimizer:
         groups = _groups(model, nodes, self)
@@ -123,8 +125,8 @@ class Langevin:
         Weight(self.sigma)  # checks σ
         if isinstance(self.of, Langevin):
             raise DitherError(
-                f"{type(self).__name__} of {type(self.of).__name__}: noise after noise after a "
-                "step is not one; give the optimiser inside"
+                f"{type(self).__name__} of {type(self.of).__name__}: noise can follow a step only "
+                "once; give the optimiser inside"
             )
 
     @property
@@ -135,14 +137,14 @@ class Langevin:
         return self.of.build(model, nodes)
 
     def after(self, optimiser: Optimizer, seed: int | Sequence[int]) -> After:
-        """Hang the noise on what `build` gave; a list of seeds for a stack."""
+        """Add the noise to an optimiser of `build`. A stack takes a list of seeds."""
         return langevin(optimiser, self.sigma, seed=seed)
 
 
 @dataclass(frozen=True)
 class AntiPGD(Langevin):
     """The same with increments, θ_{t+1} = step(θ_t) + σ_{t+1} ε_{t+1} − σ_t ε_t
-    (`dither.anti_pgd`); what is looked at carries the last draw unless σ has ended at 0.
+    (`dither.anti_pgd`). Watches see weights with the last draw, unless σ has ended at 0.
     """
 
     def after(self, optimiser: Optimizer, seed: int | Sequence[int]) -> After:

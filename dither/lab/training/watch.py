@@ -1,13 +1,13 @@
-"""What is looked at during training. A watch is a frozen dataclass with a rhythm and a call:
+"""Measurements during training. A watch is a frozen dataclass with a rhythm and a call:
 
     every           n: at step 0, n, 2n, … · 0: at step 0 and at the end of each epoch · None: at
-                    the end only; in every case at the last step too
+                    the end only; always at the last step too
     watch(state)    → {quantity: number}, for one replica, with a plain model
     stacked = True  (a class attribute) the watch takes a stack of S replicas at once: {quantity:
     [S]}
 
-Looking changes nothing: the model comes in eval mode, and noise that a watch draws leaves the run's
-draws as they were.
+A watch changes nothing: the model is in eval mode, and noise that a watch draws does not change the
+draws of the run.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,7 +33,7 @@ CHUNK = 10_000  # examples × replicas evaluated at once
 
 
 class Watch(Protocol):
-    """See the module's docstring."""
+    """A measurement during training; the docstring of the module says when and how."""
 
     @property
     def every(self) -> int | None: ...
@@ -41,7 +41,7 @@ class Watch(Protocol):
 
 
 def injected(run: "Run", model: nn.Module, seed: int | list[int], x: Tensor) -> Injection | None:
-    """The run's noise on a model that takes inputs like x; on a stack for a list of seeds."""
+    """Inject the run's noise into a model with inputs like x; for a list of seeds, into a stack."""
     if run.noise is None:
         return None
     what = dict(run.noise) if isinstance(run.noise, tuple) else run.noise
@@ -56,11 +56,10 @@ def injected(run: "Run", model: nn.Module, seed: int | list[int], x: Tensor) -> 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """A moment of training. In a stack, data that differ by seed and all results have a first
-    dimension S.
+    """The state of training at a step. In a stack, data that differ by seed and all results have a
+    first dimension S.
 
-    loss: [S], what the last step minimised (before it), with the noise or with R; None before the
-    first.
+    loss: [S], the objective at the last step, with the noise or with R; None before the first step.
     """
 
     run: "Run"
@@ -89,7 +88,7 @@ class State:
 
     @torch.no_grad()
     def outputs(self, split: Split, limit: int | None = None) -> tuple[Tensor, Tensor]:
-        """Outputs [S, n, C] and targets [S, n, …]; computed once a moment."""
+        """Outputs [S, n, C] and targets [S, n, …]. Computed once per state."""
         if (split, limit) not in self._outputs:
             x, y = self.examples(split, limit)
             s = len(self.seeds)
@@ -101,7 +100,9 @@ class State:
         return self._outputs[split, limit]
 
     def each(self) -> Iterator["State"]:
-        """The replicas one by one, as plain models with their own noises; a plain state itself."""
+        """The states of the replicas, as plain models with their own noises. A plain state gives
+        itself.
+        """
         if not self.stacked:
             yield self
             return
@@ -129,7 +130,7 @@ class State:
 
     @contextmanager
     def noisy(self) -> Iterator["State"]:
-        """The same moment with the noise on and the rest of the model in eval mode."""
+        """The same state with the noise on and the rest of the model in eval mode."""
         noise = self.noise
         if noise is None:
             yield self
@@ -160,7 +161,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The share of examples whose largest output is the right one, noise off: "accuracy/test"."""
+    """The share of examples with the largest output at their class, noise off: "accuracy/test"."""
 
     split: Split = "test"
     every: int | None = 0
@@ -195,7 +196,7 @@ class WithNoise:
         for _ in range(self.draws):
             with state.noisy() as noisy, ExitStack() as held:
                 if noisy.noise is not None:
-                    noisy.noise.step += len(seen)  # draws of their own …
+                    noisy.noise.step += len(seen)  # other draws …
                     held.enter_context(noisy.noise.hold())  # … one for all parts of a split
                 seen.append(self.watch(noisy))
         return {f"noisy {name}": torch.stack([s[name] for s in seen]).mean(0) for name in seen[0]}
@@ -203,9 +204,9 @@ class WithNoise:
 
 @dataclass(frozen=True)
 class Objective:
-    """What the last step minimised, on its batch: with the noise, or loss + R: "objective".
+    """The objective of the last step on its batch, with the noise, or loss + R: "objective".
 
-    Nothing at step 0. A stack has no R of each replica: with a penalty this asks for serial runs.
+    Nothing at step 0. A stack has no R of each replica, so with a penalty the runs are serial.
     """
 
     every: int | None = 1
@@ -244,9 +245,7 @@ def _norms(p: Tensor, state: State) -> Tensor:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The function itself at the examples of a split: "output/17", or "output/17/3" with several
-    outputs.
-    """
+    """The outputs at the examples of a split: "output/17"; with several outputs "output/17/3"."""
 
     split: Split = "train"
     every: int | None = None

@@ -13,7 +13,9 @@ from dither.lab import generator, initialise, linear
 
 @dataclass(frozen=True)
 class Text:
-    """Characters as class numbers: the training topics' alphabet; others are read as blanks."""
+    """Characters as class numbers, in the alphabet of the training topics. Other characters are
+    blanks.
+    """
 
     train: Tensor
     test: Tensor
@@ -32,7 +34,7 @@ class Text:
 
 
 def pieces(text: Tensor, starts: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Sequences [B, length] from `starts`, and what comes after each of their characters."""
+    """Sequences [B, length] from `starts`, and the next character of each of their characters."""
     at = starts[:, None] + torch.arange(length)
     return text[at], text[at + 1]
 

@@ -24,25 +24,25 @@ COLOURS = (style.BLUE, style.RED)
 def foretold(
     seed: int, progress: Progress, *, widths: tuple[int, ...], train: int, sigmas: tuple[float, ...]
 ) -> Iterator[tuple[float, str, float]]:
-    """Against σ: G of full and layer-wise noise, compounded G; and the safe σ."""
+    """Rows by σ: G of full and of layer-wise noise, and compounded G; and the safe σ."""
     data = Data("fashion-mnist", train=train, standardise=False, subset_seed=None).load(seed)
     net = MLP(widths).build(seed)
-    found = explosion(net, data.x_train, data.y_train, sigma=sigmas[0], draws=16, seed=seed)
-    yield sigmas[0], "safe", found.full.safe.value
-    yield sigmas[0], "sem of safe", found.full.safe.sem
+    forecast = explosion(net, data.x_train, data.y_train, sigma=sigmas[0], draws=16, seed=seed)
+    yield sigmas[0], "safe", forecast.full.safe.value
+    yield sigmas[0], "sem of safe", forecast.full.safe.sem
     for done, sigma in enumerate(sigmas):
         for name, draw in DRAWS.items():
             G = growth(net, data.x_train, sigma=sigma, draw=draw, draws=16, seed=seed)
             yield sigma, f"G {name}", G.value
             yield sigma, f"sem {name}", G.sem
         square = (sigma / sigmas[0]) ** 2
-        yield sigma, "compounded", compounded(square * rho for rho in found.ratios.values())
-        yield sigma, "R over loss", square * found.R / found.loss
+        yield sigma, "compounded", compounded(square * rho for rho in forecast.ratios.values())
+        yield sigma, "R over loss", square * forecast.R / forecast.loss
         progress.update(done + 1, len(sigmas))
 
 
 def runs(nets: dict[str, tuple[int, ...]], train: int, steps: int, sigmas: tuple[float, ...]):
-    found: dict[str, Run | Task] = {}
+    by_label: dict[str, Run | Task] = {}
     for name, widths in nets.items():
         gd = Run(
             data=Data("fashion-mnist", train=train, standardise=False, subset_seed=None),
@@ -51,13 +51,13 @@ def runs(nets: dict[str, tuple[int, ...]], train: int, steps: int, sigmas: tuple
             steps=steps,
             watch=(Loss("train", every=steps),),
         )
-        found[f"{name}, before"] = Task.of(foretold, widths=widths, train=train, sigmas=sigmas)
-        found[f"{name}, none"] = gd
+        by_label[f"{name}, before"] = Task.of(foretold, widths=widths, train=train, sigmas=sigmas)
+        by_label[f"{name}, none"] = gd
         for sigma in sigmas:
             for way, draw in DRAWS.items():
                 run = replace(gd, noise=dither.Weight(sigma), draw=draw)
-                found[f"{name}, {way}, σ {sigma:g}"] = run
-    return found
+                by_label[f"{name}, {way}, σ {sigma:g}"] = run
+    return by_label
 
 
 def names(t: Table) -> list[str]:
@@ -65,7 +65,7 @@ def names(t: Table) -> list[str]:
 
 
 def learnt(t: Table, label: str) -> Array:
-    """How far the training loss fell, [S]; nothing where it is no number."""
+    """The decrease of the training loss, [S]; 0 if the loss is not finite."""
     fall = t.first(label, "loss/train") - t.last(label, "loss/train")
     lost = "diverged" in t.quantities(label)
     return np.where(np.isfinite(fall) & (not lost), fall, 0.0)
@@ -106,7 +106,9 @@ def above(t: Table):
 
 
 def layerwise(t: Table):
-    """Everywhere: half of what no noise learns, and G within its errors or below 1."""
+    """At every σ it learns at least half of what training without noise does, and G is below 1 or
+    within its errors.
+    """
     numbers, holds = {}, True
     for name in names(t):
         sigmas, G = t.series(f"{name}, before", "G layer-wise")

@@ -46,7 +46,7 @@ def trained(
     steps: int,
     looks: int,
 ) -> Iterator[tuple[float, str, float]]:
-    """A model's looks along its training; scheme: "none", one of SCHEMES, or "loss + R̂"."""
+    """The measurements along a model's training. scheme: "none", one of SCHEMES, or "loss + R̂"."""
     text = Text.of(train, test)
     model = Transformer(seed, len(text.alphabet), length, width, blocks)
     noise = None
@@ -70,8 +70,8 @@ def trained(
             for group in optimiser.param_groups:
                 group["lr"] = 3e-3 * (1 + math.cos(math.pi * step / steps)) / 2
             if noise is not None and noise.paused:
-                found = dither.explicit(noise, x, y, samples=1)
-                objective = found.loss + found.R
+                penalised = dither.explicit(noise, x, y, samples=1)
+                objective = penalised.loss + penalised.R
             else:
                 objective = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
             optimiser.zero_grad()
@@ -80,17 +80,17 @@ def trained(
 
 
 def look(model: nn.Module, noise: Any, text: Text, length: int) -> dict[str, float]:
-    """Losses, calibration error and trace, the noise off."""
+    """Losses, calibration error and trace, with the noise off."""
     model.eval()
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     with torch.no_grad():
         for split in ("train", "test"):
             whole = getattr(text, split)
             x, y = pieces(whole, torch.arange(0, len(whole) - length, length)[:64], length)
             z = model(x).flatten(0, 1)
-            found[f"loss/{split}"] = F.cross_entropy(z, y.flatten()).item()
+            values[f"loss/{split}"] = F.cross_entropy(z, y.flatten()).item()
             if split == "test":
-                found["calibration error"] = float(reliability(z.softmax(-1), y.flatten()).error)
+                values["calibration error"] = float(reliability(z.softmax(-1), y.flatten()).error)
         with dither.inject(model, dither.Weight(1.0)) as unit, torch.random.fork_rng():
             torch.manual_seed(0)  # the same columns at every look and in every model
             x, y = pieces(
@@ -99,7 +99,7 @@ def look(model: nn.Module, noise: Any, text: Text, length: int) -> dict[str, flo
             draws = torch.stack([2 * dither.explicit(unit, x, y, samples=1).R for _ in range(8)])
     trace = Estimate.of(draws)
     model.train()
-    return found | {"trace": trace.value, "trace sem": trace.sem}
+    return values | {"trace": trace.value, "trace sem": trace.sem}
 
 
 def label(scheme: str, sigma: float) -> str:
@@ -107,27 +107,27 @@ def label(scheme: str, sigma: float) -> str:
 
 
 def runs(sigmas: tuple[float, ...], at: float, **how: Any) -> dict[str, Task]:
-    """`at`: the σ of the run on R."""
-    found = {"none": Task.of(trained, scheme="none", sigma=0.0, **how)}
+    """The runs. at: the σ of the run on R."""
+    by_label = {"none": Task.of(trained, scheme="none", sigma=0.0, **how)}
     for scheme in SCHEMES:
         for sigma in sigmas:
-            found[label(scheme, sigma)] = Task.of(trained, scheme=scheme, sigma=sigma, **how)
-    found[label("loss + R̂", at)] = Task.of(trained, scheme="loss + R̂", sigma=at, **how)
-    return found
+            by_label[label(scheme, sigma)] = Task.of(trained, scheme=scheme, sigma=sigma, **how)
+    by_label[label("loss + R̂", at)] = Task.of(trained, scheme="loss + R̂", sigma=at, **how)
+    return by_label
 
 
 # ------------------------------------------------------------------------------------------ claims
 
 
 def gain(t: Table, quantity: str, ours: str, other: str) -> Array:
-    """The other's − ours, seed by seed: above 0 where ours is lower."""
+    """The other's value − ours, seed by seed: above 0 if ours is lower."""
     return t.last(other, quantity) - t.last(ours, quantity)
 
 
 def of(t: Table, scheme: str) -> dict[float, str]:
     """{σ: label}."""
-    found = [name for name in t.labels if name.startswith(f"{scheme}, σ")]
-    return dict(sorted((float(name.rpartition(" ")[2]), name) for name in found))
+    labels = [name for name in t.labels if name.startswith(f"{scheme}, σ")]
+    return dict(sorted((float(name.rpartition(" ")[2]), name) for name in labels))
 
 
 def everything(t: Table) -> dict[str, Any]:
@@ -152,13 +152,13 @@ def judged(check: Callable[[Table], list[Comparison]]) -> Callable[[Table], Verd
 
 
 def less(t: Table, quantity: str, ours: str, other: str, name: str) -> Comparison:
-    """Ours ends lower than the other by its floor."""
+    """Our value ends below the other's by its floor."""
     mean = t.last(other, quantity).mean()
     return above(name, gain(t, quantity, ours, other) / mean, by=FLOORS[quantity])
 
 
 def lower(quantity: str, *schemes: str) -> Callable[[Table], list[Comparison]]:
-    """At its smallest σ every scheme ends lower than no noise."""
+    """At its smallest σ every scheme ends below training without noise."""
 
     def check(t: Table) -> list[Comparison]:
         smallest = {scheme: next(iter(of(t, scheme).values())) for scheme in schemes}
@@ -171,13 +171,13 @@ def lower(quantity: str, *schemes: str) -> Callable[[Table], list[Comparison]]:
 
 
 def explodes(t: Table) -> list[Comparison]:
-    """At the largest σ layer-wise noise ends at a lower test loss than full noise."""
+    """At the largest σ layer-wise noise ends with a lower test loss than full noise."""
     full, layer = (list(of(t, scheme).values())[-1] for scheme in SCHEMES)
     return [less(t, "loss/test", layer, full, "loss/test, full − layer-wise, over full")]
 
 
 def same(t: Table) -> list[Comparison]:
-    """Training on R ends within 5 % of the test loss of both noises of that R."""
+    """Training on R ends within 5 % of the test loss of both noises with that R."""
     (sigma, name), *_ = of(t, "loss + R̂").items()
     ours = t.last(name, "loss/test")
     return [

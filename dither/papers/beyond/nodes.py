@@ -23,9 +23,9 @@ from dither.papers import style
 from dither.papers.beyond.nets import Residual, Rows
 from dither.papers.levi2022.looks import LEVELS, Corrupted
 from dither.papers.levi2022.methods import (
+    AT_SCALE,
     BATCH,
     LR,
-    SCALES,
     SCAN,
     Setting,
     at_least,
@@ -53,7 +53,7 @@ COLOURS = {
 
 
 def runs(fc: Setting, epochs: int) -> dict[str, Run]:
-    """`epochs`: of the other nets."""
+    """The runs. epochs: those of the other nets."""
     n = fc.train or 60_000
     steps = fc.epochs * -(-n // BATCH)
     plain = run(fc, "none", watch=(Corrupted(), Objective(every=1)))
@@ -62,7 +62,7 @@ def runs(fc: Setting, epochs: int) -> dict[str, Run]:
     def node(sigma: Any, nodes: int = 1) -> Run:
         return replace(plain, model=model, noise={"fc0": Node(sigma, nodes=nodes)})
 
-    found = {
+    by_label = {
         "FC none": plain,
         "FC constant": node(CATAPULT),
         "FC falls": node(Cosine(CATAPULT, 0.0, max(1, steps // 2))),
@@ -74,10 +74,10 @@ def runs(fc: Setting, epochs: int) -> dict[str, Run]:
     for name, (spec, where) in OTHERS.items():
         watch = (Accuracy("train"), Accuracy("test"), NodeNorms(), Corrupted())
         base = replace(plain, model=spec, epochs=epochs, watch=watch, stop=None)
-        found[f"{name} none"] = base
+        by_label[f"{name} none"] = base
         for pattern, sigma in where.items():
-            found[f"{name} {pattern}"] = replace(base, noise={pattern: Node(sigma)})
-    return found
+            by_label[f"{name} {pattern}"] = replace(base, noise={pattern: Node(sigma)})
+    return by_label
 
 
 def clean(t: Table, label: str) -> Array:
@@ -85,7 +85,7 @@ def clean(t: Table, label: str) -> Array:
 
 
 def as_robust(label: str):
-    """Its accuracy at large corruption within 3 points of the constant σ's, or above."""
+    """The accuracy at large corruption is above that of constant σ, minus 3 points."""
 
     def check(t: Table):
         holds, seen = at_least(t, [label], ["FC constant"], large, within=POINTS)
@@ -96,7 +96,7 @@ def as_robust(label: str):
 
 
 def peak(t: Table, label: str) -> Array:
-    """The noisy training loss at its highest over its start, [S]; inf where it diverged."""
+    """The maximum of the noisy training loss over its start, [S]; inf for runs that diverged."""
     _, loss = t.series(label, "objective")
     top = np.nanmax(loss, 1) / loss[:, 0]
     return np.full_like(top, np.inf) if share_diverged(t, label) else top
@@ -111,7 +111,7 @@ def without_catapult(t: Table):
 
 
 def faster(t: Table):
-    """η doubled after a fifth: fits the training images better, as robust."""
+    """η doubled after a fifth of the steps: a better fit of the training images, as robust."""
     fit = {m: final(t, m, "accuracy/train") for m in ("FC η rises", "FC constant", "FC none")}
     holds, seen = at_least(t, ["FC η rises"], ["FC constant"], large, within=POINTS)
     better = fit["FC η rises"].mean() > fit["FC constant"].mean()
@@ -124,7 +124,9 @@ def node_norm(t: Table, label: str) -> dict[str, Array]:
 
 
 def elsewhere(name: str):
-    """In another net: the node decays, and corruption hurts less than without, in every seed."""
+    """In another net: the node decays, and corruption costs less accuracy than without it, in every
+    seed.
+    """
 
     def check(t: Table):
         ours = [f"{name} {pattern}" for pattern in OTHERS[name][1]]
@@ -174,9 +176,9 @@ def plot(t: Table):
 figure = Figure(
     runs,
     plot,
-    smoke={"fc": SCALES["smoke"]["fc"], "epochs": 1},
-    quick={"fc": replace(SCALES["quick"]["fc"], epochs=60), "epochs": 8},
-    paper={"fc": SCALES["paper"]["fc"], "epochs": 50},
+    smoke={"fc": AT_SCALE["smoke"]["fc"], "epochs": 1},
+    quick={"fc": replace(AT_SCALE["quick"]["fc"], epochs=60), "epochs": 8},
+    paper={"fc": AT_SCALE["paper"]["fc"], "epochs": 50},
     claims=[
         Claim("N1", "σ falling to 0 by half of the steps is as robust as constant σ (3 points)",
               as_robust("FC falls")),

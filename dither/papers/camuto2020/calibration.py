@@ -23,8 +23,8 @@ FAINT = 0.002  # share of the images below which a bin is not drawn
 
 
 def lower(method: str, among: str) -> Callable[[Table], Verdict]:
-    """C14. Not judged where the net without noise has nothing to improve: where its error is less
-    than the floor above what a perfectly calibrated net shows by chance.
+    """C14. Not judged if the error of the net without noise exceeds that of a perfectly calibrated
+    net by less than the floor.
     """
 
     def check(t: Table) -> Verdict:

@@ -30,12 +30,12 @@ FORMS = {"capacity": "measure", "normalised": "measure/margin"}
 
 
 def ratio(t: Table, quantity: str, method: str, among: str) -> Array:
-    """A measure in units of the baseline's of the same seed, [S]."""
+    """A measure over the baseline's of the same seed, [S]."""
     return t.last(f"{method}, {among}", quantity) / t.last(f"none, {among}", quantity)
 
 
 def lower(form: str, method: str, among: str) -> Callable[[Table], Verdict]:
-    """C15: each of the four measures below the baseline's."""
+    """C15: each of the four measures is below the baseline's."""
 
     def check(t: Table) -> Verdict:
         if short(t):

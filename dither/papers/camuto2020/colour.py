@@ -14,7 +14,7 @@ SIZES = {"smoke": (200, 100), "quick": (10_000, None), "paper": (None, None)}
 
 
 def runs(name: str, size: str) -> dict[str, Run]:
-    """250 epochs, or as many steps as make rate × steps the same."""
+    """The runs: 250 epochs, or the number of steps with the same rate × steps."""
     train, test = SIZES[size]
     paper = size == "paper"
     scale = replace(
@@ -31,7 +31,7 @@ WIDTHS = {"smoke": (3072, 16, 10), "quick": MLP_COLOUR.widths}
 
 
 def figure_of(name: str) -> Figure:
-    """The calibration figure on another data set; not run where it is absent."""
+    """The calibration figure on another data set. It is not run if the set is absent."""
     return Figure(
         runs,
         calibration.plot,

@@ -5,5 +5,5 @@ IMAGES = {"fashion-mnist": 60_000, "svhn": 73_257, "cifar-10": 50_000}
 
 
 def steps(data: str, rate: float = RATE) -> int:
-    """As many as make rate × steps the paper's: 29.3, 35.8, 24.4."""
+    """The number of steps with the paper's rate × steps: 29.3, 35.8, 24.4."""
     return round(EPOCHS * IMAGES[data] / BATCH * RATE / rate)

@@ -54,7 +54,7 @@ def distance(t: Table, one: str, other: str) -> Array:
 
 
 def printed(t: Table) -> Verdict:
-    """Eq. 14 as printed: equal to eq. 9, within 5 %, on trained nets."""
+    """Eq. 14 as printed: it equals eq. 9 within 5 % on trained nets."""
     if short(t):
         return None, {"why": SHORT}
     ratio = {label: t.last(label, EQ14) / t.last(label, "eq. 9") for label in t.labels}
@@ -63,15 +63,15 @@ def printed(t: Table) -> Verdict:
 
 
 def shifted(t: Table, label: str, form: str) -> Array:
-    """Over the unshifted value, [S, SHIFTS]."""
+    """The value over the unshifted one, [S, SHIFTS]."""
     values = np.stack([t.last(label, f"shifted {form}/{s:g}") for s in SHIFTS], 1)
     return values / values[:, [SHIFTS.index(0.0)]]
 
 
 def common(t: Table) -> Verdict:
-    """At a shift of one row's norm, of every net: loss and eq. 9 move by < 0.1 %, eq. 14 by > 10 %.
-
-    The first two are identities, and eq. 14's parabola is the net's: nothing here is random.
+    """At a shift of the norm of a row, for every net: loss and eq. 9 change by < 0.1 %, eq. 14 by >
+    10 %. The first two are identities, and the parabola of eq. 14 is given by the net: nothing is
+    random.
     """
     at, labels = SHIFTS.index(1.0), t.labels
     moved = {
@@ -83,7 +83,7 @@ def common(t: Table) -> Verdict:
 
 
 def nearer(among: str):
-    """Eq. 9's nets answer more like GNI's than eq. 14's do."""
+    """The answers of eq. 9's nets are nearer to GNI's than those of eq. 14's nets."""
 
     def check(t: Table) -> Verdict:
         if short(t):
@@ -104,7 +104,7 @@ def nearer(among: str):
 
 
 def useful(among: str):
-    """Trained on either, the test loss ends nearer to the other's than to the baseline's."""
+    """Trained on either, the test loss ends nearer to that of the other than to the baseline's."""
 
     def check(t: Table) -> Verdict:
         if short(t):

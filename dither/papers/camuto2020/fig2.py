@@ -49,7 +49,7 @@ TOLD = 0.02  # of R
 Asked = tuple[list[Comparison], dict[str, Any]]
 RATES_AT = 0.1  # the σ² at which the other rates are tried
 COLOURS = dict(zip(VARIANCES, (style.BLUE, style.GREEN, style.ORANGE, style.RED), strict=True))
-SCALES = {
+AT_SCALE = {
     "smoke": {
         "nets": 2, "draws": 8, "width": 16, "steps": 2, "every": 1, "batch": 16, "train": 64
     },
@@ -65,25 +65,25 @@ SCALES = {
 
 
 def runs(nets: int, draws: int, width: int, **common: Any) -> dict[str, Run | Task]:
-    found: dict[str, Run | Task] = {}
+    by_label: dict[str, Run | Task] = {}
     common |= {"width": width, "draws": draws}
     for problem in present():
-        found[f"{problem} start"] = Task.of(
+        by_label[f"{problem} start"] = Task.of(
             at_initialisation, problem=problem, nets=nets, draws=draws, width=width,
             variances=(*SMALL, *VARIANCES),
         )  # fmt: skip
         for sigma2 in VARIANCES:
-            found[f"{problem} σ²={sigma2:g}"] = training(problem, sigma2, RATE, **common)
+            by_label[f"{problem} σ²={sigma2:g}"] = training(problem, sigma2, RATE, **common)
         for rate in RATES:
-            found[f"{problem} rate {rate:g}"] = training(problem, RATES_AT, rate, **common)
-    return found
+            by_label[f"{problem} rate {rate:g}"] = training(problem, RATES_AT, rate, **common)
+    return by_label
 
 
 # ------------------------------------------------------------------------------ reading a table
 
 
 def positive(t: Table, problem: str) -> Asked:
-    """C2, at initialisation and at every look at the first 100 steps; nan is not above 0."""
+    """C2, at initialisation and at every look in the first 100 steps. nan is not above 0."""
     asked, numbers = [], {}
     for v in VARIANCES:
         start = at_start(t, problem, v)["R"]
@@ -97,7 +97,7 @@ def positive(t: Table, problem: str) -> Asked:
 
 
 def larger(t: Table, problem: str) -> Asked:
-    """C1, with what makes it nearly free: how often E[C] is negative."""
+    """C1, and the share of negative E[C], which makes C1 nearly certain."""
     asked, numbers = [], {}
     for v in VARIANCES:
         a = at_start(t, problem, v)
@@ -107,7 +107,7 @@ def larger(t: Table, problem: str) -> Asked:
 
 
 def dominates(t: Table, problem: str) -> Asked:
-    """|E[C]| < R, what "dominates in norm" says."""
+    """|E[C]| < R, the meaning of "dominates in norm"."""
     asked, numbers = [], {}
     for v in VARIANCES:
         a = at_start(t, problem, v)
@@ -120,8 +120,8 @@ def dominates(t: Table, problem: str) -> Asked:
 
 
 def early(t: Table, labels: list[str]) -> Asked:
-    """C3 of these runs: |E[C]|/R is below 1 in the mean over nets, at the look at which that mean
-    is the largest.
+    """C3 for these runs: the mean of |E[C]|/R over nets is below 1, at the look with the largest
+    mean.
     """
     asked, numbers = [], {}
     for label in labels:
@@ -165,7 +165,7 @@ def judged(check: Callable[[Table, str], Asked]) -> Callable[[Table, str], Verdi
 
 
 def scatter(ax: Any, t: Table, problem: str) -> None:
-    """|E[C]| against R, both logarithmic."""
+    """|E[C]| against R, on logarithmic axes."""
     for v, colour in COLOURS.items():
         a = at_start(t, problem, v)
         sure = abs(a["C"]) > a["sem"]
@@ -226,7 +226,7 @@ PANELS = {scatter: " start", first_steps: " σ²=", small_sigma: " start", rates
 
 
 def plot(t: Table) -> Any:
-    """A column that no set has results for is left out."""
+    """The figure, without columns of sets that have no results."""
     shown = drawn(t)
     there = [draw for draw, tail in PANELS.items() if any(tail in label for label in t.there)]
     panels = there or list(PANELS)
@@ -271,9 +271,9 @@ CHECKS: dict[str, tuple[str, Callable[[Table, str], Asked]]] = {
 figure = Figure(
     runs,
     plot,
-    smoke=SCALES["smoke"],
-    quick=SCALES["quick"],
-    paper=SCALES["paper"],
+    smoke=AT_SCALE["smoke"],
+    quick=AT_SCALE["quick"],
+    paper=AT_SCALE["paper"],
     claims=[
         Claim(
             f"{id} {problem.split(',')[0]}",

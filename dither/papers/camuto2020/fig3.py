@@ -38,9 +38,9 @@ from dither.papers import style
 from dither.papers.camuto2020.followed import (
     AGAIN,
     ALWAYS,
+    AT_SCALE,
     METHODS,
     NETS,
-    SCALES,
     SCARCE,
     SETS,
     STANDARDISED,
@@ -66,7 +66,7 @@ SHORT = f"the networks trained for fewer than {ENOUGH} steps"
 
 
 def shown(t: Table) -> list[str]:
-    """The sets, each as "SVHN" and as "SVHN, standardised", that are among the runs."""
+    """The sets among the runs, each as "SVHN" and as "SVHN, standardised"."""
     labels = (*t.there, *t.missing)
     names = [f"{name}{tail}" for name in SETS for tail in ("", STANDARDISED)]
     return [name for name in names if any(label.startswith(f"{name} ") for label in labels)]
@@ -86,17 +86,17 @@ def unlearnt(t: Table, case: str) -> str:
 
 
 def three(t: Table, net: str, quantity: str) -> tuple[Array, dict[str, Array]]:
-    """Steps and {method: [S, T]}, as far as all go; net is "Fashion-MNIST MLP"."""
+    """Steps and {method: [S, T]}, up to the last common step. net: "Fashion-MNIST MLP"."""
     labels = {m: f"{net} {m}" for m in (*METHODS, AGAIN)}
     if quantity not in t.quantities(labels[AGAIN]):
         del labels[AGAIN]  # its traces are not looked at
-    found = {m: t.series(label, quantity) for m, label in labels.items()}
-    n = min(len(steps) for steps, _ in found.values())
-    return found["baseline"][0][:n], {m: values[:, :n] for m, (_, values) in found.items()}
+    series = {m: t.series(label, quantity) for m, label in labels.items()}
+    n = min(len(steps) for steps, _ in series.values())
+    return series["baseline"][0][:n], {m: values[:, :n] for m, (_, values) in series.items()}
 
 
 def until_fitted(t: Table, label: str) -> int:
-    """The first look at which the baseline has fitted its images, or the last of all."""
+    """The first look at which the baseline has fitted its images, or the last look."""
     fit = three(t, label, "accuracy/train")[1]["baseline"].mean(0)
     return int(np.argmax(fit >= FITTED)) if (fit >= FITTED).any() else len(fit) - 1
 
@@ -129,8 +129,8 @@ def closer(name: str, net: str) -> Callable[[Table], Verdict]:
 
 
 def closer_to_mean(name: str, case: str) -> Callable[[Table], Verdict]:
-    """C4 without the draws' own wandering: (ℓ_R − ℓ_GNI)(ℓ_R − ℓ'_GNI), averaged over the same
-    looks and the seeds, below that of the baseline.
+    """C4 without the variance of the draws: (ℓ_R − ℓ_GNI)(ℓ_R − ℓ'_GNI), averaged over the same
+    looks and the seeds, is below the baseline's.
     """
 
     def check(t: Table) -> Verdict:
@@ -164,8 +164,8 @@ def apart_of(name: str, check: Any) -> Callable[[Table], Verdict]:
 
 
 def of_small(name: str, check: Any) -> Callable[[Table], Verdict]:
-    """A check of the 2 × 32, given its labels by method, GNI's with other draws, and which nets
-    have not learnt.
+    """A check of the 2 × 32 net. It gets labels by method, GNI's with other draws, and the nets
+    that have not learnt.
     """
 
     def said(t: Table) -> Verdict:
@@ -188,7 +188,7 @@ PAIRS = {
 
 
 def curves(ax: Any, t: Table, net: str, quantity: str, title: str, *, first: int = 0) -> None:
-    """From the look `first` on: of the losses all but the start, which dwarfs the rest."""
+    """Curves from the look `first` on. The losses leave out the start, which is much larger."""
     steps, values = three(t, net, quantity)
     for method, colour in METHODS.items():
         dash = "--" if method == "R" else "-"
@@ -196,7 +196,7 @@ def curves(ax: Any, t: Table, net: str, quantity: str, title: str, *, first: int
     ax.set(xlabel="step", title=title)
 
 
-def apart(ax: Any, t: Table, net: str) -> None:
+def distances_panel(ax: Any, t: Table, net: str) -> None:
     for (a, b), colour in PAIRS.items():
         steps, d = distance(t, f"{net} {a}", f"{net} {b}")
         style.band(ax, steps, d, colour, label=f"{a} to {b}")
@@ -210,7 +210,7 @@ def apart(ax: Any, t: Table, net: str) -> None:
 
 
 def note(picture: Any, absent: Mapping[str, str]) -> None:
-    """What was not run, and which file is missing, at the foot."""
+    """A note at the foot: the sets that were not run, and the missing files."""
     lines = [f"{name}: {needs.absent(data)}" for name, data in absent.items()]
     if lines:
         picture.supxlabel("\n".join(lines), fontsize=7, x=0.01, ha="left")
@@ -233,7 +233,7 @@ def plot(t: Table) -> Any:
         small = f"{name} 2 × 32"
         curves(below[0], t, small, "trace", "tr ∇²L, 2 × 32")
         curves(below[1], t, small, "authors' trace", "authors' convention, 2 × 32")
-        apart(below[2], t, small)
+        distances_panel(below[2], t, small)
     for name in scarce:
         row, case = axes[-1], list(SCARCE)[-1]
         for ax, c in zip(row, SCARCE, strict=False):
@@ -254,7 +254,7 @@ APART = "R and GNI are closer to each other than to the baseline, by a tenth, at
 
 
 def where_run(name: str, check: Callable[[Table], Verdict]) -> Callable[[Table], Verdict]:
-    """A check on a set that need not be on the machine."""
+    """The check of a claim on a set that may be absent."""
 
     def said(t: Table) -> Verdict:
         if name in shown(t):
@@ -265,7 +265,7 @@ def where_run(name: str, check: Callable[[Table], Verdict]) -> Callable[[Table],
 
 
 def of_set(name: str, tail: str) -> list[Claim]:
-    """C4 to C6 on one set at one scaling of its images."""
+    """C4 to C6 on one set with one scaling of its images."""
     where, said = name + tail, f"{name}{tail or ', images in [0, 1]'}"
     end = tail if name == ALWAYS else f", {where}"
     checks = {f"C4 {net}": (f"{net}: {NEARER}", closer(where, net)) for net in NETS}
@@ -291,8 +291,8 @@ def of_few() -> list[Claim]:
 
 
 def of_means() -> list[Claim]:
-    """Ours: without the draws' own wandering."""
-    found = [
+    """Our claims without the variance of the draws."""
+    listed = [
         Claim(
             f"C4 {net}, mean", f"{net}: so is it to GNI's mean over draws (ours)",
             closer_to_mean(ALWAYS, net),
@@ -300,22 +300,24 @@ def of_means() -> list[Claim]:
         for net in NETS
     ]  # fmt: skip
     end = "R ends closer to GNI's mean over draws than the baseline does, by a tenth (ours)"
-    return [*found, Claim("C6, mean", end, apart_of(ALWAYS, together_in_mean))]
+    return [*listed, Claim("C6, mean", end, apart_of(ALWAYS, together_in_mean))]
 
 
 def claims() -> list[Claim]:
-    """Of Fashion-MNIST as the authors scale images, then standardised; last of the paper's sets."""
+    """All claims: Fashion-MNIST as the authors scale images, then standardised; last the paper's
+    sets.
+    """
     settings = [(name, tail) for name in SETS for tail in ("", STANDARDISED)]
     first, second, *others = (of_set(*setting) for setting in settings)
-    return [*first, *of_means(), *second, *of_few(), *(c for found in others for c in found)]
+    return [*first, *of_means(), *second, *of_few(), *(c for of_one in others for c in of_one)]
 
 
 figure = Figure(
     runs,
     plot,
-    smoke=SCALES["smoke"],
-    quick=SCALES["quick"],
-    paper=SCALES["paper"],
+    smoke=AT_SCALE["smoke"],
+    quick=AT_SCALE["quick"],
+    paper=AT_SCALE["paper"],
     claims=claims(),
     departures=[
         "changed after first results: C4 is judged until the baseline fits its images; few images, "

@@ -48,7 +48,7 @@ def per_hz(a: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def learns_all(t: Table) -> Verdict:
-    """C7 of the mean over runs, which is what the paper draws."""
+    """C7 for the mean over runs, which the paper draws."""
     if short(t):
         return None, {"why": SHORT}
     end = spectra(t, "baseline")[1][:, -1]  # [S, K]
@@ -57,15 +57,15 @@ def learns_all(t: Table) -> Verdict:
 
 
 def faint(t: Table, label: str) -> str:
-    """Why a network's spectrum says nothing: 5 Hz too is hardly there; "" if it is there."""
+    """Why a network's spectrum can't be judged: 5 Hz too is near 0; "" if it can."""
     if spectra(t, label)[1][:, -1, 0].mean() >= FAINT:
         return ""
     return f"{label} learns nothing: at {FREQUENCIES[0]} Hz too the amplitude ends below {FAINT}"
 
 
 def lower(noisy: str) -> Callable[[Table], Verdict]:
-    """C8: at every frequency above the first the amplitude ends below the baseline's. Not judged
-    where the first is faint too: amplitudes of a ramp also fall like 1/k.
+    """C8: at every frequency above the first the amplitude ends below the baseline's. Not judged if
+    the first is near 0 too: the amplitudes of a ramp also fall as 1/k.
     """
 
     def check(t: Table) -> Verdict:
@@ -82,8 +82,8 @@ def lower(noisy: str) -> Callable[[Table], Verdict]:
 
 
 def low_pass(noisy: str) -> Callable[[Table], Verdict]:
-    """As the released notebook shows: in each run amplitudes fall with frequency at the end (rank
-    correlation), and high frequencies are faint at the look at which they are loudest.
+    """As in the released notebook: in each run amplitudes fall with frequency at the end (rank
+    correlation), and high frequencies are small even at the look at which they are largest.
     """
 
     def check(t: Table) -> Verdict:
@@ -102,7 +102,7 @@ def low_pass(noisy: str) -> Callable[[Table], Verdict]:
 
 
 def learns_lowest(noisy: str) -> Callable[[Table], Verdict]:
-    """Without it a network that learns nothing would do."""
+    """The first frequency is learnt. Else a network that learns nothing would pass."""
 
     def check(t: Table) -> Verdict:
         if short(t):
@@ -114,7 +114,7 @@ def learns_lowest(noisy: str) -> Callable[[Table], Verdict]:
 
 
 def closer(one: str, noisy: str, other: str = "baseline") -> Callable[[Table], Verdict]:
-    """C9 on the distance of `one`'s amplitudes at the end from the others', run by run."""
+    """C9: the distance of `one`'s amplitudes at the end from the others', run by run."""
 
     def check(t: Table) -> Verdict:
         if short(t):

@@ -53,12 +53,12 @@ def told(t: Table, label: str, quantity: str) -> dict[str, object]:
 
 
 def unjudged(t: Table, label: str) -> str:
-    """Why nothing can be said of a network's layers; "" if it can."""
+    """Why the layers of a network can't be judged; "" if they can."""
     return "" if label == "baseline" else faint(t, label)
 
 
 def norms_fall(label: str, quantity: str = "spectral") -> Callable[[Table], Verdict]:
-    """C10: each layer's norm is above the next one's by more than 5 % of it."""
+    """C10: the norm of each layer is above that of the next by more than 5 % of it."""
 
     def check(t: Table) -> Verdict:
         if short(t):
@@ -76,7 +76,7 @@ def norms_fall(label: str, quantity: str = "spectral") -> Callable[[Table], Verd
 
 
 def in_every_run(label: str, quantity: str = "spectral") -> Callable[[Table], Verdict]:
-    """The same as a share of runs."""
+    """C10 as a share of runs."""
 
     def check(t: Table) -> Verdict:
         if short(t):
@@ -88,8 +88,8 @@ def in_every_run(label: str, quantity: str = "spectral") -> Callable[[Table], Ve
 
 
 def baseline_unordered(t: Table) -> Verdict:
-    """C11: somewhere a layer's norm is below the next one's by more than 5 %: the least of the
-    ratios of a run.
+    """C11: the norm of some layer is below that of the next by more than 5 %. The value is the
+    smallest ratio in a run.
     """
     if short(t):
         return None, {"why": SHORT}
@@ -102,14 +102,14 @@ def baseline_unordered(t: Table) -> Verdict:
 
 
 def slope(t: Table, label: str) -> np.ndarray:
-    """By least squares over k, of Tr(W_k) − its start, [S]."""
+    """The least-squares slope over k of Tr(W_k) minus its start, [S]."""
     start = np.stack([t.first(label, f"trace/{k}") for k in SQUARE], 1)
     k = np.array(SQUARE) - np.mean(SQUARE)
     return (ends(t, label, "trace") - start) @ k / (k @ k)
 
 
 def traces_trend(label: str) -> Callable[[Table], Verdict]:
-    """C12: Tr(W_k), less what it is at the start, falls with k by more than .1 a layer."""
+    """C12: Tr(W_k), minus its start, falls with k by more than .1 per layer."""
 
     def check(t: Table) -> Verdict:
         if short(t):
@@ -122,7 +122,7 @@ def traces_trend(label: str) -> Callable[[Table], Verdict]:
 
 
 def traces_fall(label: str) -> Callable[[Table], Verdict]:
-    """From each layer to the next by more than .1."""
+    """Tr(W_k) falls from each layer to the next by more than .1."""
 
     def check(t: Table) -> Verdict:
         if short(t):

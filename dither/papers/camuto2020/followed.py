@@ -22,7 +22,7 @@ NETS = ("CONV", "MLP", "2 × 32")
 SCARCE = {"MLP, few images": "MLP", "2 × 32, few images": "2 × 32"}
 SETS = {"Fashion-MNIST": "fashion-mnist", "SVHN": "svhn", "CIFAR-10": "cifar-10"}
 ALWAYS, STANDARDISED = "Fashion-MNIST", ", standardised"
-SCALES: dict[str, dict[str, Any]] = {
+AT_SCALE: dict[str, dict[str, Any]] = {
     "smoke": {"rate": 0.1, "steps": 4, "batch": 16, "scarce": (0.1, 16), "train": 64, "test": 64,
               "width": 16, "filters": (2, 4)},
     "quick": {"rate": 0.05, "batch": 512, "scarce": (0.1, 64), "train": None, "test": 2000,
@@ -82,8 +82,8 @@ def trained(
 
 
 def runs(*, twice: tuple[str, ...] = NETS, **setting: Any) -> dict[str, Run]:
-    """twice: the nets that are trained on standardised images too."""
-    found = {}
+    """The runs. twice: the nets that are also trained on standardised images."""
+    by_label = {}
     for name, data in SETS.items():
         if name != ALWAYS and not needs.found(data):
             continue
@@ -93,5 +93,7 @@ def runs(*, twice: tuple[str, ...] = NETS, **setting: Any) -> dict[str, Run]:
             cases += [(c, net, True) for c, net in scarce.items() if tail]
             for case, net, few in cases:
                 methods = trained(net, data, few=few, standardise=bool(tail), **setting)
-                found |= {f"{name}{tail} {case} {method}": run for method, run in methods.items()}
-    return found
+                by_label |= {
+                    f"{name}{tail} {case} {method}": run for method, run in methods.items()
+                }
+    return by_label

@@ -37,7 +37,7 @@ FLOOR = 0.05  # of the median margin of the net without noise
 
 
 def larger(method: str, among: str) -> Callable[[Table], Verdict]:
-    """C13, seed by seed, as the nets of a seed share their start and the order of the data."""
+    """C13, seed by seed: the nets of a seed share their start and the order of the data."""
     labels = f"none, {among}", f"{method}, {among}"
 
     def check(t: Table) -> Verdict:
@@ -59,7 +59,9 @@ def larger(method: str, among: str) -> Callable[[Table], Verdict]:
 
 
 def first_order(t: Table) -> Verdict:
-    """γ within 25 % of the distance at which the answer turns, medians, every net."""
+    """The median of γ is within 25 % of the median distance at which the answer changes, for every
+    net.
+    """
     if short(t):
         return None, {"why": SHORT}
     ratio = {

@@ -44,36 +44,36 @@ SHORT = f"the networks were looked at for fewer than {EARLY} steps"
 
 
 def runs(nets: int, draws: int, width: int, **common: Any) -> dict[str, Run | Task]:
-    found: dict[str, Run | Task] = {}
+    by_label: dict[str, Run | Task] = {}
     for problem in (p for p in present() if p in SETS):
         for of in LAWS:
-            found[f"{name(problem, of)} start"] = Task.of(
+            by_label[f"{name(problem, of)} start"] = Task.of(
                 at_initialisation, problem=problem, nets=nets, draws=draws, width=width,
                 variances=(*SMALL, *VARIANCES), of=of,
             )  # fmt: skip
             for v in VARIANCES:
-                found[f"{name(problem, of)} σ²={v:g}"] = training(
+                by_label[f"{name(problem, of)} σ²={v:g}"] = training(
                     problem, v, fig2.RATE, of=of, width=width, draws=draws, **common
                 )
-    return found
+    return by_label
 
 
 # ------------------------------------------------------------------------------ reading a table
 
 
 def name(problem: str, of: str) -> str:
-    """What a law's runs on a problem are called, before "start" and "σ²=0.1"."""
+    """The label of a law's runs on a problem, without "start" or "σ²=0.1"."""
     return f"{problem}, {MEANING[of]}"
 
 
 def of_both(check: Any) -> Any:
-    """A check of Fig. 2, of both laws."""
+    """A check of Fig. 2, for both laws."""
 
     def said(t: Table, problem: str) -> Verdict:
         asked, numbers = [], {}
         for law in LAWS:
-            found, more = check(t, name(problem, law))
-            asked += [replace(c, name=f"{MEANING[law]}: {c.name}") for c in found]
+            comparisons, more = check(t, name(problem, law))
+            asked += [replace(c, name=f"{MEANING[law]}: {c.name}") for c in comparisons]
             numbers |= {f"{MEANING[law]}: {k}": v for k, v in more.items()}
         return decide(*asked, numbers=numbers)
 
@@ -81,7 +81,7 @@ def of_both(check: Any) -> Any:
 
 
 def first_steps(t: Table, problem: str) -> Verdict:
-    """As C3."""
+    """The check of C3."""
     labels = [f"{name(problem, of)} σ²={v:g}" for of in LAWS for v in VARIANCES]
     if t.series(labels[0], "C")[0].max() < EARLY:
         return None, {"why": SHORT}
@@ -90,15 +90,15 @@ def first_steps(t: Table, problem: str) -> Verdict:
 
 
 def part(t: Table, problem: str) -> Verdict:
-    """Dropout's E[C]/R at p = .5 is not within 2 % of R of the Gaussian's."""
+    """At p = .5 E[C]/R of dropout differs from the Gaussian's by more than 2 % of R."""
     a, b = (at_start(t, name(problem, of), 1.0) for of in LAWS)
     gap = (b["C"] - a["C"]) / a["R"]
     numbers: dict[str, Any] = {
         f"E[C]/R, {MEANING[of]}": (c["C"] / c["R"]).mean()
         for of, c in zip(LAWS, (a, b), strict=True)
     }
-    same, found = decide(near("dropout − Gaussian, over R", gap, within=TOLD), numbers=numbers)
-    return None if same is None else not same, found
+    same, shown = decide(near("dropout − Gaussian, over R", gap, within=TOLD), numbers=numbers)
+    return None if same is None else not same, shown
 
 
 # -------------------------------------------------------------------------------------- picture
@@ -128,7 +128,7 @@ def small_sigma(ax: Any, t: Table, problem: str) -> None:
 
 
 def by_parts(scale: Any, ticks: Any) -> None:
-    """Straight to ±1, then logarithmic."""
+    """An axis that is linear up to ±1 and logarithmic beyond."""
     scale("symlog", linthresh=1)
     ticks([-1, 0, 1, 10, 100], ["−1", "0", "1", "10", "100"])
 
@@ -162,9 +162,9 @@ CHECKS: Mapping[str, tuple[str, Any]] = {
 figure = Figure(
     runs,
     plot,
-    smoke=fig2.SCALES["smoke"],
-    quick=fig2.SCALES["quick"] | {"nets": 8},
-    paper=fig2.SCALES["paper"],
+    smoke=fig2.AT_SCALE["smoke"],
+    quick=fig2.AT_SCALE["quick"] | {"nets": 8},
+    paper=fig2.AT_SCALE["paper"],
     claims=[
         Claim(f"{id} {set_}", f"{set_}: {text}", where_run(f"{set_}, {net}", check, FIRST))
         for set_, net in (problem.split(", ") for problem in SETS)

@@ -43,17 +43,17 @@ QUANTITIES = {
 
 def runs(scale: Scale) -> dict[str, Run]:
     """{"none, all images": …, "dropout, few images": …}."""
-    found = {}
+    by_label = {}
     for setting in (ALL, FEW):
         base = nets.baseline(scale, setting)
-        found[f"none, {setting}"] = base
+        by_label[f"none, {setting}"] = base
         # eq. 14 is not looked at here
         base = replace(base, watch=tuple(w for w in base.watch if not isinstance(w, Both)))
         for method, law in LAWS.items():
             objective = scale.objective if method == "R" else "noise"
             run = replace(base, noise=noise(TRAINED_AT, law), objective=objective)
-            found[f"{method}, {setting}"] = run
-    return found
+            by_label[f"{method}, {setting}"] = run
+    return by_label
 
 
 def plot(t: Table) -> Any:
@@ -81,14 +81,14 @@ def plot(t: Table) -> Any:
 
 
 def claims() -> list[Claim]:
-    found = []
+    listed = []
     for id, (text, check) in QUANTITIES.items():
         for among, says in ((ALL, ""), (FEW, f", {FEW}")):
             of = "" if among == ALL else f", {FEW}"
             for method in LAWS:
                 words = f"{method}{says}: {text}, in every run"
-                found.append(Claim(f"{id} {method}{of}", words, check(method, among)))
-    return found
+                listed.append(Claim(f"{id} {method}{of}", words, check(method, among)))
+    return listed
 
 
 figure = Figure(

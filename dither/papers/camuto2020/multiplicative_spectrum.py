@@ -33,13 +33,13 @@ COLOURS = {
 
 
 def runs(width: int, steps: int, rate: float) -> dict[str, Run]:
-    """The baseline is Fig. 4's."""
+    """The runs. The baseline is that of Fig. 4."""
     base = sinusoids.baseline(width, steps, rate)
     sites = [f"fc{k}:in" for k in range(1, sinusoids.HIDDEN + 1)]
-    found = {"baseline": base}
+    by_label = {"baseline": base}
     for of, name in MEANING.items():
-        found[name] = replace(base, noise=dict.fromkeys(sites, noise(TRAINED_AT, of)))
-    return found | {"R": replace(found["Gaussian"], objective="explicit")}
+        by_label[name] = replace(base, noise=dict.fromkeys(sites, noise(TRAINED_AT, of)))
+    return by_label | {"R": replace(by_label["Gaussian"], objective="explicit")}
 
 
 def plot(t: Table) -> Any:

@@ -65,7 +65,7 @@ def trained(
         ),
     )  # fmt: skip
     law = {of: noise(TRAINED_AT, of) for of in LAWS}
-    found = {
+    by_label = {
         "baseline": base,
         **{of: replace(base, noise=law[of]) for of in LAWS},
         "R": replace(base, noise=law[LAWS[0]], objective="explicit" if small else "sampled"),
@@ -74,18 +74,18 @@ def trained(
         plain = tuple(watch for watch in base.watch if not isinstance(watch, Traces))
         for of in LAWS:
             places = dict.fromkeys(("input", "act*:out"), law[of])
-            found[of + AGAIN] = replace(base, noise=places, watch=plain)
-    return found
+            by_label[of + AGAIN] = replace(base, noise=places, watch=plain)
+    return by_label
 
 
 # ------------------------------------------------------------------------------ reading a table
 
 
 def curves(t: Table, net: str, quantity: str) -> tuple[Array, dict[str, Array]]:
-    """Steps and {method: [S, T]}, as far as all go."""
-    found = {m: t.series(f"{net} {m}", quantity) for m in METHODS}
-    n = min(len(steps) for steps, _ in found.values())
-    return found["baseline"][0][:n], {m: values[:, :n] for m, (_, values) in found.items()}
+    """Steps and {method: [S, T]}, up to the last common step."""
+    series = {m: t.series(f"{net} {m}", quantity) for m in METHODS}
+    n = min(len(steps) for steps, _ in series.values())
+    return series["baseline"][0][:n], {m: values[:, :n] for m, (_, values) in series.items()}
 
 
 def unlearnt(t: Table, net: str) -> str:
@@ -94,7 +94,9 @@ def unlearnt(t: Table, net: str) -> str:
 
 
 def closer(net: str, of: str) -> Callable[[Table], Verdict]:
-    """As C4: the mean over looks of |ℓ_R − ℓ_noise| < |ℓ_R − ℓ_baseline|, in test loss."""
+    """The check of C4: the mean over looks of |ℓ_R − ℓ_noise| is below that of |ℓ_R − ℓ_baseline|,
+    in test loss.
+    """
 
     def check(t: Table) -> Verdict:
         steps, loss = curves(t, net, "loss/test")
@@ -110,7 +112,7 @@ def closer(net: str, of: str) -> Callable[[Table], Verdict]:
 
 
 def of_small(check: Any) -> Callable[[Table], Verdict]:
-    """A check of the 2 × 32, given its labels by method."""
+    """A check of the 2 × 32 net. It gets its labels by method."""
 
     def said(t: Table) -> Verdict:
         if curves(t, "2 × 32", "trace")[0][-1] < ENOUGH:
@@ -133,7 +135,7 @@ def apart_of(of: str, check: Any) -> Callable[[Table], Verdict]:
 
 
 def trained_curves(ax: Any, t: Table, net: str, quantity: str, first: int = 0) -> None:
-    """From the look `first` on."""
+    """Curves from the look `first` on."""
     steps, values = curves(t, net, quantity)
     for method, colour in METHODS.items():
         name, dash = MEANING.get(method, method), "--" if method == "R" else "-"
@@ -141,7 +143,7 @@ def trained_curves(ax: Any, t: Table, net: str, quantity: str, first: int = 0) -
     ax.set_xlabel("step")
 
 
-def apart(ax: Any, t: Table) -> None:
+def distances_panel(ax: Any, t: Table) -> None:
     pairs = [("R", "multiplicative"), ("R", "dropout"), ("R", "baseline"),
              ("multiplicative", "dropout"), ("multiplicative", "baseline")]  # fmt: skip
     colours = (style.PURPLE, style.GREEN, style.ORANGE, style.SKY, style.BLUE)
@@ -163,7 +165,7 @@ def plot(t: Table) -> Any:
     style.legend(axes[0, 0])
     trained_curves(axes[1, 0], t, "2 × 32", "trace")
     axes[1, 0].set(ylabel="trace", title="tr ∇²L, 2 × 32")
-    apart(axes[1, 1], t)
+    distances_panel(axes[1, 1], t)
     for method, colour in METHODS.items():
         end = t.last(f"2 × 32 {method}", "accuracy/test")[:, None]
         style.dots(axes[1, 2], [list(METHODS).index(method)], end, colour, ms=7)
@@ -175,9 +177,9 @@ def plot(t: Table) -> Any:
 figure = Figure(
     runs,
     plot,
-    smoke=fig3.SCALES["smoke"],
-    quick=fig3.SCALES["quick"],
-    paper=fig3.SCALES["paper"],
+    smoke=fig3.AT_SCALE["smoke"],
+    quick=fig3.AT_SCALE["quick"],
+    paper=fig3.AT_SCALE["paper"],
     claims=[
         *(
             Claim(

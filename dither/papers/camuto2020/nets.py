@@ -100,7 +100,7 @@ class Margins:
 
 @dataclass(frozen=True)
 class Capacity:
-    """The capacity measures, "capacity/path", and over the median output margin of `limit`
+    """The capacity measures, "capacity/path", and each over the median output margin of `limit`
     training images, "normalised/path".
     """
 
@@ -109,37 +109,39 @@ class Capacity:
 
     def __call__(self, state: State) -> dict[str, float]:
         x, y = state.examples("train", self.limit)
-        found = capacity.capacity(state.model, x, y, quantile=0.5)
-        normalised = found.normalised()
+        measured = capacity.capacity(state.model, x, y, quantile=0.5)
+        normalised = measured.normalised()
         return {
-            **{f"capacity/{name}": getattr(found, name) for name in normalised},
+            **{f"capacity/{name}": getattr(measured, name) for name in normalised},
             **{f"normalised/{name}": value for name, value in normalised.items()},
         }
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """On a split: "ece", "chance", "overconfidence", and the bins, "share/07", "gap/07"."""
+    """Calibration on a split: "ece", "chance", "overconfidence", and the bins, "share/07",
+    "gap/07".
+    """
 
     split: str = "test"
     every: int | None = None
 
     def __call__(self, state: State) -> dict[str, float]:
         z, y = (t[0] for t in state.outputs(self.split))  # type: ignore[arg-type]
-        found = calibration.reliability(z.softmax(-1), y, bins=BINS)
+        diagram = calibration.reliability(z.softmax(-1), y, bins=BINS)
         bins = {
             f"{name}/{m:02d}": float(values[m])
-            for name, values in (("share", found.share), ("gap", found.gap))
+            for name, values in (("share", diagram.share), ("gap", diagram.gap))
             for m in range(BINS)
         }
-        single = {q: float(getattr(found, q)) for q in ("error", "chance", "overconfidence")}
+        single = {q: float(getattr(diagram, q)) for q in ("error", "chance", "overconfidence")}
         return {"ece": single.pop("error"), **single, **bins}
 
 
 @dataclass(frozen=True)
 class Sensitivity:
     """Loss and accuracy on `limit` test images + s ε, ε ~ N(0, 1), at each level s: "noisy
-    loss/0.3", "noisy accuracy/0.3"; one ε an image, the same at every level and for every net.
+    loss/0.3", "noisy accuracy/0.3". Each image has one ε, equal at all levels and for all nets.
     """
 
     limit: int = 2000
@@ -187,9 +189,9 @@ class Both:
                 try:
                     last.weight.copy_(kept + s * v)
                     for name, form in forms.items():
-                        found = explicit(noise, x[:100], y[:100], form)
-                        seen[f"shifted {name}/{s:g}"] = float(found.R)
-                        seen[f"shifted loss/{s:g}"] = float(found.loss)
+                        penalised = explicit(noise, x[:100], y[:100], form)
+                        seen[f"shifted {name}/{s:g}"] = float(penalised.R)
+                        seen[f"shifted loss/{s:g}"] = float(penalised.loss)
                 finally:
                     last.weight.copy_(kept)
         return seen
@@ -197,7 +199,7 @@ class Both:
 
 @dataclass(frozen=True)
 class Scale:
-    """What a scale affords: the net, the two trainings, and whether R is exact."""
+    """The cost of a scale: the net, the two trainings, and whether R is exact."""
 
     model: MLP | CNN
     data: Data
@@ -250,7 +252,9 @@ def nets(
     methods: tuple[str, ...] = tuple(METHODS),
     settings: tuple[str, ...] = (ALL, FEW),
 ) -> dict[str, Run]:
-    """{"none, all images": …, "GNI, few images": …}: the runs of every figure that looks here."""
+    """{"none, all images": …, "GNI, few images": …}: the runs of every figure that shows these
+    nets.
+    """
     return {
         f"{method}, {name}": trained(baseline(scale, name), method, scale.objective)
         for name in settings
@@ -282,16 +286,16 @@ def trained(base: Run, method: str, objective: str) -> Run:
 
 
 def short(t: Table) -> bool:
-    """Whether nothing can be judged: a smoke test."""
+    """Whether this is a smoke test, in which nothing is judged."""
     return min(t.series(label, "ece")[0].max() for label in t.labels) < ENOUGH
 
 
 def both(t: Table, quantity: str, method: str, among: str) -> tuple[Array, Array]:
-    """Of the method and of none, [S] each."""
+    """The values of the method and of none, [S] each."""
     return t.last(f"{method}, {among}", quantity), t.last(f"none, {among}", quantity)
 
 
 def unlearnt(t: Table, labels: Sequence[str]) -> str:
-    """Which of these networks have not learnt, "" if all have."""
+    """A sentence that names the networks that have not learnt; "" if all have."""
     accuracy = {label: t.last(label, "accuracy/test") for label in labels}
     return rule.unlearnt(accuracy, at_least=LEARNT, what="test accuracy")

@@ -20,7 +20,7 @@ TRACE, NEARER = 0.05, 0.1  # floors: of the baseline's trace, of the farther dis
 
 
 class Shift(nn.Module):
-    """h ↦ h + a fixed tensor: one draw of noise, kept."""
+    """h ↦ h + a fixed tensor: one draw of noise."""
 
     by: Tensor
 
@@ -33,8 +33,8 @@ class Shift(nn.Module):
 
 
 def noisy(model: nn.Module, x: Tensor, sigma: float, seed: int) -> nn.Sequential:
-    """The chain with one draw of σ ε in front of every Linear, for the batch x alone; the
-    parameters are the model's own.
+    """The chain with one draw of σ ε before every Linear, for the batch x alone. The parameters are
+    the model's.
     """
     rng, layers = torch.Generator().manual_seed(seed), OrderedDict()
     for name, layer in model.named_children():
@@ -63,14 +63,14 @@ class Traces:
     def __call__(self, state: State) -> dict[str, float]:
         x, y = state.examples("train", self.limit)
         model, loss, seed = state.model, state.run.loss, state.seed
-        found = trace(model, loss, (x, y), probes=self.probes, seed=seed)
+        whole = trace(model, loss, (x, y), probes=self.probes, seed=seed)
         theirs = trace(
             noisy(model, x, self.sigma, seed), loss, (x, y), probes=self.probes, seed=seed
         )
         sizes = {f"{n}.weight": m.weight.numel() for n, m in model.named_children()
                  if isinstance(m, nn.Linear)}  # fmt: skip
         mean = sum(part.value / sizes[name] for name, part in theirs.by_parameter.items())
-        return {"trace": found.value, "trace sem": found.sem, "authors' trace": mean}
+        return {"trace": whole.value, "trace sem": whole.sem, "authors' trace": mean}
 
 
 @dataclass(frozen=True)
@@ -102,15 +102,16 @@ def sketches(t: Table, label: str) -> tuple[Array, Array]:
 
 
 def distance(t: Table, a: str, b: str) -> tuple[Array, Array]:
-    """Steps [T] and ‖θ_a − θ_b‖ [S, T], as far as both go."""
+    """Steps [T] and ‖θ_a − θ_b‖ [S, T], up to the last common step."""
     (steps, u), (others, v) = sketches(t, a), sketches(t, b)
     n = min(len(steps), len(others))
     return steps[:n], np.linalg.norm(u[:, :n] - v[:, :n], axis=-1)
 
 
 def to_mean(t: Table, one: str, a: str, b: str) -> tuple[Array, Array]:
-    """Steps [T] and ⟨θ − θ_a, θ − θ_b⟩ [S, T] for a and b that differ in their draws of noise only:
-    unbiased for ‖θ − E θ_a‖², the distance to the mean path without the draws' own wandering.
+    """Steps [T] and ⟨θ − θ_a, θ − θ_b⟩ [S, T] for a and b that differ only in their draws of noise.
+    It is unbiased for ‖θ − E θ_a‖², the distance to the mean path, without the variance of the
+    draws.
     """
     (steps, u), (_, v), (_, w) = (sketches(t, label) for label in (one, a, b))
     n = min(part.shape[1] for part in (u, v, w))
@@ -122,8 +123,8 @@ def to_mean(t: Table, one: str, a: str, b: str) -> tuple[Array, Array]:
 
 
 def end_lower(t: Table, labels: Mapping[str, str], quantity: str, *, unless: str = "") -> Verdict:
-    """C5: all the others end below the baseline by more than 5 % of it. labels: {"baseline": its
-    label, …}.
+    """C5: all others end below the baseline by more than 5 % of it. labels: {"baseline": its label,
+    …}.
     """
     end = {m: t.last(label, quantity) for m, label in labels.items()}
     base, others = end["baseline"], {m: v for m, v in end.items() if m != "baseline"}
@@ -139,8 +140,8 @@ def end_lower(t: Table, labels: Mapping[str, str], quantity: str, *, unless: str
 
 
 def alike(t: Table, labels: Mapping[str, str], quantity: str, *, unless: str = "") -> Verdict:
-    """C5 throughout: the mean over looks after the first of |R − GNI| is below that of
-    |R − baseline| and of |GNI − baseline|.
+    """C5 throughout: the mean over looks, without the first, of |R − GNI| is below that of |R −
+    baseline| and of |GNI − baseline|.
     """
     path = {m: t.series(label, quantity)[1] for m, label in labels.items()}
     n = min(values.shape[1] for values in path.values())
@@ -157,17 +158,18 @@ def alike(t: Table, labels: Mapping[str, str], quantity: str, *, unless: str = "
 def together(
     t: Table, labels: Mapping[str, str], noise: str, again: str, *, unless: str = ""
 ) -> Verdict:
-    """C6, halfway and at the end: ‖θ_R − θ_noise‖ below both distances to the baseline, by a tenth
-    of them. labels: {"R", "baseline", noise: …}; again: the label of the noise with other draws.
+    """C6, halfway and at the end: ‖θ_R − θ_noise‖ is below both distances to the baseline, by a
+    tenth of them. labels: {"R", "baseline", noise: …}. again: the label of the noise with other
+    draws.
     """
     pairs = (("R", noise), ("R", "baseline"), (noise, "baseline"))
     apart = {f"{a} to {b}": distance(t, labels[a], labels[b])[1] for a, b in pairs}
     end = {pair: d[:, -1] for pair, d in apart.items()}
     half = {f"{pair}, halfway": d[:, d.shape[1] // 2] for pair, d in apart.items()}
     asked = [
-        nearer(f"{close} below {far}", found[close], found[far], by=NEARER)
-        for found in (half, end)
-        for close, *others in [list(found)]
+        nearer(f"{close} below {far}", distances[close], distances[far], by=NEARER)
+        for distances in (half, end)
+        for close, *others in [list(distances)]
         for far in others
     ]
     wandered = {f"{noise} to {noise} with other draws": distance(t, labels[noise], again)[1][:, -1]}
@@ -177,7 +179,7 @@ def together(
 def together_in_mean(
     t: Table, labels: Mapping[str, str], noise: str, again: str, *, unless: str = ""
 ) -> Verdict:
-    """C6 without the draws' own wandering: at the end ‖θ_R − E θ_noise‖² below the baseline's."""
+    """C6 without the variance of the draws: ‖θ_R − E θ_noise‖² ends below the baseline's."""
     square = {m: to_mean(t, labels[m], labels[noise], again)[1][:, -1] for m in ("R", "baseline")}
     numbers = {f"square of {m} to {noise}'s mean": v for m, v in square.items()}
     asked = nearer("R below the baseline", square["R"], square["baseline"], by=NEARER)

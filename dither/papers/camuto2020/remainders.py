@@ -35,7 +35,7 @@ QUANTITIES = ("R", "C", "sem", "residual")
 
 @dataclass(frozen=True)
 class Problem:
-    """A data set with the paper's network for it."""
+    """A data set, and the paper's network for it."""
 
     data: str
     activation: str
@@ -69,7 +69,7 @@ def noise(sigma2: float, of: str) -> Any:
 
 
 def unit(model: Any, x: Tensor, y: Tensor, loss: str, of: str) -> tuple[float, float]:
-    """R and the residual at σ² = 1: both are linear in σ²."""
+    """R and the residual at σ² = 1. Both are linear in σ²."""
     variance = moments.additive if of == "additive" else moments.multiplicative
     return moments.second_order(model, x, y, loss, variance(1.0))
 
@@ -77,7 +77,7 @@ def unit(model: Any, x: Tensor, y: Tensor, loss: str, of: str) -> tuple[float, f
 def cost(
     model: Any, x: Tensor, y: Tensor, loss: str, sigma2: float, draws: int, seed: int, of: str
 ) -> dither.Estimate:
-    """E[Δℓ] in antithetic pairs."""
+    """E[Δℓ], from antithetic pairs."""
     with dither.inject(model, {"act*:out": noise(sigma2, of)}, seed=0) as injected:
         return dither.expected(injected, x, y, loss, draws=draws, antithetic=True, seed=seed)
 
@@ -89,7 +89,7 @@ def parts(change: dither.Estimate, one: tuple[float, float], sigma2: float) -> d
 
 
 def batch_of(data: Tensors, number: int) -> tuple[Tensor, Tensor]:
-    """32 training examples for the net of this number; standardised like all of them."""
+    """32 training examples for the net of this number, standardised like all examples."""
     order = torch.randperm(len(data.y_train), generator=generator(number, "batch"))[:BATCH]
     return data.x_train[order], data.y_train[order]
 
@@ -105,7 +105,7 @@ def at_initialisation(
     variances: tuple[float, ...],
     of: str = "additive",
 ):
-    """`nets` initialisations, each on a batch of its own: "R/0.1", "C/0.1", … by net."""
+    """`nets` initialisations, each with its own batch: "R/0.1", "C/0.1", … by net."""
     p = PROBLEMS[problem]
     data = Data(p.data, test=1).load()
     for i in range(nets):
@@ -123,7 +123,7 @@ def at_initialisation(
 @dataclass(frozen=True)
 class Remainder:
     """R, E[C], its standard error and the residual on the first 32 training examples, with the
-    noise that the run trains with.
+    noise of the run.
     """
 
     sigma2: float
@@ -143,7 +143,7 @@ def training(
     problem: str, sigma2: float, rate: float, *, width: int, draws: int, steps: int, every: int,
     batch: int, train: int | None, of: str = "additive",
 ) -> Run:  # fmt: skip
-    """On `train` images, or on all houses."""
+    """The training run on `train` images, or on all houses."""
     p = PROBLEMS[problem]
     return Run(
         data=Data(p.data, train=train, test=1000) if p.images else Data(p.data),
@@ -165,12 +165,12 @@ def present() -> list[str]:
 
 
 def problems(t: Table, law: str = "") -> list[str]:
-    """Those that were run; law: what follows their names in the labels."""
+    """The problems that were run. law: the end of their labels."""
     return [name for name in PROBLEMS if f"{name}{law} start" in (*t.there, *t.missing)]
 
 
 def drawn(t: Table, law: str = "") -> list[str]:
-    """Those that have a result; of none: all, so that what is missing is said."""
+    """The problems with a result. If there is none: all, and their panels say what is missing."""
     known = problems(t, law)
     return [p for p in known if any(label.startswith(p) for label in t.there)] or known
 
@@ -178,7 +178,7 @@ def drawn(t: Table, law: str = "") -> list[str]:
 def where_run(
     problem: str, check: Callable[[Table, str], Verdict], law: str = ""
 ) -> Callable[[Table], Verdict]:
-    """A check of one problem, whose data need not be on the machine."""
+    """The check of one problem, whose data may be absent."""
 
     def said(t: Table) -> Verdict:
         if problem in problems(t, law):

@@ -31,12 +31,12 @@ JUDGED = tuple(s for s in LEVELS if s >= 0.5)  # above the noise of training, .3
 
 
 def curve(t: Table, label: str, quantity: str) -> Array:
-    """Against s, [S, LEVELS]."""
+    """The values against s, [S, LEVELS]."""
     return np.stack([t.last(label, f"noisy {quantity}/{s:g}") for s in LEVELS], 1)
 
 
 def steadier(method: str, among: str) -> Callable[[Table], Verdict]:
-    """Less accuracy lost, from s = 0 to each s judged."""
+    """The loss of accuracy from s = 0 to each s is smaller."""
 
     def check(t: Table) -> Verdict:
         if short(t):

@@ -58,7 +58,7 @@ DEPARTURES = [
 
 @dataclass(frozen=True)
 class Layers:
-    """Of each square layer k = 2 … 5: "norm/k", "square/k" (batch means of ‖W̃_k‖_F, ‖W̃_k‖_F²)
+    """For each square layer k = 2 … 5: "norm/k", "square/k" (batch means of ‖W̃_k‖_F, ‖W̃_k‖_F²)
     and "trace/k".
     """
 
@@ -77,23 +77,25 @@ class Layers:
 
 @dataclass(frozen=True)
 class Spectral:
-    """Of each square layer "spectral/k": the batch mean of ‖W̃_k‖₂; an eigenproblem a point."""
+    """For each square layer "spectral/k": the batch mean of ‖W̃_k‖₂. It solves an eigenproblem per
+    point.
+    """
 
     every: int | None = None
     stacked: ClassVar[bool] = True
 
     def __call__(self, state: State) -> dict:
-        found = jacobian.layers(state.model, state.examples("train")[0]).items()
+        layers = jacobian.layers(state.model, state.examples("train")[0]).items()
         return {
             f"spectral/{int(name.removeprefix('fc')) + 1}": layer.spectral()
-            for name, layer in found
+            for name, layer in layers
             if layer.is_square
         }
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The sum of sines itself, to draw the learnt function on: "target/i"."""
+    """The sum of sines, for the picture of the learnt function: "target/i"."""
 
     every: int | None = None
     stacked: ClassVar[bool] = True

@@ -104,7 +104,7 @@ def sides(
     bandwidths: tuple[float, ...],
     gain: float,
 ) -> Iterator[tuple[float, str, float]]:
-    """Against the bandwidth: the three sides for one net."""
+    """Rows by bandwidth: the three sides for one net."""
     data = components(dimensions)[:houses]
     x, axis = grid(points, dimensions)
     f, slope = function(seed, x, gain)
@@ -116,7 +116,7 @@ def sides(
 
 
 def runs(points: tuple[int, int], bandwidths: tuple[float, ...], finer: tuple[float, ...]):
-    """`finer`: further bandwidths, which only the grid in one dimension resolves."""
+    """The runs. finer: further bandwidths, which only the grid in one dimension resolves."""
     one = {"dimensions": 1, "points": points[0], "bandwidths": (*finer, *bandwidths), "gain": GAIN}
     two = one | {"dimensions": 2, "points": points[1], "bandwidths": bandwidths}
     return {
@@ -144,7 +144,7 @@ def identity(t: Table) -> Verdict:
 
 
 def printed(t: Table) -> Verdict:
-    """Eq. 15 as printed, within 1 % at the bandwidth of the left panels."""
+    """Eq. 15 as printed agrees within 1 % at the bandwidth of the left panels."""
     asked = []
     for label in t.labels:
         h, ratio = over(t, label, "with modulus")
@@ -154,7 +154,9 @@ def printed(t: Table) -> Verdict:
 
 
 def bound(t: Table) -> Verdict:
-    """Never below, and the narrower p the further above (mean over nets, h from large to small)."""
+    """The right side is never below the left. The mean over nets is larger for narrower p (h from
+    large to small).
+    """
     numbers: dict[str, object] = {}
     asked = []
     for label in t.labels:

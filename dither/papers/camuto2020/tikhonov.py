@@ -58,7 +58,7 @@ BASIS = 60  # Hz of the last sine
 
 @dataclass(frozen=True)
 class Coefficients:
-    """A linear model's weights: "w/03"."""
+    """The weights of a linear model: "w/03"."""
 
     every: int | None = None
 
@@ -69,8 +69,9 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class Orders:
-    """With noise on the input, on `limit` examples: "R" and "full" at σ = 1, "gap", |R/R′ − 1| with
-    R′ from dense Jacobians, and "E/0.1", "sem/0.1": E[Δℓ]/σ² by Monte Carlo in antithetic pairs.
+    """With noise on the input, for `limit` examples: "R" and "full" at σ = 1, "gap", |R/R′ − 1|
+    with R′ from dense Jacobians, and "E/0.1", "sem/0.1": E[Δℓ]/σ² by Monte Carlo in antithetic
+    pairs.
     """
 
     limit: int = 64
@@ -87,11 +88,11 @@ class Orders:
                 dither.inject(model, {"input": dither.Additive(sigma)}, seed=0) as noise,
                 torch.no_grad(),
             ):
-                found = expected(
+                estimate = expected(
                     noise, x, y, loss, draws=self.draws, antithetic=True, seed=state.seed
                 )
-                seen[f"E/{sigma:g}"] = found.value / sigma**2
-                seen[f"sem/{sigma:g}"] = found.sem / sigma**2
+                seen[f"E/{sigma:g}"] = estimate.value / sigma**2
+                seen[f"sem/{sigma:g}"] = estimate.sem / sigma**2
                 if sigma == SIGMAS[-1]:
                     seen["R"] = float(explicit(noise, x, y, loss).R) / sigma**2
                     seen["gap"] = abs(seen["R"] / float(bishop(model, x, y, loss)) - 1)
@@ -117,8 +118,8 @@ def bishop(model: torch.nn.Module, x: Tensor, y: Tensor, loss: str) -> Tensor:
 def filters(
     seed: int, progress: Progress, *, widths: tuple[float, ...], draws: int
 ) -> Iterator[tuple[float, str, float]]:
-    """Against σω: what is left of each sine of Fig. 4's target in the least-squares solution, with
-    noise of t drawn, and with σ²|f′|² instead.
+    """Rows by σω: the share of each sine of Fig. 4's target that is left in the least-squares
+    solution, with draws of noise on t, and with σ²|f′|² instead.
     """
     tensors = Data("sinusoids").load(seed)
     t, y = tensors.x_train.double().numpy()[:, 0], tensors.y_train.double().numpy()[:, 0]
@@ -151,7 +152,7 @@ def filters(
 
 
 def runs(steps: int, draws: int) -> dict[str, Run | Task]:
-    """Linear models, nets, and the free function."""
+    """The runs: linear models, nets, and the free function."""
     boston = Data("boston")
     noise = {"input": dither.Additive(RIDGE)}
     line = Run(
@@ -160,7 +161,7 @@ def runs(steps: int, draws: int) -> dict[str, Run | Task]:
         watch=(Coefficients(), Loss("test", None)),
     )  # fmt: skip
     orders = Orders(every=steps)
-    found: dict[str, Run | Task] = {
+    by_label: dict[str, Run | Task] = {
         "linear, none": line,
         "linear, noise": replace(line, noise=noise),
         "linear, R": replace(line, noise=noise, objective="explicit"),
@@ -175,7 +176,7 @@ def runs(steps: int, draws: int) -> dict[str, Run | Task]:
             watch=(orders, Loss("train", None), WeightNorms(None)),
         ),
     }  # fmt: skip
-    return found | {"filters": Task.of(filters, widths=WIDTHS, draws=draws)}
+    return by_label | {"filters": Task.of(filters, widths=WIDTHS, draws=draws)}
 
 
 def ridge(seed: int, sigma: float) -> Array:
@@ -190,13 +191,13 @@ def coefficients(t: Table, label: str) -> Array:
 
 
 def same(t: Table) -> Verdict:
-    """The library's R against dense Jacobians, before training and after."""
+    """The library's R equals that of dense Jacobians, before training and after."""
     gaps = {f"largest |R/Bishop − 1|, {net}": float(t.series(net, "gap")[1].max()) for net in NETS}
     return decide(*(exact(name, [value], high=1e-8) for name, value in gaps.items()))
 
 
 def is_ridge(t: Table) -> Verdict:
-    """‖w − ridge‖ against ‖least squares − ridge‖."""
+    """‖w − ridge‖ is small against ‖least squares − ridge‖."""
     best, free = (np.stack([ridge(s, sigma) for s in t.seeds]) for sigma in (RIDGE, 0.0))
     apart = np.linalg.norm(free - best, axis=1)
     far = {m: np.linalg.norm(coefficients(t, m) - best, axis=1) / apart for m in LINEAR}
@@ -208,7 +209,7 @@ def is_ridge(t: Table) -> Verdict:
 
 
 def low(t: Table) -> Verdict:
-    """At the smallest σ, nets trained to the end: E[Δℓ] within 5 % of R, every net."""
+    """At the smallest σ, for every net trained to the end, E[Δℓ] is within 5 % of R."""
     if t.series("Boston", "R")[0].max() < nets.ENOUGH:
         return None, {"why": nets.SHORT}
     numbers, asked = {}, []
@@ -223,7 +224,7 @@ def low(t: Table) -> Verdict:
 
 
 def whole(t: Table) -> Verdict:
-    """At the smallest σ E[Δℓ] is R + residual part, within 4 standard errors + 1 % of it."""
+    """At the smallest σ E[Δℓ] equals R + residual part, within 4 standard errors + 1 % of it."""
     worst = {}
     for net in NETS:
         got, sem, full = (
@@ -236,12 +237,14 @@ def whole(t: Table) -> Verdict:
 
 
 def law(name: str, u: Array) -> Array:
-    """What is left at u = σω: of the noisy loss' minimiser, of R's."""
+    """The share of a sine that is left at u = σω: for the minimiser of the noisy loss, and for that
+    of loss + R.
+    """
     return np.exp(-(u**2) / 2) if name == "noise" else 1 / (1 + u**2)
 
 
 def filtered(t: Table) -> Verdict:
-    """Both laws within 0.02 at every frequency and σ, mean over targets."""
+    """Both laws hold within 0.02 at every frequency and σ, in the mean over targets."""
     gaps = {}
     for name in ("noise", "R"):
         for sigma in WIDTHS:

@@ -17,6 +17,7 @@ from dither.lab import Array, Claim, Figure, Run, Table, Verdict
 from dither.lab.rule import Comparison, above, decide, not_below
 from dither.papers import style
 from dither.papers.levi2022.methods import (
+    AT_SCALE,
     BASELINES,
     CATAPULTS,
     COLOURS,
@@ -25,7 +26,6 @@ from dither.papers.levi2022.methods import (
     METHODS,
     POINT,
     RULED,
-    SCALES,
     SCAN,
     SEEDS,
     Setting,
@@ -47,7 +47,9 @@ def runs(fc: Setting, cnn: Setting) -> dict[str, Run]:
 
 
 def label(net: str, method: str, reading: str) -> str:
-    """A method's run in a reading: only the catapults are trained with the clipped softmax too."""
+    """The label of a method's run in a reading. Only the catapults are also trained with the
+    clipped softmax.
+    """
     return f"{net} {method}{reading if reading == ', clipped' and method in CATAPULTS else ''}"
 
 
@@ -55,7 +57,9 @@ Relation = Callable[..., Comparison]
 
 
 def pairs(ours: list[str], others: list[str], relation: Relation, value=large, **floor: float):
-    """Each of ours against each of the others, seed by seed; every net must have learnt."""
+    """Comparisons of each of our methods with each of the others, seed by seed. Every net must have
+    learnt.
+    """
 
     def check(t: Table) -> Verdict:
         seen = {m: value(t, m) for m in (*ours, *others)}
@@ -68,13 +72,15 @@ def pairs(ours: list[str], others: list[str], relation: Relation, value=large, *
 
 
 def best(net: str, reading: str):
-    """L1, L2: the in-node's catapult above all others, the same reading where there is one."""
+    """L1, L2: the in-node's catapult is above all other methods, in the same reading if there is
+    one.
+    """
     others = [label(net, m, reading) for m in SHOWN if m != "in catapult"]
     return pairs([f"{net} in catapult{reading}"], others, above, by=POINT)
 
 
 def decays(net: str, node: str):
-    """L3: not a point below."""
+    """L3: the difference is above −1 point."""
     baselines = [f"{net} {m}" for m in BASELINES]
     return pairs([f"{net} {node} decay"], baselines, not_below, within=POINT)
 
@@ -84,19 +90,19 @@ def clean(t: Table, label: str) -> Array:
 
 
 def cost_of_corruption(net: str):
-    """L4, on clean images."""
+    """L4: the accuracy on clean images."""
     ours = [f"{net} {m}" for m in ("in decay", "full decay")]
     return pairs(ours, [f"{net} CDT .4"], above, clean, by=POINT)
 
 
 def drawn(t: Table, net: str, reading: str) -> dict[str, str]:
-    """{run: method} of a panel, without those that are missing."""
-    found = {label(net, m, reading): m for m in SHOWN}
-    return {name: m for name, m in found.items() if name in t.there}
+    """{run: method} of a panel, without missing runs."""
+    methods = {label(net, m, reading): m for m in SHOWN}
+    return {name: m for name, m in methods.items() if name in t.there}
 
 
 def curves(ax, t: Table, runs: dict[str, str]) -> None:
-    """Lines; of runs that diverged in every seed a note of the step instead."""
+    """One line per run. A run that diverged in every seed has a note with the step instead."""
     lost = {name: m for name, m in runs.items() if diverged(t, name).all()}
     lines(ax, t, {name: m for name, m in runs.items() if name not in lost})
     for i, (name, method) in enumerate(lost.items()):
@@ -109,7 +115,7 @@ def curves(ax, t: Table, runs: dict[str, str]) -> None:
 
 
 def plot(t: Table):
-    """FC left, CNN right, as in the paper; a net without any run has no panel."""
+    """FC left, CNN right, as in the paper. A net without runs has no panel."""
     nets = [net for net in ("FC", "CNN") if any(name.startswith(net) for name in t.there)]
     rows = [r for r in ("", ", clipped") if not r or any(name.endswith(r) for name in t.there)]
     picture, axes = style.grid(len(rows), len(nets), height=3.4)
@@ -136,9 +142,9 @@ def plot(t: Table):
 figure = Figure(
     runs,
     plot,
-    smoke=SCALES["smoke"],
-    quick=SCALES["quick"],
-    paper=SCALES["paper"],
+    smoke=AT_SCALE["smoke"],
+    quick=AT_SCALE["quick"],
+    paper=AT_SCALE["paper"],
     claims=[
         Claim("L1 scan", f"FC: in-NINR catapult (logits, σ = {SCAN['FC']['in catapult']:g}, chosen "
               "from the scan of phases) has the best accuracy at large corruption (mean over s = "

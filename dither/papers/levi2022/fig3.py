@@ -58,7 +58,7 @@ LINEAR = 2.0  # norms over their start up to which the picture's axis is linear
 def runs(
     steps: int, batch: int, every: int, looks: int, test: int, images: int | None, decay: int
 ) -> dict[str, Run]:
-    """`decay`: the steps of that phase, which takes longest to show."""
+    """The runs of the four phases. decay: the steps of that phase, which is the slowest."""
 
     def run(phase: str, sigma: float, loss: object) -> Run:
         n = decay if phase == "decay" else steps
@@ -84,7 +84,7 @@ def runs(
 
 
 def judged(check: Callable[[Table, str], Verdict], name: str, least: int = ENOUGH):
-    """A claim's check for one of the losses, on runs long enough (of the decay phase's length)."""
+    """The check of a claim for one of the losses. Runs must have the length of the decay phase."""
 
     def told(t: Table) -> Verdict:
         if (n := t.series("decay, logits", NODE)[0].max()) < least:
@@ -95,7 +95,7 @@ def judged(check: Callable[[Table, str], Verdict], name: str, least: int = ENOUG
 
 
 def running(t: Table, label: str, quantity: str) -> np.ndarray:
-    """Means over `WINDOW` steps, [S, T′]; what diverged is inf."""
+    """Means over `WINDOW` steps, [S, T′]; inf for runs that diverged."""
     steps, values = t.series(label, quantity)
     n = max(1, round(WINDOW / float(np.median(np.diff(steps)))))
     values = np.where(np.isnan(values), np.inf, values)
@@ -109,7 +109,7 @@ def moves(t: Table, label: str) -> np.ndarray:
 
 
 def decoupled(t: Table, name: str) -> Verdict:
-    """L5; at the figure's σ = 0 it can't fail, so the same is asked of a faint node."""
+    """L5. At the figure's σ = 0 it can't fail, so it is also checked at a small σ."""
     drawn = moves(t, f"decoupled, {name}")
     asked = exact("largest change of ‖W_NI‖, σ = 0", drawn, high=MOVED)
     return decide(asked, numbers={f"largest change of ‖W_NI‖, σ = {FAINT}": moves(t, "faint")})
@@ -120,7 +120,7 @@ def faint(t: Table, name: str) -> Verdict:
 
 
 def decays(t: Table, name: str) -> Verdict:
-    """L6. Falls: the running mean never climbs by 5 % of its start above its lowest so far."""
+    """L6. A fall: the running mean never rises above its minimum so far by 5 % of its start."""
     label = f"decay, {name}"
     steps, node = t.series(label, NODE)
     mean = running(t, label, NODE)
@@ -135,10 +135,9 @@ def decays(t: Table, name: str) -> Verdict:
 
 
 def course(t: Table, label: str) -> dict[str, np.ndarray]:
-    """Start, peak and end of what a catapult moves; the training loss with the noise on.
-
-    It starts at step 0, before the first update: a few steps later it has risen already. Ratios
-    are at most `MOST`, which is also what those that diverged have.
+    """Start, peak and end of the quantities that a catapult moves. The training loss, with the
+    noise on, starts at step 0, before the first update: a few steps later it has risen already.
+    Ratios are at most `MOST`, the value of runs that diverged.
     """
     _, loss = t.series(label, "objective")
     start = t.first(label, "noisy loss/train")
@@ -163,19 +162,19 @@ def course(t: Table, label: str) -> dict[str, np.ndarray]:
 
 
 def peak(values: np.ndarray) -> np.ndarray:
-    """The largest of a row; inf where the run diverged, [S]."""
+    """The maximum over steps, [S]; inf for runs that diverged."""
     return np.where(np.isnan(values), np.inf, values).max(1)
 
 
 def gone(t: Table, label: str) -> np.ndarray:
-    """Runs whose loss was no longer finite, [S]."""
+    """Whether the loss of a run became not finite, [S]."""
     if "diverged" not in t.quantities(label):
         return np.zeros(len(t.seeds), bool)
     return np.isfinite(t.last(label, "diverged"))
 
 
 def catapults(t: Table, name: str) -> Verdict:
-    """L7: a rise of the training loss by 20 %, of ‖W⁽¹⁾‖ by 5 % (what L5 calls to move)."""
+    """L7: the training loss rises by 20 %, ‖W⁽¹⁾‖ by 5 % (the change that counts in L5)."""
     seen = course(t, f"catapult, {name}")
     loss, w, end = (seen.pop(q) for q in (
         "training loss, peak/start", "‖W⁽¹⁾‖ peak/start", "training loss, end/start"))  # fmt: skip
@@ -188,7 +187,7 @@ def catapults(t: Table, name: str) -> Verdict:
 
 
 def diverges(t: Table, name: str) -> Verdict:
-    """L8: chance is an accuracy below .2 with the noise on, at the end."""
+    """L8: chance means an accuracy below .2 at the end, with the noise on."""
     seen = course(t, f"divergent, {name}")
     end, noisy = (seen.pop(q) for q in ("training loss, end/start", "the same, noise on"))
     return decide(
@@ -201,7 +200,7 @@ def diverges(t: Table, name: str) -> Verdict:
 
 
 def plot(t: Table, losses: Sequence[str] = tuple(LOSSES)):
-    """Two rows of panels a loss."""
+    """Two rows of panels per loss."""
     picture, axes = style.grid(2 * len(losses), 4, width=10, height=2.3)
     for half, name in enumerate(losses):
         for column, phase in enumerate(PHASES):
@@ -228,8 +227,8 @@ def plot(t: Table, losses: Sequence[str] = tuple(LOSSES)):
 
 
 def norms(ax: Any, t: Table, label: str) -> None:
-    """‖W_NI‖ and ‖W⁽¹⁾‖ over their start: linear, as a catapult's rise of 19 % is to be seen;
-    logarithmic where one leaves `LINEAR` times the start.
+    """‖W_NI‖ and ‖W⁽¹⁾‖ over their start. The axis is linear, to show a catapult's rise of 19 %. It
+    is logarithmic if a norm leaves `LINEAR` times its start.
     """
     seen = [(*t.series(label, q), c) for q, c in ((NODE, style.BLUE), (NEXT, style.RED))]
     ratios = [(steps, values / values[:, :1], colour) for steps, values, colour in seen]
@@ -243,7 +242,7 @@ def norms(ax: Any, t: Table, label: str) -> None:
 
 
 def loss_and_accuracy(ax: Any, t: Table, label: str) -> Any:
-    """Losses on the left axis, accuracies on the right one, which is returned."""
+    """Losses on the left axis, accuracies on the right one. Returns the right axis."""
     steps, loss = t.series(label, "objective")
     steps = np.append(0, steps)
     loss = np.column_stack([t.first(label, "noisy loss/train"), loss])

@@ -17,13 +17,13 @@ from dither.lab.rule import above, decide, not_above
 from dither.papers import style
 from dither.papers.levi2022.looks import STRENGTHS, attacked
 from dither.papers.levi2022.methods import (
+    AT_SCALE,
     BASELINES,
     COLOURS,
     DEPARTURES,
     NINR,
     POINT,
     RULED,
-    SCALES,
     SEEDS,
     Setting,
     compared,
@@ -47,20 +47,20 @@ def under(method: str, target: str = "loss"):
     """Accuracy against the strength, [S, T]."""
 
     def read(t: Table, label: str) -> Array:
-        found = [final(t, label, attacked(method, target, e)) for e in STRENGTHS]
-        return np.stack(found, 1)
+        accuracy = [final(t, label, attacked(method, target, e)) for e in STRENGTHS]
+        return np.stack(accuracy, 1)
 
     return read
 
 
 def mean_under(method: str, target: str = "loss"):
-    """The mean over all strengths but 0, [S]."""
+    """The mean over all strengths except 0, [S]."""
     return lambda t, label: under(method, target)(t, label)[:, 1:].mean(1)
 
 
 def images(t: Table, labels: Iterable[str]) -> int:
-    """How many images were attacked, at least: the smallest n of which all shares are whole
-    numbers; up to `LEAST`.
+    """A lower bound of the number of attacked images: the smallest n for which all shares are whole
+    multiples of 1/n; at most `LEAST`.
     """
     seen = [under(m, target)(t, label).ravel() for label in labels for m in ("fgsm", "pgd")
             for target in ("loss", "margin")]  # fmt: skip
@@ -71,7 +71,7 @@ def images(t: Table, labels: Iterable[str]) -> int:
 
 
 def unjudged(t: Table, net: str) -> str:
-    """Why nothing can be said of a net; "" if it can."""
+    """Why a net can't be judged; "" if it can."""
     labels = [f"{net} {m}" for m in SHOWN]
     n = images(t, labels)
     if n < LEAST:
@@ -80,14 +80,14 @@ def unjudged(t: Table, net: str) -> str:
 
 
 def best_of(values: dict[str, Array]) -> Array:
-    """Of each seed the value of the method that is best in the mean of the other seeds, [S]."""
+    """For each seed, the value of the method with the best mean over the other seeds, [S]."""
     table = np.stack(list(values.values()))  # [M, S]
     others = table.sum(1, keepdims=True) - table
     return np.take_along_axis(table, others.argmax(0)[None], 0)[0]
 
 
 def first(net: str, method: str, ours: tuple[str, ...], target: str = "loss"):
-    """The best of ours above each other method. The best is chosen on the other seeds."""
+    """The best of our methods is above each other method. The other seeds choose the best."""
 
     def check(t: Table) -> Verdict:
         value = mean_under(method, target)
@@ -102,7 +102,7 @@ def first(net: str, method: str, ours: tuple[str, ...], target: str = "loss"):
 
 
 def above_plain(net: str):
-    """L15: each decay node above L2 and none, under both attacks."""
+    """L15: each decay node is above L2 and none, under both attacks."""
 
     def check(t: Table) -> Verdict:
         seen = {(a, m): mean_under(a)(t, f"{net} {m}") for a in ("fgsm", "pgd") for m in SHOWN}
@@ -119,7 +119,7 @@ def above_plain(net: str):
 
 
 def masked(net: str):
-    """Ours: how often the gradient vanishes, and what an attack on the margin leaves."""
+    """Ours: the share of vanishing gradients, and the accuracy under an attack on the margin."""
 
     def check(t: Table) -> Verdict:
         share = {f"{m}: no gradient": final(t, f"{net} {m}", "vanishing", 1.0) for m in SHOWN}
@@ -181,9 +181,9 @@ def for_each(net: str, tail: str) -> list[Claim]:
 figure = Figure(
     runs,
     plot,
-    smoke=SCALES["smoke"],
-    quick=SCALES["quick"],
-    paper=SCALES["paper"],
+    smoke=AT_SCALE["smoke"],
+    quick=AT_SCALE["quick"],
+    paper=AT_SCALE["paper"],
     claims=[*for_each("FC", ""), *for_each("CNN", " CNN")],
     departures=[
         *DEPARTURES,

@@ -10,12 +10,12 @@ from dither.lab.rule import decide, near
 from dither.noise import two_gaussian, uniform
 from dither.papers import style
 from dither.papers.levi2022.methods import (
+    AT_SCALE,
     COLOURS,
     DEPARTURES,
     LEVELS,
     NINR,
     RULED,
-    SCALES,
     SCAN,
     SEEDS,
     Setting,
@@ -31,21 +31,21 @@ HALVES = {"s ≤ .4": slice(0, 5), "s = .5 … .8": slice(5, 9)}  # of LEVELS
 
 
 def runs(fc: Setting, cnn: Setting, catapults: str = "FC CNN") -> dict[str, Run]:
-    """`catapults`: the nets whose catapult phase is trained too."""
-    found = {}
+    """The runs with each law. catapults: the nets that are trained in the catapult phase too."""
+    by_label = {}
     for setting in (fc, cnn):
         net = setting.net
-        found[f"{net} none"] = run(setting, "none")
+        by_label[f"{net} none"] = run(setting, "none")
         for method in NINR if net in catapults.split() else DECAYS:
             sigma = SCAN[net].get(method)  # None: the paper's
-            found[f"{net} {method}, Gaussian"] = run(setting, method, sigma=sigma)
+            by_label[f"{net} {method}, Gaussian"] = run(setting, method, sigma=sigma)
             for name, law in LAWS.items():
-                found[f"{net} {method}, {name}"] = run(setting, method, sigma=sigma, law=law)
-    return found
+                by_label[f"{net} {method}, {name}"] = run(setting, method, sigma=sigma, law=law)
+    return by_label
 
 
 def same(net: str, methods: tuple[str, ...], laws: tuple[str, ...] = tuple(LAWS)):
-    """L16: each half of a curve within 3 points of the Gaussian's, in the mean over its s."""
+    """L16: each half of a curve is within 3 points of the Gaussian's, in the mean over its s."""
 
     def check(t: Table) -> Verdict:
         seen = {(m, x): curve(t, f"{net} {m}, {x}") for m in methods for x in (*laws, "Gaussian")}
@@ -91,9 +91,9 @@ ALIKE = "are within 3 points of the Gaussian's, in the mean over s ≤ .4 and ov
 figure = Figure(
     runs,
     plot,
-    smoke=SCALES["smoke"],
-    quick={**SCALES["quick"], "catapults": "FC"},
-    paper=SCALES["paper"],
+    smoke=AT_SCALE["smoke"],
+    quick={**AT_SCALE["quick"], "catapults": "FC"},
+    paper=AT_SCALE["paper"],
     claims=[
         Claim("L16", f"FC: decay curves {ALIKE}", same("FC", DECAYS)),
         Claim("L16 CNN", f"CNN: decay curves {ALIKE}", same("CNN", DECAYS)),

@@ -12,12 +12,12 @@ from dither.lab import Adam, Claim, Figure, RMSprop, Run, Table, Verdict
 from dither.lab.rule import decide, not_below
 from dither.papers import style
 from dither.papers.levi2022.methods import (
+    AT_SCALE,
     BASELINES,
     DEPARTURES,
     NINR,
     POINT,
     RULED,
-    SCALES,
     Setting,
     large,
     lines,
@@ -37,20 +37,20 @@ OPTIMISERS = {
 
 
 def runs(fc: Setting, cnn: Setting, fewer: bool = False) -> dict[str, Run]:
-    found = {}
+    by_label = {}
     for name, chosen in OPTIMISERS.items():
         for setting in (fc, cnn):
             for m in FEWER[setting.net] if fewer else SHOWN:
                 sigma = TABLE3[name][setting.net].get(m)
                 label = f"{setting.net} {m}, {name}"
-                found[label] = run(setting, m, optimiser=chosen[setting.net], sigma=sigma)
-                looks = found[label].watch[:-1]  # no attacks here
-                found[label] = replace(found[label], watch=looks)
-    return found
+                by_label[label] = run(setting, m, optimiser=chosen[setting.net], sigma=sigma)
+                looks = by_label[label].watch[:-1]  # no attacks here
+                by_label[label] = replace(by_label[label], watch=looks)
+    return by_label
 
 
 def above(net: str, name: str, methods: tuple[str, ...]):
-    """L17 for one net and optimiser: not a point below none."""
+    """L17 for one net and one optimiser: the difference to none is above −1 point."""
 
     def check(t: Table) -> Verdict:
         ours, none = [f"{net} {m}, {name}" for m in methods], f"{net} none, {name}"
@@ -80,16 +80,16 @@ def plot(t: Table):
 
 
 def short(fc: Setting, cnn: Setting) -> dict[str, Any]:
-    """Fewer epochs and methods: these nets are nobody else's."""
+    """Fewer epochs and methods, since no other figure trains these nets."""
     return {"fc": replace(fc, epochs=40), "cnn": replace(cnn, epochs=20), "fewer": True}
 
 
 figure = Figure(
     runs,
     plot,
-    smoke=SCALES["smoke"],
-    quick=short(**SCALES["quick"]),
-    paper=SCALES["paper"],
+    smoke=AT_SCALE["smoke"],
+    quick=short(**AT_SCALE["quick"]),
+    paper=AT_SCALE["paper"],
     claims=[
         *(
             Claim(

@@ -34,7 +34,7 @@ PIXELS = 3 * 32 * 32 + 1  # and the node
 
 @dataclass(frozen=True)
 class Images:
-    """How many images, and of which width: `blocks` divides the filters."""
+    """The number of images, and the width of the net: `blocks` divides the filters."""
 
     train: int | None
     test: int | None
@@ -43,7 +43,7 @@ class Images:
 
 
 def model(divide: int = 1) -> CNN:
-    """App. D's net, its filters and dense units divided."""
+    """The network of App. D, with filters and dense units divided."""
     net = levi_vgg()
     convs = tuple(replace(c, filters=c.filters // divide) for c in net.convs)
     return replace(net, convs=convs, dense=(500 // divide,))

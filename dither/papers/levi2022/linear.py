@@ -7,7 +7,7 @@ ETA = 0.01  # as in Fig. 3; the appendix names none
 
 
 def eq13(w1, w0, wn, k, learning: float = 1.0, xe: float = 0.0):
-    """One step of eq. 13, k = ησ²; learning 0 is eq. 15, xe = ⟨xε⟩ keeps R₁ of eq. 12."""
+    """One step of eq. 13, k = ησ². learning = 0 is eq. 15; xe = ⟨xε⟩ keeps R₁ of eq. 12."""
     error, kick = learning * ETA * (w1 * w0 - 1), ETA * xe
     return (
         w1 * (1 - k * wn**2) - error * w0 - kick * wn * (2 * w1 * w0 - 1),

@@ -16,12 +16,12 @@ STRENGTHS = (0.0, 0.02, 0.05, 0.1)  # in pixels; the paper names none
 
 
 def corrupted(level: float) -> str:
-    """The quantity: accuracy under eq. 8 at s = level."""
+    """The name of the accuracy under eq. 8 at s = level."""
     return f"corrupted/{level:g}"
 
 
 def attacked(method: str, target: str, strength: float) -> str:
-    """The quantity: accuracy under an attack."""
+    """The name of the accuracy under an attack."""
     return f"{method} on the {target}/{strength:g}"
 
 
@@ -36,10 +36,10 @@ class Corrupted:
     def __call__(self, state: State) -> dict[str, float]:
         x, y = state.examples("test", self.limit)
         try:
-            found = robustness.corruption(state.model, x, y, self.levels, seed=state.seed)
+            accuracy = robustness.corruption(state.model, x, y, self.levels, seed=state.seed)
         except NotFinite:
             return {}
-        return {corrupted(level): estimate.value for level, estimate in found.items()}
+        return {corrupted(level): estimate.value for level, estimate in accuracy.items()}
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,16 @@ class Attacks:
         for method in ("fgsm", "pgd"):
             for target in ("loss", "margin"):
                 try:
-                    found = robustness.attack(
+                    attack = robustness.attack(
                         state.model, x, y,
                         strengths=[e * (high - low) for e in self.strengths], bounds=(low, high),
                         method=method, target=target, loss=state.run.loss, steps=self.steps,
                     )  # fmt: skip
                 except NotFinite:
                     return {}
-                values = [e.value for e in found.accuracy.values()]
+                values = [e.value for e in attack.accuracy.values()]
                 for strength, value in zip(self.strengths, values, strict=True):
                     seen[attacked(method, target, strength)] = value
                 if (method, target) == ("fgsm", "loss"):
-                    seen["vanishing"] = found.vanishing
+                    seen["vanishing"] = attack.vanishing
         return seen

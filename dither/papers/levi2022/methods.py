@@ -48,10 +48,8 @@ DASHED = ("L2", "CDT .2", "in catapult", "full catapult")
 
 @dataclass(frozen=True)
 class Setting:
-    """A net and how long it trains; None: all images.
-
-    width: of FC's three hidden layers, or of CNN's dense layer; filters: of CNN's two blocks (the
-    paper doesn't say how many).
+    """A net and the length of its training. None: all images. width: that of FC's three hidden
+    layers, or of CNN's dense layer. filters: those of CNN's two blocks (the paper gives no number).
     """
 
     net: Kind
@@ -71,7 +69,7 @@ class Setting:
         return Data(self.data, train=self.train, test=self.test, flat=flat)
 
     def model(self, node: str) -> MLP | CNN:
-        """node: "none", "in" or "full": the fan-in of a dense layer counts it."""
+        """The network. node: "none", "in" or "full", which the fan-in of dense layers counts."""
         if self.net == "CNN":
             blocks = tuple(Conv(n, kernel=2, norm=True, pool=2) for n in self.filters)
             return CNN(blocks, dense=(self.width,), activation="elu")
@@ -91,12 +89,12 @@ class Setting:
         return nodes
 
     def dropout(self) -> dict[str, Multiplicative]:
-        """.5 after each hidden layer."""
+        """Dropout .5 after each hidden layer."""
         after = ["act*:out"] if self.net == "FC" else ["pool*:out", "act2:out"]
         return dict.fromkeys(after, Multiplicative(1.0, dropout(0.5)))
 
 
-SCALES: dict[str, dict[str, Setting]] = {
+AT_SCALE: dict[str, dict[str, Setting]] = {
     "smoke": {
         "fc": Setting("FC", 16, 256, 64, 1, 8),
         "cnn": Setting("CNN", 16, 256, 64, 1, 8, (2, 4)),
@@ -138,7 +136,7 @@ def run(
     stop: float = STOP,
     watch: tuple[Any, ...] | None = None,
 ) -> Run:
-    """One of METHODS; sigma in place of the paper's."""
+    """The run of one of METHODS. sigma replaces the paper's."""
     where, _, phase = method.partition(" ")
     node = where if phase in ("decay", "catapult") else "none"
     noise: Any = None
@@ -172,19 +170,19 @@ def compared(setting: Setting, methods: Iterable[str] = METHODS) -> dict[str, Ru
     reading of the text leaves open: the clipped loss, and the σ of the scan.
     """
     net, methods = setting.net, tuple(methods)
-    found = {f"{net} {m}": run(setting, m) for m in methods}
-    found |= {
+    by_label = {f"{net} {m}": run(setting, m) for m in methods}
+    by_label |= {
         f"{net} {m}, clipped": run(setting, m, loss=CLIPPED) for m in methods if m in CATAPULTS
     }
     scan = {m: s for m, s in SCAN[net].items() if m in methods}
-    return found | {f"{net} {m}, scan": run(setting, m, sigma=s) for m, s in scan.items()}
+    return by_label | {f"{net} {m}, scan": run(setting, m, sigma=s) for m, s in scan.items()}
 
 
 # ------------------------------------------------------------------------------- reading a table
 
 
 def final(t: Table, label: str, quantity: str, lost: float = CHANCE) -> Array:
-    """The value of each seed at its end, [S]; `lost` for those that diverged."""
+    """The value of each seed at the end, [S]; `lost` for runs that diverged."""
     if quantity not in t.quantities(label):
         return np.full(len(t.seeds), lost)
     values = t.last(label, quantity)
@@ -192,7 +190,7 @@ def final(t: Table, label: str, quantity: str, lost: float = CHANCE) -> Array:
 
 
 def diverged(t: Table, label: str) -> NDArray[np.bool_]:
-    """The seeds whose loss was no longer finite, [S]."""
+    """Whether the loss of each seed became not finite, [S]."""
     if "diverged" not in t.quantities(label):
         return np.zeros(len(t.seeds), bool)
     return np.isfinite(t.last(label, "diverged"))
@@ -209,7 +207,7 @@ def large(t: Table, label: str) -> Array:
 
 
 def unlearnt(t: Table, labels: Iterable[str], at_least: float = LEARNT) -> str:
-    """Which of the runs have not learnt their images, as a sentence; "" where all have."""
+    """A sentence that names the runs that have not learnt their images; "" if all have."""
     return rule.unlearnt({m: final(t, m, "accuracy/train") for m in labels}, at_least=at_least)
 
 
@@ -218,7 +216,7 @@ def share_diverged(t: Table, label: str) -> float:
 
 
 def shown(t: Table, labels: Iterable[str], value: Callable[[Table, str], Array]) -> dict[str, Any]:
-    """The values of each run, and what share of its seeds diverged."""
+    """The values of each run, and the share of its seeds that diverged."""
     labels = list(labels)
     lost = {f"{m}: share diverged": share_diverged(t, m) for m in labels if diverged(t, m).any()}
     return {**{m: value(t, m) for m in labels}, **lost}
@@ -228,7 +226,9 @@ def at_least(
     t: Table, ours: Iterable[str], others: Iterable[str], value: Callable[[Table, str], Array],
     within: float = 0.0,
 ) -> tuple[bool, dict[str, Any]]:  # fmt: skip
-    """Whether the mean over seeds of each of ours is at least that of every other, − `within`."""
+    """Whether the mean over seeds of each of our methods is at least that of every other, minus
+    `within`.
+    """
     ours, others = list(ours), list(others)
     seen = {label: value(t, label) for label in [*ours, *others]}
     best = max(seen[label].mean() for label in others)
@@ -239,7 +239,7 @@ def at_least(
 def judged(
     net: str, check: Callable[[Table], Any], plain: str | None = None
 ) -> Callable[[Table], Any]:
-    """A claim's check, where the plain net has learnt something."""
+    """The check of a claim. The plain net must have learnt."""
 
     def told(t: Table) -> tuple[bool | None, Mapping[str, Any]]:
         learnt = final(t, plain or f"{net} none", "accuracy/train")

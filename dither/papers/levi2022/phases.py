@@ -38,7 +38,9 @@ def scan(
     ratios: tuple[float, ...],
     loss: Any,
 ) -> Iterator[tuple[float, str, float]]:
-    """Per ratio σ/σ_cat: σ, the phase's number, and what it was read off; at step 0 the rest."""
+    """Per ratio σ/σ_cat: σ, the number of the phase, and the curves that give it. The other rows
+    are at step 0.
+    """
     data = Data("fashion-mnist", train=images, test=1).load(seed)
     net = MLP((784, width, width, width, 10), fan_extra=1).build(seed)
     x, y = data.x_train, data.y_train
@@ -88,13 +90,13 @@ def long_enough(check):
 
 
 def ratio(t: Table, label: str, name: str, to: str | None = None) -> np.ndarray:
-    """Measured σ² of a boundary over the predicted one, [S]."""
+    """The measured σ² of a boundary over the predicted one, [S]."""
     predicted = t.first(label, f"predicted {to or name}")
     return (t.first(label, f"measured {name}") / predicted) ** 2
 
 
 def within(name: str, factor: float, loss: str):
-    """The measured boundary's σ² within a factor of the predicted, in each cell."""
+    """The σ² of the measured boundary is within a factor of the predicted one, in each cell."""
 
     def check(t: Table) -> Verdict:
         seen = {label: ratio(t, label, name) for label in cells(t, loss)}
@@ -109,8 +111,8 @@ def within(name: str, factor: float, loss: str):
 
 
 def between(t: Table) -> Verdict:
-    """Of a seed's runs with σ between the predicted decay and .7 of the catapult, what share
-    decays.
+    """The share of a seed's runs that decay, among those with σ between the predicted decay and .7
+    of the catapult.
     """
     decay, of = np.zeros(len(t.seeds)), np.zeros(len(t.seeds))
     for label in cells(t):

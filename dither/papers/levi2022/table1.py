@@ -19,12 +19,12 @@ from dither.lab import Array, Claim, Data, Figure, Run, State, Table, Verdict, b
 from dither.lab.data import needs
 from dither.lab.rule import above, decide, near
 from dither.papers.levi2022.methods import (
+    AT_SCALE,
     DEPARTURES,
     METHODS,
     NINR,
     POINT,
     RULED,
-    SCALES,
     SEEDS,
     Setting,
     final,
@@ -43,7 +43,7 @@ LEARNT = 0.9  # training accuracy on digits; the paper trains to 1
 
 @cache
 def digits() -> tuple[Tensor, Tensor]:
-    """scikit-learn's digits boxed: x [1797, 1, 28, 28] in [0, 1], y [1797]."""
+    """scikit-learn's digits, boxed: x [1797, 1, 28, 28] in [0, 1], y [1797]."""
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
@@ -53,15 +53,15 @@ def digits() -> tuple[Tensor, Tensor]:
 
 @cache
 def usps() -> tuple[Tensor, Tensor, int]:
-    """USPS boxed, its test digits last: x [9298, 1, 28, 28] in [0, 1], y [9298], and their
-    number, 2 007.
+    """USPS, boxed, with its test digits last: x [9298, 1, 28, 28] in [0, 1], y [9298], and the
+    number of test digits, 2 007.
     """
     t = Data("usps", standardise=False, flat=False).load()
     return torch.cat([t.x_train, t.x_test]), torch.cat([t.y_train, t.y_test]), len(t.y_test)
 
 
 def right(state: State, x: Tensor, y: Tensor) -> float:
-    """Accuracy on digits in [0, 1], standardised like the training's."""
+    """Accuracy on digits in [0, 1], which are standardised like the training digits."""
     low, high = (float(v) for v in (state.data.x_test.min(), state.data.x_test.max()))
     x = low + (high - low) * x  # pixels 0 and 1 as the net knows them
     with torch.no_grad():
@@ -91,17 +91,17 @@ class ShiftedToUSPS:
 
 
 def runs(fc: Setting, cnn: Setting) -> dict[str, Run]:
-    found, theirs = {}, all(map(needs.found, THEIRS))
+    by_label, theirs = {}, all(map(needs.found, THEIRS))
     source, target = ("mnist", ShiftedToUSPS()) if theirs else ("mnist-5000", Shifted())
     for setting in (fc, cnn):
         digits = replace(setting, data=source)
         for method in SHIFTED:
-            found[f"{setting.net} {method}"] = run(digits, method, stop=1.0, watch=(target,))
-    return found
+            by_label[f"{setting.net} {method}"] = run(digits, method, stop=1.0, watch=(target,))
+    return by_label
 
 
 def target(t: Table) -> str:
-    """Which digits the nets were tested on."""
+    """The digits on which the nets were tested."""
     there = {quantity for label in t.there for quantity in t.quantities(label)}
     return next((quantity for quantity in (USPS, ALL) if quantity in there), OURS)
 
@@ -118,7 +118,7 @@ OTHER = {
 
 
 def ahead(net: str, ours: tuple[str, ...]):
-    """L9, L10: each of ours above each other method, seed by seed."""
+    """L9, L10: each of our methods is above each other method, seed by seed."""
 
     def check(t: Table) -> Verdict:
         seen = {m: shifted(t, f"{net} {m}") for m in SHIFTED}
@@ -132,7 +132,7 @@ def ahead(net: str, ours: tuple[str, ...]):
 
 
 def source_kept(net: str):
-    """Each method's test accuracy on the source against none's."""
+    """The test accuracy of each method on the source, compared with none."""
 
     def check(t: Table) -> Verdict:
         seen = {m: final(t, f"{net} {m}", "accuracy/test") for m in SHIFTED}
@@ -151,14 +151,14 @@ def plot(t: Table):
 
 
 SHORT = {
-    "smoke": SCALES["smoke"],
+    "smoke": AT_SCALE["smoke"],
     "quick": {
-        "fc": replace(SCALES["quick"]["fc"], train=2000, epochs=40),
-        "cnn": replace(SCALES["quick"]["cnn"], train=1000, epochs=15),
+        "fc": replace(AT_SCALE["quick"]["fc"], train=2000, epochs=40),
+        "cnn": replace(AT_SCALE["quick"]["cnn"], train=1000, epochs=15),
     },
     "paper": {
-        "fc": replace(SCALES["paper"]["fc"], train=None),
-        "cnn": replace(SCALES["paper"]["cnn"], train=None),
+        "fc": replace(AT_SCALE["paper"]["fc"], train=None),
+        "cnn": replace(AT_SCALE["paper"]["cnn"], train=None),
     },
 }
 

@@ -7,11 +7,11 @@ inputs (CDT, s = .2), beside the numbers printed in the paper (hollow, ± 2 σ o
 from dither.lab import Array, Claim, Figure, Run, Table, Verdict
 from dither.lab.rule import Comparison, below, decide, not_below
 from dither.papers.levi2022.methods import (
+    AT_SCALE,
     DEPARTURES,
     METHODS,
     POINT,
     RULED,
-    SCALES,
     SEEDS,
     Setting,
     compared,
@@ -34,15 +34,15 @@ def clean(t: Table, label: str) -> Array:
 
 
 def against_none(net: str, methods: tuple[str, ...], asked):
-    """Each method's clean accuracy against none's, seed by seed."""
+    """The clean accuracy of each method, compared with none, seed by seed."""
 
     def check(t: Table) -> Verdict:
         none, labels = f"{net} none", [f"{net} {m}" for m in methods]
-        found: list[Comparison] = [
+        comparisons: list[Comparison] = [
             asked(f"{m} − none", clean(t, m), clean(t, none)) for m in labels
         ]
         every = [none, *labels]
-        return decide(*found, unless=unlearnt(t, every), numbers=shown(t, every, clean))
+        return decide(*comparisons, unless=unlearnt(t, every), numbers=shown(t, every, clean))
 
     return check
 
@@ -64,9 +64,9 @@ def plot(t: Table):
 figure = Figure(
     runs,
     plot,
-    smoke=SCALES["smoke"],
-    quick=SCALES["quick"],
-    paper=SCALES["paper"],
+    smoke=AT_SCALE["smoke"],
+    quick=AT_SCALE["quick"],
+    paper=AT_SCALE["paper"],
     claims=[
         Claim("L11", "FC: decay NINR is not 1.5 points below none", kept("FC")),
         Claim("L11 CNN", "CNN: decay NINR is not 1.5 points below none", kept("CNN")),

@@ -18,7 +18,9 @@ def beside(
     what: str,
     theirs: str = "paper",
 ):
-    """A panel per net, a row per method: filled ours, hollow the paper's, in per cent."""
+    """One panel per net, one row per method. Our values are filled, the paper's are hollow, in per
+    cent.
+    """
     picture, axes = style.grid(1, 2, height=0.55 * len(methods) + 1.6)
     rows = np.arange(len(methods))[::-1]
     for ax, (net, known) in zip(axes[0], printed.items(), strict=True):

@@ -51,7 +51,7 @@ WEIGHTS = ("w1", "w0", "w_NI")
 
 
 def simulated(seed: int, progress: Progress, *, ratio: float, steps: int, batch: int) -> Rows:
-    """A linear net with a noise node under SGD; beside it the equations from the same start."""
+    """A linear net with a noise node under SGD, and the equations from the same start."""
     sigma2 = ratio * 2 / (ETA * max(START[0] ** 2, START[2] ** 2))
     x = torch.randn(batch, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     fc0, fc1 = (nn.Linear(1, 1, bias=False, dtype=torch.float64) for _ in range(2))
@@ -125,7 +125,7 @@ def short(t: Table) -> bool:
 
 
 def departure(t: Table, phase: str, equation: str = "eq 13", until: float = math.inf) -> np.ndarray:
-    """max_t |w − w_eq| / max_t |w_eq| up to a step, the worse of w₁ and w_NI. [S]"""
+    """max_t |w − w_eq| / max_t |w_eq| up to a step, for w₁ or w_NI, whichever is larger. [S]"""
     gaps = []
     for name in ("w1", "w_NI"):
         steps, eq = t.series(phase, f"{equation} {name}")
@@ -136,7 +136,7 @@ def departure(t: Table, phase: str, equation: str = "eq 13", until: float = math
 
 
 def follows(*phases: str):
-    """L19: the departure from eq. 13 below 5 % of the largest weight."""
+    """L19: the departure from eq. 13 is below 5 % of the largest weight."""
 
     def check(t: Table) -> Verdict:
         if short(t):
@@ -152,8 +152,8 @@ def follows(*phases: str):
 
 
 def phases(t: Table) -> Verdict:
-    """L20 on the simulated nets. Monotone: |w_NI| never climbs by 5 % of its start above what it
-    has come down to.
+    """L20 on the simulated nets. Monotone: |w_NI| never rises above its minimum so far by 5 % of
+    its start.
     """
     if short(t):
         return None, {"why": SHORT}
@@ -170,7 +170,7 @@ def phases(t: Table) -> Verdict:
 
 
 def everywhere(t: Table) -> Verdict:
-    """L20 over starts: decay to 0.9 σ_c², growth and convergence at 1.1, divergence from 2."""
+    """L20 over many starts: decay to 0.9 σ_c², growth and convergence at 1.1, divergence from 2."""
     shares = {}
     for equation in ("eq 13", "eq 15"):
         for event, chosen in EVENTS.items():

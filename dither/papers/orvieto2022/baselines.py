@@ -25,7 +25,7 @@ FIRST = 2  # parameters of the first layer: weight and bias
 
 
 class Layered(After):
-    """ξ `more` times as large behind the first layer."""
+    """Noise ξ after each step, `more` times as large behind the first layer."""
 
     more = 1.0
 
@@ -53,7 +53,7 @@ class NoiseAfter(Langevin):
 
 @dataclass(frozen=True)
 class AntiNoise(NoiseAfter):
-    """`AntiPGD` likewise."""
+    """`AntiPGD` on a net whose noise is `more` times as large behind the first layer."""
 
     def after(self, optimiser: Optimizer, seed: int | Sequence[int]) -> After:
         return self._hung(LayeredAntiCorrelated(optimiser, self.sigma, seed, gaussian))

@@ -46,8 +46,8 @@ LR = {"toy": 1e-3, "wide": 5e-3}
 
 @dataclass(frozen=True)
 class Scale:
-    """What we can afford. thinner: how many times fewer channels the wide net has; faster: what its
-    rate is multiplied by; substitute: Fashion-MNIST also where CIFAR-10 is here.
+    """The cost of a scale. thinner: the factor by which the wide net has fewer channels. faster:
+    the factor on its rate. substitute: take Fashion-MNIST even if CIFAR-10 is here.
     """
 
     epochs: int
@@ -62,7 +62,7 @@ class Scale:
 
 
 def sets(scale: Scale) -> list[str]:
-    """CIFAR-10 if it is here, the substitute if it isn't or is wanted."""
+    """CIFAR-10 if it is here, else the substitute; the substitute if it is wanted."""
     here = [CIFAR] if needs.found(CIFAR) else []
     return here + ([FASHION] if scale.substitute or not here else [])
 
@@ -77,7 +77,9 @@ def model(net: Net, thinner: int) -> CNN:
 
 
 def noise(net: Net, thinner: int) -> Any:
-    """σ on every tensor; in a thinner net √thinner as much behind the first: it keeps its ratio."""
+    """σ on every tensor. In a thinner net it is √thinner as large behind the first layer, so that
+    it keeps its ratio to the weights.
+    """
     if net == "toy" or thinner == 1:
         return Weight(SIGMA)
     more = Weight(SIGMA * thinner**0.5)
@@ -85,27 +87,27 @@ def noise(net: Net, thinner: int) -> Any:
 
 
 def named(net: str, data: str, thinner: int = 1) -> dict[str, str]:
-    """{scheme: the label of its run}; thinner: how many times fewer channels it has."""
+    """{scheme: the label of its run}. thinner: the factor by which it has fewer channels."""
     tail = f", channels / {thinner}" if net == "wide" and thinner > 1 else ""
     return {s: f"{net} {s.replace(GD, 'SGD')}, {SAID[data]}{tail}" for s in SCHEMES}
 
 
 def there(t: Table, net: str, data: str) -> dict[str, str]:
-    """The same of the runs in a table, of whatever width; {} if there is none."""
+    """{scheme: label} of the runs in a table, of any width; {} if there is none."""
     start = named(net, data)[GD]
-    found = [b for b in t.there if b == start or b.startswith(f"{start}, channels / ")]
-    return named(net, data, channels(found[0])) if found else {}
+    labels = [b for b in t.there if b == start or b.startswith(f"{start}, channels / ")]
+    return named(net, data, channels(labels[0])) if labels else {}
 
 
 def channels(label: str) -> int:
-    """How many times fewer a label says there are."""
+    """The factor by which channels are fewer, from a label."""
     last = label.rpartition(" / ")[2]
     return int(last) if last.isdigit() else 1
 
 
 def runs(**scales: Scale) -> dict[str, Run]:
     """toy=Scale(…), wide=Scale(…)."""
-    found: dict[str, Run] = {}
+    by_label: dict[str, Run] = {}
     for name, scale in scales.items():
         net: Net = "toy" if name == "toy" else "wide"
         for data in sets(scale):
@@ -125,15 +127,17 @@ def runs(**scales: Scale) -> dict[str, Run]:
             )
             each = schemes(plain, noise(net, scale.thinner))
             labels = named(net, data, scale.thinner)
-            found |= {labels[scheme]: run for scheme, run in each.items()}
-    return found
+            by_label |= {labels[scheme]: run for scheme, run in each.items()}
+    return by_label
 
 
 # ------------------------------------------------------------------------------------------ claims
 
 
 def judged(net: Net, data: str, check: Callable[[Table, dict[str, str]], list[Comparison]]):
-    """A claim's check where the data were here, all nets have learnt, and the wide net is wide."""
+    """The check of a claim. The data must be here, all nets must have learnt, and the wide net must
+    be wide.
+    """
 
     def said(t: Table) -> Verdict:
         labels = there(t, net, data)
@@ -151,12 +155,12 @@ def judged(net: Net, data: str, check: Callable[[Table, dict[str, str]], list[Co
 
 
 def rise(t: Table, label: str) -> Array:
-    """How far the test loss is above its lowest record at the end, [S]."""
+    """The test loss at the end over its minimum, as a difference, [S]."""
     return t.last(label, TEST) - np.nanmin(t.series(label, TEST)[1], 1)
 
 
 def steadier(t: Table, of: dict[str, str]) -> list[Comparison]:
-    """O16: after its lowest record the test loss rises less with either noise than without."""
+    """O16: after its minimum the test loss rises less with either noise than without."""
     up = {s: rise(t, label) for s, label in of.items()}
     return [
         nearer(f"rise of the test loss, {s} less than SGD", up[s], up[GD], by=LESS)
@@ -195,7 +199,7 @@ def claims(net: Net) -> list[Claim]:
 
 
 def drawn(t: Table, net: str) -> dict[str, str]:
-    """The runs to draw: CIFAR-10's, else Fashion-MNIST's."""
+    """The runs in the picture: CIFAR-10's, else Fashion-MNIST's."""
     return next(labels for data in SAID if (labels := there(t, net, data)))
 
 

@@ -102,10 +102,10 @@ def max_margin(X: Array, y: Array, sigma: float) -> tuple[Array, float]:
     n, m = G.shape
     rows = np.vstack([np.hstack([-G, np.ones((n, 1))]), np.r_[np.ones(m), 0.0]])
     bounds = [(0, None)] * m + [(None, None)]
-    found = linprog(np.r_[np.zeros(m), -1.0], rows, np.r_[np.zeros(n), 1.0], bounds=bounds)
-    if not found.success:
-        raise DitherError(f"max_margin: the linear program was not solved: {found.message}")
-    return found.x[:-1], float(found.x[-1])
+    solution = linprog(np.r_[np.zeros(m), -1.0], rows, np.r_[np.zeros(n), 1.0], bounds=bounds)
+    if not solution.success:
+        raise DitherError(f"max_margin: the linear program was not solved: {solution.message}")
+    return solution.x[:-1], float(solution.x[-1])
 
 
 def _margins(X: Array, y: Array, sigma: float) -> Array:

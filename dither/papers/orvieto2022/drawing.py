@@ -96,7 +96,7 @@ def task(
 
 
 def at_level(net: nn.Module, x: Tensor, y: Tensor) -> Iterator[Row]:
-    """The trace once the training loss is below a level that all ways reach."""
+    """The trace when the training loss first is below a level that all ways reach."""
     net.eval()
     with torch.no_grad():
         low = nn.functional.cross_entropy(net(x), y).item() <= LEVEL
@@ -107,7 +107,7 @@ def at_level(net: nn.Module, x: Tensor, y: Tensor) -> Iterator[Row]:
 
 
 def descend(net: nn.Module, noise: Any, x: Tensor, y: Tensor, *, pairs: bool) -> None:
-    """The gradient at w + δ; of a pair: half of it, and half at w − δ."""
+    """The gradient at w + δ. For a pair: half of it, and half of that at w − δ."""
     loss = nn.functional.cross_entropy
     if not pairs:
         loss(net(x), y).backward()
@@ -119,14 +119,14 @@ def descend(net: nn.Module, noise: Any, x: Tensor, y: Tensor, *, pairs: bool) ->
 
 @torch.no_grad()
 def clean(net: nn.Module, noise: dither.Injection, x: Tensor) -> None:
-    """A forward without noise, by which BatchNorm's running statistics are set."""
+    """A forward without noise, which sets BatchNorm's running statistics."""
     noise.pause()
     net(x)
     noise.resume()
 
 
 def first_look(net: nn.Module, how: dict, x: Tensor, y: Tensor, seed: int) -> Iterator[Row]:
-    """R, and what of E[Δℓ] it leaves; BatchNorm by its running statistics."""
+    """R, and E[Δℓ] − R, with BatchNorm's running statistics."""
     net.eval()
     with injected(net, how, SIGMA, seed) as noise, torch.no_grad():
         _, total, by_site = dither.explicit(noise, x[:256], y[:256])
@@ -178,13 +178,15 @@ LAYERWISE = ("cyclic", "random", "by layer")
 
 
 def short(t: Table, *ways: str) -> str:
-    """Which have not brought their training loss below `LEARNT`; "" if all have."""
+    """A sentence that names the nets whose training loss is not below `LEARNT`; "" if there are
+    none.
+    """
     loss = {way: t.last(way, "loss/train") for way in ways}
     return unlearnt(loss, at_most=LEARNT, what="training loss")
 
 
 def lower(t: Table, quantity: str) -> list[Comparison]:
-    """Layer-wise noise against none, by 5 %, seed by seed."""
+    """Layer-wise noise is below no noise by 5 %, seed by seed."""
     none = t.last("no noise", quantity)
     return [
         below(f"{quantity}, {w} / no noise, − 1", t.last(w, quantity) / none, 1, by=FLOOR)
@@ -193,12 +195,12 @@ def lower(t: Table, quantity: str) -> list[Comparison]:
 
 
 def flatter(t: Table) -> Verdict:
-    """At the end, layer-wise against no noise."""
+    """The trace at the end: layer-wise noise against no noise."""
     return decide(*lower(t, "trace"), unless=short(t, "no noise", *LAYERWISE))
 
 
 def flatter_at_level(t: Table) -> Verdict:
-    """The same at equal training loss; the trace of cross-entropy goes to 0 with the loss."""
+    """The same at equal training loss: the trace of cross-entropy goes to 0 with the loss."""
     name = f"trace at loss {LEVEL:g}"
     reached = [w for w in WAYS if name in t.quantities(w)]
     if "no noise" not in reached or not set(LAYERWISE) <= set(reached):
@@ -210,7 +212,7 @@ def flatter_at_level(t: Table) -> Verdict:
 
 
 def order(t: Table) -> Verdict:
-    """Cyclic or at random: the paper's text and its code. Test loss, to 5 %."""
+    """Cyclic or random order, as in the paper's text and its code: test losses within 5 %."""
     ratio = t.last("random", "loss/test") / t.last("cyclic", "loss/test")
     asked = near("test loss, random / cyclic, − 1", ratio, 1, within=FLOOR)
     return decide(asked, unless=short(t, "random", "cyclic"))

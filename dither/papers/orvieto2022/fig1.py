@@ -52,7 +52,7 @@ def width(
     sigma: float,
     draws: int,
 ) -> Iterator[tuple[float, str, float]]:
-    """At each d₁ the loss, R_eff, and per scheme R_σ − R_eff: exact, Monte Carlo ± sem."""
+    """For each d₁ the loss, R_eff, and per scheme R_σ − R_eff: exact, and Monte Carlo ± sem."""
     data = Data("planted", train=40, features=10, planted=2).load(seed)
     X, Y, relu = data.x_train.double(), data.y_train.double(), activation == "relu"
     for done, d1 in enumerate(widths):
@@ -128,7 +128,7 @@ def explodes(activation: str) -> Callable[[Table], Verdict]:
 
 
 def slope(d1: np.ndarray, excess: np.ndarray) -> float:
-    """Of the log of the mean excess [S, W] against log d₁; nan where a mean is not positive."""
+    """The slope of the log of the mean excess [S, W] in log d₁; nan if a mean is not positive."""
     mean = excess.mean(0)
     return float(np.polyfit(np.log(d1), np.log(mean), 1)[0]) if (mean > 0).all() else math.nan
 

@@ -48,7 +48,7 @@ class Regularised:
 
 
 def runs(steps: int) -> dict[str, Run]:
-    found = {}
+    by_label = {}
     for units in UNITS:
         gd = Run(
             data=DATA,
@@ -59,20 +59,20 @@ def runs(steps: int) -> dict[str, Run]:
             watch=(Regularised(SIGMA, every=max(10, steps // 50)),),
         )
         both = dither.Weight(2**0.5 * SIGMA)
-        found |= {
+        by_label |= {
             f"{GD}, {units}": gd,
             f"{FULL}, {units}": replace(gd, noise=both, draw="all"),
             f"{LAYER}, {units}": replace(gd, noise=both, draw="random"),
             f"{ON_R}, {units}": replace(gd, noise=both, draw="all", objective="explicit"),
         }
         for method in (FULL, LAYER):
-            run = found[f"{method}, {units}"]
-            found[f"{method}, {units}, annealed"] = replace(run, schedule="cosine")
-    return found
+            run = by_label[f"{method}, {units}"]
+            by_label[f"{method}, {units}, annealed"] = replace(run, schedule="cosine")
+    return by_label
 
 
 def minima(t: Table) -> Array:
-    """Eq. 10's minimum of each seed."""
+    """The minimum of eq. 10 for each seed."""
     tensors = [DATA.load(seed) for seed in t.seeds]
     return np.array(
         [
@@ -83,7 +83,7 @@ def minima(t: Table) -> Array:
 
 
 def above(t: Table, method: str, units: int | str) -> Array:
-    """L + R above its minimum, relative: mean over the last fifth of the run, [S]."""
+    """L + R over its minimum, minus 1: the mean over the last fifth of the run, [S]."""
     values = t.series(f"{method}, {units}", "L + R")[1]
     return values[:, -max(1, values.shape[1] // 5) :].mean(1) / minima(t) - 1
 
@@ -93,7 +93,7 @@ def gaps(t: Table, units: int) -> dict[str, Array]:
 
 
 def late(t: Table, units: int) -> str:
-    """Why nothing can be judged: descent on L + R itself must be near its minimum; "" if it is."""
+    """Why the claims can't be judged; "" if they can. Descent on L + R must be near its minimum."""
     far = above(t, ON_R, units).mean() > NEAR
     return "GD on L + R itself is not near the minimum yet" if far else ""
 
@@ -106,7 +106,7 @@ def narrow(t: Table) -> Verdict:
 
 
 def wide(t: Table) -> Verdict:
-    """O11: layer-wise noise is, full noise is not."""
+    """O11: layer-wise noise is nearer to the minimum than GD, and full noise is not."""
     seen = gaps(t, 300)
     other = (seen[FULL] - seen[GD]) / seen[GD].mean()
     return decide(
@@ -118,7 +118,7 @@ def wide(t: Table) -> Verdict:
 
 
 def closer(t: Table) -> Verdict:
-    """The order of the two noises."""
+    """Which of the two noises is nearer to the minimum."""
     seen = gaps(t, 300)
     asked = nearer("layer-wise nearer than full", seen[LAYER], seen[FULL], by=FLOOR)
     return decide(asked, unless=late(t, 300), numbers=seen)
@@ -136,7 +136,7 @@ def within(units: int, *methods: str):
 
 
 def floor(t: Table) -> Verdict:
-    """The same runs with the rate annealed to 0 (cosine): what is left is no gradient noise."""
+    """The same runs with the rate annealed to 0 (cosine): their distance is not gradient noise."""
     ends = {
         (m, u): t.last(f"{m}, {u}, annealed", "L + R") / minima(t) - 1
         for m in (FULL, LAYER)

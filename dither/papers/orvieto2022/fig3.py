@@ -52,37 +52,37 @@ def label(scheme: str, sigma: float) -> str:
 
 
 def runs(scale: Scale, sigmas: tuple[float, ...], at: float) -> dict[str, Run]:
-    """`at`: the σ of the baselines."""
+    """The runs. at: the σ of the baselines."""
     plain = mlps.plain(NET, scale, "cosine")
-    found = {GD if scale.width is None else f"{GD}, {scale.width} units": plain}
+    by_label = {GD if scale.width is None else f"{GD}, {scale.width} units": plain}
     for sigma in sigmas:
         noise = mlps.noise(NET, scale, sigma)
         for scheme in (FULL, LAYER):
-            found[label(scheme, sigma)] = replace(plain, noise=noise, draw=DRAWS[scheme])
+            by_label[label(scheme, sigma)] = replace(plain, noise=noise, draw=DRAWS[scheme])
     steps, more, sgd = scale.steps, mlps.more(NET, scale), plain.optimiser
     walk, one = at / (M * steps) ** 0.5, at / M**0.5
-    found["loss + R̂"] = replace(
+    by_label["loss + R̂"] = replace(
         plain, noise=mlps.noise(NET, scale, at), draw="all", objective="sampled"
     )
-    found["noise after"] = replace(plain, optimiser=NoiseAfter(sgd, walk, more))
+    by_label["noise after"] = replace(plain, optimiser=NoiseAfter(sgd, walk, more))
     anti = AntiNoise(sgd, Until(one, max(1, round(0.95 * steps))), more)
-    found["Anti-PGD"] = replace(plain, optimiser=anti)
+    by_label["Anti-PGD"] = replace(plain, optimiser=anti)
     if SharpnessAware.installed():
-        found["SAM"] = replace(plain, optimiser=SharpnessAware(sgd))
-    return found
+        by_label["SAM"] = replace(plain, optimiser=SharpnessAware(sgd))
+    return by_label
 
 
 def gd(t: Table) -> str:
-    """The label of GD's run, which names the units where they are not the paper's."""
+    """The label of GD's run. It names the units if they are not the paper's."""
     return next(name for name in t.labels if name == GD or name.endswith(" units"))
 
 
 def sweep(t: Table, scheme: str) -> Iterator[tuple[float, str]]:
-    """σ and the label of its run, from small to large."""
-    found = [
+    """(σ, label of its run), in increasing order of σ."""
+    sigmas = [
         (float(name.rpartition(" ")[2]), name) for name in t.labels if name.startswith(f"{scheme},")
     ]
-    yield from sorted(found)
+    yield from sorted(sigmas)
 
 
 def others(t: Table) -> list[str]:
@@ -114,14 +114,16 @@ def table(t: Table) -> dict[str, Any]:
 
 
 def unjudged(t: Table) -> str:
-    """Why nothing can be said of a wide net; "" if it can. Of the noisy nets the best must have
-    learnt, which it has where it is above GD.
+    """Why a wide net can't be judged; "" if it can. The best of the noisy nets must have learnt, or
+    be above GD.
     """
     return mlps.thin("MLP2", gd(t)) or unlearnt(t, [gd(t)])
 
 
 def helps(t: Table) -> Verdict:
-    """O12: layer-wise raises accuracy at the σ that is best for the other seeds; full at none."""
+    """O12: layer-wise noise raises accuracy at the σ that is best for the other seeds; full noise
+    raises it at no σ.
+    """
     ours = [gains(t, ACCURACY, name, gd(t)) for _, name in sweep(t, LAYER)]
     asked = [above("accuracy: layer-wise at its best σ − GD", chosen(ours), by=POINT)]
     asked += [
@@ -132,7 +134,7 @@ def helps(t: Table) -> Verdict:
 
 
 def better(t: Table) -> Verdict:
-    """The best σ of layer-wise beside the best of full, each the best of the other seeds."""
+    """The best σ of layer-wise against the best of full noise; the other seeds choose each."""
     layer, full = (
         chosen([t.last(name, ACCURACY) for _, name in sweep(t, s)]) for s in (LAYER, FULL)
     )

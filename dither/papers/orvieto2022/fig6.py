@@ -54,8 +54,8 @@ KEPT = "kept"
 
 
 def noise(net: ResNet, sigma: float, steps: int) -> Any:
-    """σ on every tensor until the last tenth; in a thinner net √(64/width) as much on weights whose
-    fan-in has shrunk, so that the noise's variance over theirs is the paper's.
+    """σ on every tensor until the last tenth. In a thinner net it is √(64/width) as large on
+    weights with a smaller fan-in, so that its variance over theirs is the paper's.
     """
     until = max(1, round(QUIET * steps))
     same = Weight(Until(sigma, until))
@@ -69,27 +69,27 @@ def noise(net: ResNet, sigma: float, steps: int) -> Any:
 def named(
     data: str, scheme: str = GD, sigma: float = 0.0, statistics: str = "", width: int = WIDTH
 ) -> str:
-    """A run's label; width: where it is not the paper's, of SGD's run alone."""
+    """The label of a run. width: named if it is not the paper's, for SGD's run alone."""
     tail = f"{width} channels" if scheme == GD and width != WIDTH else ""
     words = [scheme.replace(GD, "SGD"), f"σ = {sigma:g}" if sigma else "", statistics, tail]
     return ", ".join(word for word in (*words, SAID[data]) if word)
 
 
 def sgd(t: Table, data: str) -> str:
-    """The label of SGD's run on these data, of whatever width; "" if there is none."""
-    found = (b for b in t.labels if b.startswith("SGD,") and b.endswith(SAID[data]))
-    return next(found, "")
+    """The label of SGD's run on these data, of any width; "" if there is none."""
+    labels = (b for b in t.labels if b.startswith("SGD,") and b.endswith(SAID[data]))
+    return next(labels, "")
 
 
 def channels(label: str) -> int:
-    """The first stage's, as SGD's label says."""
+    """The channels of the first stage, from SGD's label."""
     words = label.split(", ")
     return next((int(w.split()[0]) for w in words if w.endswith(" channels")), WIDTH)
 
 
 def runs(net: ResNet, images: Images, sigmas: tuple[float, ...], at: float) -> dict[str, Run]:
-    """`at`: the σ at which BatchNorm's statistics are kept from the noise, too."""
-    found: dict[str, Run] = {}
+    """The runs. at: the σ at which BatchNorm's statistics are also kept from the noise."""
+    by_label: dict[str, Run] = {}
     for data in sets(images):
         n = images.train or (50_000 if data == CIFAR else 60_000)
         steps = images.epochs * -(-n // images.batch)
@@ -106,29 +106,29 @@ def runs(net: ResNet, images: Images, sigmas: tuple[float, ...], at: float) -> d
                 Curvature(every, images.limit),
             ),
         )  # fmt: skip
-        found[named(data, width=net.width)] = plain
+        by_label[named(data, width=net.width)] = plain
         for scheme in (FULL, LAYER):
             for sigma in sigmas:
                 noisy = replace(plain, noise=noise(net, sigma, steps), draw=DRAWS[scheme])
-                found[named(data, scheme, sigma)] = noisy
+                by_label[named(data, scheme, sigma)] = noisy
                 if sigma == at:
                     kept = replace(noisy, statistics="keep")
-                    found[named(data, scheme, sigma, KEPT)] = kept
-    return found
+                    by_label[named(data, scheme, sigma, KEPT)] = kept
+    return by_label
 
 
 # ------------------------------------------------------------------------------------------ claims
 
 
 def sweep(t: Table, data: str, scheme: str) -> dict[float, str]:
-    """{σ: label}, from small to large; without those whose statistics were kept."""
+    """{σ: label}, in increasing order, without the runs whose statistics were kept."""
     start, end = f"{scheme.replace(GD, 'SGD')}, σ = ", f", {SAID[data]}"
-    found = [
+    pairs = [
         (name.removeprefix(start).removesuffix(end), name)
         for name in t.labels
         if name.startswith(start) and name.endswith(end) and KEPT not in name
     ]
-    return dict(sorted((float(sigma), name) for sigma, name in found))
+    return dict(sorted((float(sigma), name) for sigma, name in pairs))
 
 
 def ends(t: Table, data: str) -> dict[str, Any]:
@@ -152,7 +152,9 @@ def ends(t: Table, data: str) -> dict[str, Any]:
 
 
 def judged(data: str, check: Callable[[Table, str, str], Verdict], wide: bool = True):
-    """A claim's check where the data were here, SGD has learnt, and the net is wide enough."""
+    """The check of a claim. The data must be here, SGD must have learnt, and the net must be wide
+    enough.
+    """
 
     def said(t: Table) -> Verdict:
         if not (plain := sgd(t, data)):
@@ -167,8 +169,8 @@ def judged(data: str, check: Callable[[Table, str, str], Verdict], wide: bool = 
 
 
 def holds_up(t: Table, data: str, why: str) -> Verdict:
-    """O18: where full noise is a point below SGD, layer-wise noise isn't. Full noise need not have
-    learnt there.
+    """O18: at the σ where full noise is a point below SGD, layer-wise noise is not. Full noise need
+    not have learnt there.
     """
     numbers: dict[str, Any] = {}
     asked, labels = [], []
@@ -187,34 +189,36 @@ def holds_up(t: Table, data: str, why: str) -> Verdict:
 
 
 def headline(t: Table, data: str, why: str) -> Verdict:
-    """At the σ that is best for the other seeds layer-wise noise is above SGD."""
-    found = sweep(t, data, LAYER)
-    top = chosen([t.last(name, ACCURACY) for name in found.values()])
+    """At the σ that is best for the other seeds, layer-wise noise is above SGD."""
+    by_sigma = sweep(t, data, LAYER)
+    top = chosen([t.last(name, ACCURACY) for name in by_sigma.values()])
     asked = above("layer-wise at its best σ − SGD", top, t.last(sgd(t, data), ACCURACY),
                   by=HEADLINE)  # fmt: skip
     return decide(asked, unless=why)
 
 
 def rises(t: Table, data: str, why: str) -> Verdict:
-    """O19: from σ = .1 on, full noise's trace is more than twice SGD's, and twice that at the
-    smallest σ.
+    """O19: from σ = .1 on, the trace of full noise is more than twice SGD's, and more than twice
+    its value at the smallest σ.
     """
-    found: Mapping[float, Array] = {
+    traces: Mapping[float, Array] = {
         sigma: t.last(name, TRACE) for sigma, name in sweep(t, data, FULL).items()
     }
-    plain, least = t.last(sgd(t, data), TRACE), found[min(found)]
+    plain, least = t.last(sgd(t, data), TRACE), traces[min(traces)]
     asked = []
-    for sigma, trace in found.items():
+    for sigma, trace in traces.items():
         if sigma >= 0.1:
             asked += [
                 above(f"trace, full / {other}, σ = {sigma:g}", trace / value, by=TWICE)
-                for other, value in (("SGD", plain), (f"full at σ = {min(found):g}", least))
+                for other, value in (("SGD", plain), (f"full at σ = {min(traces):g}", least))
             ]
     return decide(*asked, unless=why)
 
 
 def same_end(t: Table, data: str, why: str) -> Verdict:
-    """Ours: kept or not, statistics make less than 2 points of accuracy, since the noise stops."""
+    """Ours: with and without kept statistics accuracies differ by less than 2 points, since the
+    noise stops.
+    """
     numbers: dict[str, Any] = {}
     asked, labels = [], []
     for name in t.labels:
@@ -254,11 +258,11 @@ def plot(t: Table):
         )
         ax.axhline(plain.mean(), color=style.BLACK, ls="--", label="SGD")
         for scheme, aside in ((FULL, 0.96), (LAYER, 1.04)):
-            said, found = scheme.replace(GD, "SGD"), sweep(t, data, scheme)
-            kept = {s: named(data, scheme, s, KEPT) for s in found}
+            said, by_sigma = scheme.replace(GD, "SGD"), sweep(t, data, scheme)
+            kept = {s: named(data, scheme, s, KEPT) for s in by_sigma}
             kept = {s: name for s, name in kept.items() if name in t.labels}
             marks = {"color": COLOURS[scheme], "capsize": 2}
-            errors(ax, t, found, quantity, aside, fmt="o-", label=said, **marks)
+            errors(ax, t, by_sigma, quantity, aside, fmt="o-", label=said, **marks)
             label = f"{said}, statistics kept"
             errors(ax, t, kept, quantity, aside**2, fmt="D", mfc="white", label=label, **marks)
         ax.set(xscale="log", xlabel="σ", title=f"{title}, {SAID[data]}")
@@ -271,11 +275,11 @@ def plot(t: Table):
 
 
 def errors(
-    ax: Any, t: Table, found: Mapping[float, str], quantity: str, aside: float, **how: Any
+    ax: Any, t: Table, by_sigma: Mapping[float, str], quantity: str, aside: float, **how: Any
 ) -> None:
-    """Mean ± its standard error at each σ, a little aside."""
-    values = [t.last(name, quantity) for name in found.values()]
-    x = [sigma * aside for sigma in found]
+    """Mean ± its standard error at each σ, with an offset."""
+    values = [t.last(name, quantity) for name in by_sigma.values()]
+    x = [sigma * aside for sigma in by_sigma]
     ax.errorbar(x, [v.mean() for v in values], [sem(v) for v in values], **how)
 
 

@@ -63,7 +63,7 @@ def problem(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def start(seed: int, number: int) -> Blocks:
-    """v_j = ±½ by lot, w_j ~ N(0, ¼/k): all groups in, of one size."""
+    """v_j = ±½ at random, w_j ~ N(0, ¼/k): all groups start with the same size."""
     rng = generator(100 * seed + number, "parameters")
     v = torch.randint(2, (GROUPS,), generator=rng).double() - 0.5
     w = torch.randn(GROUPS, SIZE, generator=rng, dtype=torch.float64)
@@ -73,7 +73,7 @@ def start(seed: int, number: int) -> Blocks:
 def task(
     seed: int, progress: Progress, *, steps: int, starts: int, iterations: int
 ) -> Iterator[Row]:
-    """Gaps of each method, and each group's ‖β_j‖ beside the convex solution's."""
+    """The gap of each method, and ‖β_j‖ of each group, for it and for the convex solution."""
     x, y = problem(seed)
     blocks = x.unflatten(1, (GROUPS, SIZE)).transpose(0, 1).numpy()  # [d, n, k]
     known, best = convex.group_lasso(blocks, y[:, 0].numpy(), SIGMA)
@@ -81,8 +81,8 @@ def task(
         lambda number: start(seed, number), x, y, best, sigma=SIGMA, steps=steps, rate=0.05,
         seed=seed, starts=starts, iterations=iterations,
     )  # fmt: skip
-    found = {m: net.beta.detach().numpy() for m, net in models.items()}
-    for name, beta in {**found, "convex": known}.items():
+    betas = {m: net.beta.detach().numpy() for m, net in models.items()}
+    for name, beta in {**betas, "convex": known}.items():
         for j, norm in enumerate(np.linalg.norm(beta, axis=1)):
             yield j, f"norm {name}", norm
     progress.update(1, 1)
@@ -101,13 +101,13 @@ def reaches(t: Table):
 
 
 def groups(t: Table, name: str) -> Array:
-    """How many groups exceed 1 % of the largest, [S]."""
+    """The number of groups above 1 % of the largest, [S]."""
     norms = t.series("blocks", f"norm {name}")[1]
     return (norms > 0.01 * norms.max(1, keepdims=True)).sum(1).astype(float)
 
 
 def sparse(t: Table) -> Verdict:
-    """At least a tenth of the groups fewer."""
+    """Fewer groups, by a tenth or more."""
     counts = {name: groups(t, name) for name in (GD, NOISE, MINIMISED, "convex")}
     fewer = below(f"share of groups, {NOISE} − {GD}", counts[NOISE] / GROUPS, counts[GD] / GROUPS,
                   by=0.1)  # fmt: skip

@@ -76,7 +76,7 @@ def problem(data: Data, seed: int, sigma: float) -> tuple[Array, Array, Array]:
 
 
 def sparsity(beta: Array) -> int:
-    """How many coefficients exceed 1 % of the largest."""
+    """The number of coefficients above 1 % of the largest."""
     return int((np.abs(beta) > 0.01 * np.abs(beta).max()).sum())
 
 
@@ -96,7 +96,7 @@ class Coefficients:
 def theorem(
     seed: int, progress: Progress, *, sigmas: tuple[float, ...], draws: int
 ) -> Iterator[tuple[float, str, float]]:
-    """Against σ, at the start: R_σ − L and R_σ − R_eff by Monte Carlo, R exactly and by eq. 7."""
+    """Rows by σ, at the start: R_σ − L and R_σ − R_eff by Monte Carlo, R exactly and by eq. 7."""
     tensors, net = DATA.load(seed), DiagonalNet(DATA.features).build(seed).double().train()
     X, y = tensors.x_train.double(), tensors.y_train.double()
     square, c = float(X.square().sum()) / len(X), X.square().mean(0)
@@ -181,8 +181,8 @@ def reaches(t: Table) -> Verdict:
     """
     ends: dict[str, Any] = {}
     for label in METHODS:
-        found = measured(t, label, slice(-1, None)).items()
-        ends |= {f"{label}: {name}": values[:, 0] for name, values in found}
+        final = measured(t, label, slice(-1, None)).items()
+        ends |= {f"{label}: {name}": values[:, 0] for name, values in final}
     why = ""
     if np.mean(ends["GD on R_eff: gap"]) > NEAR:
         why = "GD on R_eff, which has no noise to blame, is not near its minimum yet"
@@ -200,14 +200,14 @@ def reaches(t: Table) -> Verdict:
 
 
 def attained(t: Table) -> Verdict:
-    """O1 of the minimum itself, both ways."""
+    """O1 for the minimum of L + R itself: the best start ends at the Lasso's minimum."""
     gaps = t.series("minimum", "gap")[1]  # [S, starts]
     asked = exact("best start, above the minimum", gaps.min(1), low=-EXACT, high=EXACT)
     return decide(asked, numbers={"worst": gaps.max(1)})
 
 
 def slope(t: Table, quantity: str, low: float, high: float) -> Array:
-    """Of log |quantity| against log σ, seed by seed, [S]."""
+    """The slope of log |quantity| in log σ, for each seed, [S]."""
     sigma, values = t.series("theorems", quantity)
     inside = (sigma >= low) & (sigma <= high)
     return np.polyfit(np.log(sigma[inside]), np.log(np.abs(values[:, inside])).T, 1)[0]
@@ -239,10 +239,10 @@ def plot(t: Table):
     for (label, colour), shift in zip(METHODS.items(), (-0.2, 0.0, 0.2), strict=True):
         beta = paths(t, label)[1][0, -1, :width]
         coefficients.plot(np.arange(width) + shift, beta, "o", ms=4, color=colour, label=label)
-        steps, found = paths(t, label)[0], measured(t, label)
-        above = np.maximum(found["gap"], 1e-8)  # at the minimum rounding decides the sign
+        steps, values = paths(t, label)[0], measured(t, label)
+        above = np.maximum(values["gap"], 1e-8)  # at the minimum rounding decides the sign
         style.band(gap, steps, above, colour, log=True, label=label)
-        style.band(number, steps, found["coefficients"], colour)
+        style.band(number, steps, values["coefficients"], colour)
     low = [sparsity(problem(DATA, seed, SIGMA)[2]) for seed in t.seeds]
     number.axhline(np.mean(low), color=style.GREEN, ls="--", label="Lasso")
     gap.axhline(0.05, color=style.GREY, lw=1, ls=":")

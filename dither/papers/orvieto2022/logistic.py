@@ -112,15 +112,15 @@ def _least(of: Objective, start: Array, signed: Tensor, square: Tensor) -> Array
 
     def value(p: Array) -> tuple[float, Array]:
         at = torch.from_numpy(np.maximum(p, 0)).requires_grad_()
-        found = of(signed @ at, square @ at).logsumexp(0) / scale
-        return found.item(), torch.autograd.grad(found, at)[0].numpy()
+        value = of(signed @ at, square @ at).logsumexp(0) / scale
+        return value.item(), torch.autograd.grad(value, at)[0].numpy()
 
-    found = minimize(
+    minimum = minimize(
         value, start, jac=True, method="SLSQP", bounds=[(0, 1)] * len(start),
         constraints={"type": "eq", "fun": lambda p: p.sum() - 1, "jac": np.ones_like},
         options={"maxiter": 1000, "ftol": 1e-10},
     )  # fmt: skip
-    p = np.maximum(found.x, 0)
+    p = np.maximum(minimum.x, 0)
     return p / p.sum()
 
 
@@ -180,8 +180,8 @@ def attained(t: Table, label: str, sigma: float) -> Array:
 
 
 def turns(t: Table) -> Verdict:
-    """O7: within 5 % of t at the end, and nearer than GD's direction. It is judged only where the
-    control, GD without noise, has come to its own limit, which is a theorem.
+    """O7: at the end within 5 % of t, and nearer than GD's direction. It is judged only if the
+    control, GD without noise, has reached its own limit, which is a theorem.
     """
     noise, gd = (attained(t, label, SIGMA) for label in (NOISE, GD))
     numbers = {"GD attains": gd[:, -1],

@@ -51,7 +51,7 @@ FLAT = 1e-9  # eigenvalues below this share of the largest are of directions wit
 
 @dataclass(frozen=True)
 class Problem:
-    """A model and its data, R_σ, and how Φ is read."""
+    """A model, its data, R_σ, and the function that reads Φ."""
 
     net: nn.Module
     x: Tensor
@@ -61,8 +61,8 @@ class Problem:
     def effective(self, sigma: float, curvature: str = "gauss_newton") -> Tensor:
         """L + R, or L + the whole second order."""
         with dither.inject(self.net, dither.Weight(sigma), seed=0, draw="each") as noise:
-            found = dither.explicit(noise, self.x, self.y, "half_square", curvature=curvature)
-        return found.loss + found.R
+            penalised = dither.explicit(noise, self.x, self.y, "half_square", curvature=curvature)
+        return penalised.loss + penalised.R
 
     def predictions(self) -> Tensor:
         with torch.no_grad():
@@ -138,8 +138,8 @@ def polished(parameters: list[nn.Parameter], value: Callable[[], Tensor]) -> flo
     """
 
     def slope(graph: bool = False) -> Tensor:
-        found = torch.autograd.grad(value(), parameters, create_graph=graph)
-        return torch.cat([g.flatten() for g in found])
+        gradients = torch.autograd.grad(value(), parameters, create_graph=graph)
+        return torch.cat([g.flatten() for g in gradients])
 
     def put(vector: Tensor) -> None:
         torch.nn.utils.vector_to_parameters(vector, parameters)
@@ -174,14 +174,14 @@ def task(
         }
         if model == SQUARE:
             values["full"] = lambda s=sigma: problem.effective(s, "full")
-        found = {}
+        predictions = {}
         for name, value in values.items():
             left = lowest(problem.net, value, iterations)
-            found[name] = problem.predictions()
+            predictions[name] = problem.predictions()
             yield sigma, f"slope {name}", left
-        others = {f"{name} to σ": found[name] for name in values if name != "σ"}
+        others = {f"{name} to σ": predictions[name] for name in values if name != "σ"}
         for pair, other in {"σ to φ*": problem.y, **others}.items():
-            yield sigma, pair, float((found["σ"] - other).square().mean())
+            yield sigma, pair, float((predictions["σ"] - other).square().mean())
         progress.update(done + 1, len(sigmas))
 
 
@@ -191,7 +191,9 @@ def runs(sigmas: tuple[float, ...], iterations: int) -> dict[str, Task]:
 
 
 def slope(t: Table, model: str, distance: str) -> np.ndarray:
-    """Of log distance² in log σ, σ ≤ .1, seed by seed; inf where it is 0 but for rounding."""
+    """The slope of log distance² in log σ, σ ≤ .1, for each seed; inf if the distance is 0 up to
+    rounding.
+    """
     sigma, values = t.series(model, distance)
     inside = sigma <= SMALL
     logs = np.log(np.maximum(values[:, inside], FLOOR))
@@ -200,12 +202,12 @@ def slope(t: Table, model: str, distance: str) -> np.ndarray:
 
 
 def few(t: Table) -> bool:
-    """Whether nothing can be judged: a smoke test."""
+    """Whether this is a smoke test, in which nothing is judged."""
     return len(t.series(SQUARE, "σ to φ*")[0]) < ENOUGH
 
 
 def rates(t: Table) -> Verdict:
-    """At least as fast as the theorem's. inf: the distance is 0 but for rounding."""
+    """The slope is at least the theorem's. It is inf if the distance is 0 up to rounding."""
     if few(t):
         return None, {"why": SHORT}
     asked = []
@@ -217,8 +219,8 @@ def rates(t: Table) -> Verdict:
 
 
 def vanishes(model: str, distance: str = "R_eff to σ"):
-    """The one distance² over the other's falls to a tenth or less from the greatest σ to the least;
-    or is 0.
+    """One distance² over the other falls to a tenth or less from the largest σ to the smallest, or
+    is 0.
     """
 
     def check(t: Table) -> Verdict:
@@ -262,7 +264,7 @@ def plot(t: Table):
 
 
 def values_at(t: Table, model: str) -> float:
-    """The distance to φ* at the greatest σ: where the bounds' lines start."""
+    """The distance to φ* at the largest σ, where the lines of the bounds start."""
     return float(t.series(model, "σ to φ*")[1][:, -1].mean())
 
 

@@ -49,7 +49,7 @@ Rate = Literal["cosine", "constant"]
 
 @dataclass(frozen=True)
 class Net:
-    """784 → width^depth → 10, and how it was trained."""
+    """784 → width^depth → 10, and the settings of its training."""
 
     depth: int
     width: int
@@ -73,8 +73,8 @@ NETS: dict[str, Net] = {
 
 @dataclass(frozen=True)
 class Scale:
-    """What we can afford; None: the paper's. looks: how often; limit: images for the trace; sigma:
-    in place of the net's; slower: what the rate is multiplied by on top.
+    """The cost of a scale; None: the paper's value. looks: steps between looks. limit: images for
+    the trace. sigma: replaces the net's. slower: a further factor on the rate.
     """
 
     width: int | None
@@ -105,12 +105,12 @@ def plain(net: Net, scale: Scale, rate: Rate) -> Run:
 
 
 def more(net: Net, scale: Scale) -> float:
-    """√(w/w′): what σ is multiplied by behind the first layer."""
+    """√(w/w′): the factor on σ behind the first layer."""
     return (net.width / (scale.width or net.width)) ** 0.5
 
 
 def noise(net: Net, scale: Scale, sigma: float | None = None) -> Any:
-    """σ on every tensor; behind the first layer of a narrower net √(w/w′) as much."""
+    """σ on every tensor. In a narrower net it is √(w/w′) as large behind the first layer."""
     sigma = sigma or scale.sigma or net.sigma
     factor = more(net, scale)
     if factor == 1:
@@ -119,26 +119,26 @@ def noise(net: Net, scale: Scale, sigma: float | None = None) -> Any:
 
 
 def named(name: str, rate: str, units: int | None = None) -> dict[str, str]:
-    """{scheme: the label of its run}; units: the hidden width, where it is not the paper's."""
+    """{scheme: the label of its run}. units: the hidden width, if it is not the paper's."""
     tail = f", {units} units" if units else ""
     return {scheme: f"{name} {scheme}, {rate}{tail}" for scheme in SCHEMES}
 
 
 def there(t: Table, name: str, rate: str = "cosine") -> dict[str, str]:
-    """The same of the runs in a table, of whatever width; {} if there is none."""
+    """{scheme: label} of the runs in a table, of any width; {} if there is none."""
     start = f"{name} {GD}, {rate}"
-    found = [b for b in (*t.there, *t.missing) if b == start or b.startswith(f"{start}, ")]
-    return named(name, rate, width(found[0])) if found else {}
+    labels = [b for b in (*t.there, *t.missing) if b == start or b.startswith(f"{start}, ")]
+    return named(name, rate, width(labels[0])) if labels else {}
 
 
 def width(label: str) -> int | None:
-    """The units that a label names; None: the paper's."""
+    """The units that a label names; None for the paper's."""
     last = label.rpartition(", ")[2]
     return int(last.removesuffix(" units")) if last.endswith(" units") else None
 
 
 def thin(name: str, label: str) -> str:
-    """Why a wide net's claim can't be judged on this run; "" if it can."""
+    """Why the claim of a wide net can't be judged on this run; "" if it can."""
     units = width(label) or NETS[name].width
     if units >= WIDE:
         return ""
@@ -147,14 +147,14 @@ def thin(name: str, label: str) -> str:
 
 def runs(**scales: Scale) -> dict[str, Run]:
     """MLP1=Scale(…), …: the schemes on each, at each rate."""
-    found: dict[str, Run] = {}
+    by_label: dict[str, Run] = {}
     for name, scale in scales.items():
         net = NETS[name]
         for rate in scale.rates:
             each = schemes(plain(net, scale, rate), noise(net, scale))
             labels = named(name, rate, scale.width)
-            found |= {labels[scheme]: run for scheme, run in each.items()}
-    return found
+            by_label |= {labels[scheme]: run for scheme, run in each.items()}
+    return by_label
 
 
 # ------------------------------------------------------------------------------------------ claims
@@ -167,8 +167,8 @@ def judged(
     check: Callable[[Table, dict[str, str]], tuple[list[Comparison], dict[str, Any]]],
     learnt: Sequence[str] = SCHEMES,
 ) -> Check:
-    """A claim's check at cosine annealing, the text's. The named schemes must have learnt, and a
-    net that the paper calls wide must be wide.
+    """The check of a claim with cosine annealing, as in the text. The named schemes must have
+    learnt, and a net that the paper calls wide must be wide.
     """
 
     def said(t: Table) -> Verdict:
@@ -186,7 +186,7 @@ def judged(
 
 
 def constant(t: Table, name: str) -> dict[str, Any]:
-    """The same at a constant rate, as released, where it was run."""
+    """The same check at a constant rate, as in the released code, if it was run."""
     labels = there(t, name, "constant")
     if not labels or labels[GD] not in t.there:
         return {}
@@ -199,25 +199,27 @@ def constant(t: Table, name: str) -> dict[str, Any]:
 
 
 def less(t: Table, quantity: str, ours: str, other: str, of: dict[str, str]) -> Comparison:
-    """Ours is below the other's by 5 %, seed by seed."""
+    """Our value is below the other's by 5 %, seed by seed."""
     ratio = t.last(of[ours], quantity) / t.last(of[other], quantity)
     return below(f"{quantity}, {ours} / {other}, − 1", ratio, 1, by=PART)
 
 
 def raised(t: Table, ours: str, other: str, of: dict[str, str]) -> Comparison:
-    """Ours has an accuracy a point higher."""
+    """Our accuracy is a point higher."""
     return above(f"accuracy: {ours} − {other}", gains(t, ACCURACY, of[ours], of[other]), by=POINT)
 
 
 def narrow(t: Table, of: dict[str, str]) -> tuple[list[Comparison], dict[str, Any]]:
-    """Both lower the trace and raise accuracy, layer-wise more."""
+    """Both noises lower the trace and raise accuracy, layer-wise noise more."""
     pairs = ((FULL, GD), (LAYER, GD), (LAYER, FULL))
     asked = [raised(t, ours, other, of) for ours, other in pairs]
     return [*asked, *(less(t, TRACE, ours, GD, of) for ours in (FULL, LAYER))], {}
 
 
 def wide(t: Table, of: dict[str, str]) -> tuple[list[Comparison], dict[str, Any]]:
-    """Layer-wise raises accuracy, full lowers it; the rest tells undertraining from a worse fit."""
+    """Layer-wise noise raises accuracy, full noise lowers it. The other numbers separate
+    undertraining from a worse fit.
+    """
     level = common_loss(t, (of[GD], of[FULL]))
     undertrained = t.last(of[FULL], LOSS) / t.last(of[GD], LOSS)
     worse = at_loss(t, of[FULL], TEST, level) - at_loss(t, of[GD], TEST, level)
@@ -229,19 +231,19 @@ def wide(t: Table, of: dict[str, str]) -> tuple[list[Comparison], dict[str, Any]
 
 
 def lowest(t: Table, of: dict[str, str]) -> tuple[list[Comparison], dict[str, Any]]:
-    """At the end layer-wise has the lowest trace."""
+    """At the end layer-wise noise has the lowest trace."""
     asked = [less(t, TRACE, LAYER, other, of) for other in (GD, FULL)]
     return asked, {"share of records where it is lowest": order(t, of)}
 
 
 def order(t: Table, of: dict[str, str]) -> Array:
-    """The share of looks after the first at which layer-wise has the lowest trace, [S]."""
+    """The share of looks after the first at which layer-wise noise has the lowest trace, [S]."""
     trace = {scheme: t.series(label, TRACE)[1][:, 1:] for scheme, label in of.items()}
     return (trace[LAYER] < np.fmin(trace[GD], trace[FULL])).mean(1)
 
 
 def lowest_at_loss(t: Table, of: dict[str, str]) -> tuple[list[Comparison], dict[str, Any]]:
-    """The same when each has first reached the lowest training loss they share."""
+    """The same when each scheme first reaches the lowest training loss that all reach."""
     level = common_loss(t, of.values())
     trace = {s: at_loss(t, label, TRACE, level) for s, label in of.items()}
     asked = [

@@ -79,8 +79,8 @@ class Block(nn.Module):
 
 
 class CropAndFlip(nn.Module):
-    """In train mode each image is moved by −4 … 4 pixels, black behind it, and mirrored by lot;
-    from torch's default generator, as dropout.
+    """In train mode each image is shifted by −4 … 4 pixels, with black behind it, and mirrored at
+    random. It draws from torch's default generator, as dropout does.
     """
 
     PAD = 4
@@ -104,7 +104,7 @@ class CropAndFlip(nn.Module):
 
 
 def convolution(channels: int, filters: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Without bias and unset, of the same size but for the stride."""
+    """A convolution without bias and initial values. It keeps the size, up to the stride."""
     return skip_init(
         nn.Conv2d, channels, filters, kernel, stride=stride, padding=kernel // 2, bias=False
     )  # type: ignore[return-value]

@@ -75,7 +75,7 @@ def reaches(t: Table) -> Verdict:
 
 
 def low_rank(t: Table) -> Verdict:
-    """How many singular values exceed 1 % of the largest, in the mean over seeds to half a one."""
+    """The number of singular values above 1 % of the largest: its mean over seeds, within ½."""
     gd, noise, known = (
         _rank(t.series("net", f"singular value {name}")[1]) for name in (GD, NOISE, "convex")
     )

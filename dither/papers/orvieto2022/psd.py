@@ -43,7 +43,7 @@ STRENGTHS = {"R": SIGMA**2 * (D + 1), "noise": SIGMA**2 * (D + 1 + R)}
 
 
 class Square(nn.Module):
-    """wwᵀ as one sample's outputs, [1, 1] → [1, d²]; the input is not looked at."""
+    """wwᵀ as the outputs of one sample, [1, 1] → [1, d²]. The input is ignored."""
 
     def __init__(self, w: Tensor) -> None:
         super().__init__()
@@ -77,13 +77,13 @@ def task(
         build, x, y, known["R"][1], sigma=SIGMA, steps=steps, rate=0.05, seed=seed, starts=starts,
         iterations=iterations,
     )  # fmt: skip
-    found = {m: (net.w @ net.w.T).detach().numpy() for m, net in models.items()}
-    for method, M in found.items():
+    matrices = {m: (net.w @ net.w.T).detach().numpy() for m, net in models.items()}
+    for method, M in matrices.items():
         for name, s in STRENGTHS.items():
             gap = convex.psd_value(M, Y.numpy(), s) / known[name][1] - 1
             yield steps, f"above the minimum of {name}, {method}", gap
     convexes = {name: M for name, (M, _) in known.items()}
-    for name, M in {**found, **convexes, "Y": Y.numpy()}.items():
+    for name, M in {**matrices, **convexes, "Y": Y.numpy()}.items():
         for k, value in enumerate(np.linalg.eigvalsh(M)[::-1]):
             yield k + 1, f"eigenvalue {name}", value
     progress.update(1, 1)

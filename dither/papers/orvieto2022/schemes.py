@@ -49,14 +49,16 @@ class Curvature:
         part = hessian  # where it is exact they are equal
         if not hessian.exact:
             part = trace(state.model, state.run.loss, data, of="gauss_newton")
-        found = {TRACE: hessian, GAUSS_NEWTON: part}
-        return {q: t.value for q, t in found.items()} | {
-            f"{q} sem": t.sem for q, t in found.items()
+        traces = {TRACE: hessian, GAUSS_NEWTON: part}
+        return {q: t.value for q, t in traces.items()} | {
+            f"{q} sem": t.sem for q, t in traces.items()
         }
 
 
 def looks(every: int | None, test: int | None = None, limit: int | None = None) -> tuple[Any, ...]:
-    """Training loss, test loss, test accuracy and trace, together so that they can be compared."""
+    """Training loss, test loss, test accuracy and trace at the same steps, so that they can be
+    compared.
+    """
     return (
         Loss("train", every), Loss("test", every, test), Accuracy("test", every, test),
         Curvature(every, limit),
@@ -64,7 +66,9 @@ def looks(every: int | None, test: int | None = None, limit: int | None = None) 
 
 
 def schemes(plain: Run, noise: Any) -> dict[str, Run]:
-    """{scheme: run}: a run without noise, with all tensors' at once, with one tensor's a step."""
+    """{scheme: run}: a run without noise, one with noise on all tensors at once, one with noise on
+    one tensor per step.
+    """
     return {
         scheme: replace(plain, noise=noise, draw=draw) if draw else plain
         for scheme, draw in DRAWS.items()
@@ -75,33 +79,35 @@ def schemes(plain: Run, noise: Any) -> dict[str, Run]:
 
 
 def diverged(t: Table, label: str) -> Array:
-    """1 for the seeds whose loss was no longer finite, [S]."""
+    """1 for the seeds whose loss became not finite, [S]."""
     if "diverged" not in t.quantities(label):
         return np.zeros(len(t.seeds))
     return np.isfinite(t.last(label, "diverged")).astype(float)
 
 
 def gains(t: Table, quantity: str, ours: str, other: str) -> Array:
-    """Ours − the other's at the end, seed by seed: the same images, the same start."""
+    """Our value − the other's at the end, seed by seed, with the same images and the same start."""
     return t.last(ours, quantity) - t.last(other, quantity)
 
 
 def best(t: Table, label: str, quantity: str = ACCURACY) -> Array:
-    """The best record of each seed, [S]."""
+    """The best value of each seed, [S]."""
     return np.nanmax(t.series(label, quantity)[1], 1)
 
 
-def chosen(found: Sequence[Array]) -> Array:
-    """Of each seed the value of the run that is best in the mean of the other seeds; found: [S] of
-    each run. To choose on the same seed would put the best of many equal ones above them.
+def chosen(candidates: Sequence[Array]) -> Array:
+    """For each seed, the value of the run with the best mean over the other seeds. A choice on the
+    same seed would put the best of many equal runs above them.
+
+    candidates: [S] of each run.
     """
-    table = np.stack(found)  # [runs, S]
+    table = np.stack(candidates)  # [runs, S]
     others = table.sum(1, keepdims=True) - table
     return np.take_along_axis(table, others.argmax(0)[None], 0)[0]
 
 
 def common_loss(t: Table, labels: Iterable[str]) -> Array:
-    """The lowest training loss that all of them reached, [S]."""
+    """The lowest training loss that all runs reached, [S]."""
     return np.max([np.nanmin(t.series(label, LOSS)[1], 1) for label in labels], 0)
 
 
@@ -110,19 +116,21 @@ def at_loss(t: Table, label: str, quantity: str, level: Array) -> Array:
     logarithm of the loss.
     """
     (_, loss), (_, values) = t.series(label, LOSS), t.series(label, quantity)
-    found = np.full(len(level), np.nan)
+    crossings = np.full(len(level), np.nan)
     for s, target in enumerate(level):
         below = np.flatnonzero(loss[s] <= target)
         if len(below):
             k = below[0]
             before, after = np.log(loss[s, [max(k - 1, 0), k]])
             share = (before - np.log(target)) / (before - after) if before > after else 1.0
-            found[s] = values[s, max(k - 1, 0)] * (1 - share) + values[s, k] * share
-    return found
+            crossings[s] = values[s, max(k - 1, 0)] * (1 - share) + values[s, k] * share
+    return crossings
 
 
 def unlearnt(t: Table, labels: Iterable[str]) -> str:
-    """Which have never had a training loss below `LEARNT`, as a sentence; "" where all have."""
+    """A sentence that names the runs whose training loss was never below `LEARNT`; "" if there are
+    none.
+    """
     low = {label: np.nanmin(t.series(label, LOSS)[1], 1) for label in labels}
     return rule.unlearnt(low, at_most=LEARNT, what="lowest training loss")
 
@@ -162,7 +170,9 @@ LOGARITHMIC = (LOSS, TRACE)
 
 
 def panel(ax: Any, t: Table, labels: Mapping[str, str], quantity: str, **how: Any) -> None:
-    """Mean ± sd over seeds against steps, a line a scheme; those that diverged end there."""
+    """Mean ± sd over seeds against steps, one line per scheme. Lines of runs that diverged end
+    there.
+    """
     for scheme, label in labels.items():
         steps, values = t.series(label, quantity)
         log = quantity in LOGARITHMIC

@@ -44,7 +44,7 @@ def descend(
     draw: str = "each",
     looks: int = 20,
 ) -> Iterator[int]:
-    """Gradient descent with a cosine rate and weight noise; gives the step at each look."""
+    """Gradient descent with a cosine rate and weight noise. Yields the step at each look."""
     each, factor = losses.get(loss), SCHEDULES["cosine"]
     optimiser = torch.optim.SGD(model.train().parameters(), rate)
     what = dither.Weight(sigma * (2**0.5 if draw == "cycle" else 1))  # two tensors in turn
@@ -138,20 +138,20 @@ def attained(t: Table, label: str) -> Verdict:
 
 
 def reaches(t: Table, label: str) -> Verdict:
-    """GD with noise ends within 5 %, GD from the same point does not."""
+    """GD with noise ends within 5 % of the minimum, GD from the same point does not."""
     noise, control = (t.last(label, f"gap {m}") for m in (NOISE, GD))
     return ends(noise, control)
 
 
 def ends(noise: Array, control: Array) -> Verdict:
-    """How far above a minimum, relative to it, by seed."""
+    """The value over a minimum, minus 1, for each seed."""
     return decide(
         not_above(NOISE, noise, within=NEAR), above(f"{GD}, same start", control, by=NEAR)
     )
 
 
 def draw_gaps(ax: Any, t: Table, label: str) -> None:
-    """The panel all of these figures have: gaps along the training."""
+    """The panel that all of these figures have: gaps along the training."""
     for method in (GD, NOISE):
         steps, values = t.series(label, f"gap {method}")
         values = np.maximum(values, FLOOR)

@@ -227,7 +227,7 @@ def test_images_and_labels_must_match(world, monkeypatch):
 
 @pytest.fixture(scope="module")
 def fashion():
-    if files.find("fashion-mnist", "train-images-idx3-ubyte") is None:
+    if files.locate("fashion-mnist", "train-images-idx3-ubyte") is None:
         pytest.skip("Fashion-MNIST is not on this machine")
     return Data("fashion-mnist").load()
 

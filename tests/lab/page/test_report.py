@@ -191,7 +191,7 @@ def test_a_result_whose_figure_is_gone_is_still_shown(results, tmp_path):
     ],
 )  # fmt: skip
 def test_numbers_as_people_read_them(number, words):
-    assert report.spelt(number) == words
+    assert report.readable(number) == words
 
 
 LIGHT = """
