@@ -39,7 +39,7 @@ Student's t.
 
 A claim of several comparisons holds if all hold, and fails if one fails by Holm's correction. "In
 every run" is a share of runs, judged by its exact (Clopper–Pearson) interval against .9: 36 runs
-out of 36 are needed. A claim that cannot fail says so, and is not counted.
+out of 36 are needed. A claim that cannot fail says so (○) and is not counted.
 
 If the mean lies on the edge, at most 5 % of claims are decided, however many comparisons they have.
 How often a single comparison holds, when the mean lies this many standard deviations (of the
@@ -86,8 +86,9 @@ def line(row: originals.Row) -> str:
     o, name = row.original, row.original.figure
     link = f"[{o.id}](../dither/papers/{name}.py)"
     told = " · ".join(filter(None, (row.parts, short(" · ".join(row.evidence))))) or "not run yet"
-    free = "" if o.counts else " (cannot fail)"
-    cells = (link, f"{o.text} ({o.place})", verdict(row.holds) + free, told, row.seeds, row.scale,
+    word, mark = row.said
+    told = told if o.counts or row.holds is not None else "–"
+    cells = (link, f"{o.text} ({o.place})", f"{mark} {word}", told, row.seeds, row.scale,
              row.missing)  # fmt: skip
     return cells_line(cells)
 
