@@ -49,9 +49,8 @@ def phases(results: Path) -> bytes:
     table = judge.tabulate(study, Store(results))
     if len(table.seeds) < len(study.seeds):
         raise DitherError(f"{results} lacks runs of {name}: `dither reproduce {name}`, then again")
-    return judge.draw(replace(figure, plot=partial(figure.plot, losses=("logits",))), table)[
-        "figure.svg"
-    ]
+    half = replace(figure, plot=partial(figure.plot, losses=("logits",)))
+    return judge.picture_files(half, table)["figure.svg"]
 
 
 if __name__ == "__main__":

@@ -121,6 +121,14 @@ def test_the_records_verdicts_are_on_the_page_of_claims():
                 assert f"| {claims.verdict(row.holds)} |" in line
 
 
+def test_the_readme_counts_the_claims_as_their_page_does():
+    readme, page = (path.read_text(encoding="utf-8") for path in (claims.README, claims.PAGE))
+    assert claims.renewed(readme, page) == readme, "run `make docs`"
+    cells = re.findall(r"^\| \[[CLO]\d+\].*?\| ([✓✗–○]) ", page, re.M)
+    hold, fail, unclear = (cells.count(mark) for mark in "✓✗–")
+    assert f" {hold} hold, {fail} fail and {unclear} are not judged yet (" in readme
+
+
 def test_verdicts_of_another_scale_or_of_other_claims_are_no_page(judged):
     with pytest.raises(DitherError, match="at the scale paper"):
         verdicts.page(judged(scale="paper")[0])
