@@ -313,7 +313,9 @@ def test_reaching_means_the_noise_and_not_the_control(noise, control, holds):
 )
 def test_attained_means_to_1e_4_both_ways(gaps, holds):
     found = [(i, f"gap {simple.MINIMISED}", g) for i, g in enumerate(gaps)]
-    assert simple.attained(Table.of({"net": {0: found, 1: found}}), "net")[0] is holds
+    for n, said in ((5, holds), (4, None)):
+        table = Table.of({"net": dict.fromkeys(range(n), found)})
+        assert simple.attained(table, "net")[0] is said
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ from dither.lab import (
     Verdict,
     generator,
 )
-from dither.lab.rule import above, decide, exact
+from dither.lab.rule import above, decide, exact, few
 from dither.papers import style
 from dither.papers.orvieto2022 import convex
 
@@ -280,6 +280,7 @@ def limit(t: Table) -> Verdict:
     return decide(
         exact("attained", last[SIGMA], low=REACHED),
         exact("attained: largest ‖w‖ − smallest", last[SIGMA] - start, low=0),
+        unless=few(len(start)),
         numbers={"at the smallest ‖w‖": start, "of σ = 0's": last[0.0]},
     )
 
@@ -287,7 +288,8 @@ def limit(t: Table) -> Verdict:
 def explicit_limit(t: Table) -> Verdict:
     """L + R's minimiser at the largest ‖w‖ against both programs."""
     last = {s: t.last("limit", f"attained L + R, σ = {s:g}") for s in (0.0, SIGMA)}
-    return decide(exact("of σ = 0's", last[0.0], low=REACHED), numbers={"of σ's": last[SIGMA]})
+    asked = exact("of σ = 0's", last[0.0], low=REACHED)
+    return decide(asked, unless=few(len(last[0.0])), numbers={"of σ's": last[SIGMA]})
 
 
 def _panels() -> Iterator[tuple[float, str]]:
