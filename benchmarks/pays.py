@@ -145,7 +145,7 @@ def main() -> None:
     WORKLOADS.setdefault(SMALL.name, SMALL)
     wanted = [w for w in args.only.split(",") if w] or [SMALL.name, *WORKLOADS]
     lines = [
-        f"{env['machine']}; {provenance.spelt(env)}; one thread; {args.rounds} rounds",
+        f"{env['machine']}; {provenance.versions_line(env)}; one thread; {args.rounds} rounds",
         "",
         "| network | quantity | as it is, plain steps | " + " | ".join(VARIANTS) + " |",
         "|---|---|---|" + "---|" * len(VARIANTS),
