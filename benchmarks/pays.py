@@ -33,6 +33,8 @@ SMALL = Workload(
     "mlp64_b32", "MLP 784-64²-10, B 32", lambda: _small(), 32, ("R", "GN trace", "step + R")
 )
 
+inside_vmap: Any = torch._remove_batch_dim  # pyright: ignore
+
 
 class Batched:
     """All columns by `is_grads_batched=True`, in the place of a replay."""
@@ -61,7 +63,7 @@ def batched() -> Iterator[None]:
     def listen(self: Any, columns: Tensor, listener: Any, *, replay: Any, **options: Any) -> None:
         def inside(n: int, g: Any) -> None:  # [1, …] of every column → [K, …]
             if replay is not None and isinstance(g, Tensor):
-                g = torch._remove_batch_dim(g, 1, len(columns), 0).squeeze(1)
+                g = inside_vmap(g, 1, len(columns), 0).squeeze(1)
             listener(n, g)
 
         hear(self, columns, inside, replay=replay, **options)
