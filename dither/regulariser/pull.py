@@ -22,7 +22,7 @@ from dither.calling import output, tensors
 from dither.engine.certificate import Compared, Violations, examine
 from dither.engine.functions import check_twice
 from dither.engine.ghost import Gradient
-from dither.engine.graph import Graph, Recording
+from dither.engine.recording import Graph, Recording
 from dither.errors import DitherError
 from dither.loss.columns import Columns, of_type
 from dither.noise.here import Here
