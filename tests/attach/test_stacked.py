@@ -43,3 +43,14 @@ def test_a_stack_of_diagonal_nets():
     serial = [dither.inject(spec.build(s).double(), Weight(0.3), seed=s) for s in seeds]
     R = [dither.explicit(n, x, y, "half_square").R for n in serial]
     close(dither.explicit(stacked, x, y.repeat(3, 1), "half_square").R, sum(R) / 3)
+
+
+def test_each_replica_draws_what_it_drew():
+    """Pinned, as the draws in test_golden are: a key for each replica's own seed."""
+    model = MLP((2, 2), bias=False).build_stacked([0, 1]).double()
+    with dither.inject(model, Weight(1.0), seed=[7, 8]) as noise:
+        found = noise.displacement(noise.ordered[0], 1).detach().flatten()
+    right = [0.2780944, -0.5726115, -1.062704, -0.01180796]
+    right += [0.7312603, 0.5878658, 0.5684193, 0.7302158]
+    right = torch.tensor(right, dtype=torch.float64)
+    torch.testing.assert_close(found, right, rtol=0, atol=1e-6)

@@ -238,3 +238,18 @@ def test_an_injection_on_activations_has_no_trace():
         pytest.raises(dither.DitherError, match="'0:in' is an activation; pass the model"),
     ):
         trace(noise, "cross_entropy", (torch.randn(2, 4), torch.tensor([0, 1])))
+
+
+def test_a_trace_of_a_relu_net_draws_nothing():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    before = torch.get_rng_state()
+    assert trace(net, "cross_entropy", (x, y)).exact
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_trace_names_its_arguments():
+    model, x, y, _ = case("tanh mlp")
+    with pytest.raises(dither.DitherError, match=r"trace takes \(model, loss, data\)"):
+        trace(model, x, y)

@@ -172,7 +172,7 @@ def plot(t: Table):
     growth.plot([], [], color=style.GREY, ls="--", lw=0.8, label="safe σ")
     growth.axhline(1, color=style.BLACK, lw=1, ls=":")
     growth.set(xscale="log", xlabel="σ", ylabel="growth G before training")
-    growth.set_yscale("symlog", linthresh=0.5)
+    growth.set_yscale("symlog", linthresh=1)
     sigmas = t.series(f"{names(t)[0]}, before", "G full")[0]
     growth.set_xticks(sigmas, [f"{s:g}" for s in sigmas])
     growth.set_xticks([], minor=True)
