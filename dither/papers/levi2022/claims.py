@@ -10,7 +10,7 @@ ATTACKED = "1 000 attacked images for FC of 512³ and the CNN, 5 seeds (7 core-h
 DIGITS = "20 000 images of MNIST and the 2 007 test digits of USPS, 5 seeds (5 core-hours)."
 PHASES = "1024 units for 600 steps, 5 seeds and more."
 ALIKE = "All methods of Fig. 7 and 8 with 5 seeds (3.4 core-hours)."
-TOY = "Ten seeds of App. B's model, half an hour: `dither reproduce levi2022/toy --scale paper`."
+TOY = "Five seeds of App. B's model, half an hour: `dither reproduce levi2022/toy --scale paper`."
 ROWS = (
     ("L1", "FC: in-NINR in the catapult phase has the best accuracy at large corruption.",
      "Fig. 2, left", (f"{F2}: L1 scan",), LARGE),
