@@ -153,7 +153,9 @@ class Squares(nn.Module):
 def test_what_no_rule_meets(layer):
     make, shape = FALLBACK[layer]
     x = randn(B, *shape)
-    check(half(Head(make(), x)), x)
+    model = half(Head(make(), x))
+    check(model, x)
+    check(model, x[:1], torch.tensor([2]))  # a sample by itself is not examined
 
 
 @pytest.mark.parametrize("layer", FALLBACK)
