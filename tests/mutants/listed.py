@@ -338,7 +338,7 @@ MUTANTS = [
         "dither/regulariser/expected.py",
         'chosen = self.index if self.of % m == 0 else key(self.seed, "which", self.index)',
         "chosen = self.index",
-        "regulariser/test_expected.py",
+        "regulariser/test_expected.py::test_uneven_draws_in_turn_favour_no_parameter",
         "draws that come out uneven favour the first parameters",
     ),
     Mutant(
@@ -352,21 +352,21 @@ MUTANTS = [
         "dither/measures/curvature.py",
         "STEIN = (PILOT - 1) / (PILOT - 3)",
         "STEIN = 1.0",
-        "measures/test_curvature.py",
+        "measures/test_curvature.py::test_the_plan_allows_for_what_a_pilot_does_not_know",
         "probes are planned as if the pilot's spread were the true one",
     ),
     Mutant(
         "dither/measures/curvature.py",
         "return range(PILOT, PILOT + need)",
         "return range(need)",
-        "measures/test_curvature.py",
+        "measures/test_curvature.py::test_two_stages_are_unbiased_and_reach_the_precision",
         "the number of probes depends on the values that are averaged",
     ),
     Mutant(
         "dither/measures/probes.py",
         "all(count[u.name] == 1 and u.name not in stray for u in point.uses)",
         "all(u.name not in stray for u in point.uses)",
-        "measures/test_curvature.py",
+        "measures/test_curvature.py::test_a_parameter_used_twice_is_probed_as_one",
         "a parameter used twice is probed in two places that know nothing of each other",
     ),
     Mutant(
