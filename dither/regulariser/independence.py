@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dither.attach.injection import Injection
-from dither.engine.graph import Graph
+from dither.engine.recording import Graph
 from dither.errors import DitherError
 from dither.noise.noises import Additive, Node
 

@@ -1,6 +1,6 @@
 """The sum in ★:  R = ½ E_batch Σ_sites Σ_c Var⟨g_c, δ⟩.
 
-One forward is recorded with the sites tapped (`engine.graph`), the columns of √H are pulled back,
+One forward is recorded with the sites tapped (`engine.recording`), the columns of √H are pulled back,
 and each noise's variance is taken of the gradients that come by. The ½, the sum over columns and
 the batch mean stand in this file (and in `second`, for the other way to the same sum).
 """
@@ -22,7 +22,7 @@ from dither.calling import output, tensors
 from dither.engine.certificate import Compared, Violations, examine
 from dither.engine.functions import check_twice
 from dither.engine.ghost import Gradient
-from dither.engine.graph import Graph, Recording
+from dither.engine.recording import Graph, Recording
 from dither.errors import DitherError
 from dither.loss.columns import Columns, of_type
 from dither.noise.here import Here
