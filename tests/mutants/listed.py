@@ -206,28 +206,28 @@ MUTANTS = [
     ),
     # ------------------------------------------------------------------------- keys and clocks
     Mutant(
-        "dither/attach/draws.py",
+        "dither/attach/keys.py",
         "return Source(self.keys(site.name, step - 1, *where), reflect=micro < 0)",
         "return Source(self.keys(site.name, *where), reflect=micro < 0)",
         "attach/test_inject.py::test_draws_are_a_function_of_seed_and_step",
         "every step has the same draw",
     ),
     Mutant(
-        "dither/attach/draws.py",
+        "dither/attach/keys.py",
         "return Source(self.keys(site.name, step - 1, *where), reflect=micro < 0)",
         "return Source(self.keys(site.name, step, *where), reflect=micro < 0)",
         "attach/test_golden.py",
         "every step has the draw of the next one",
     ),
     Mutant(
-        "dither/attach/draws.py",
+        "dither/attach/keys.py",
         "else (m, call, rank())",
         "else (m, rank())",
         "attach/test_inject.py::test_calls_of_one_site_in_a_step_draw_afresh",
         "two calls of a site have one draw",
     ),
     Mutant(
-        "dither/attach/draws.py",
+        "dither/attach/keys.py",
         '(["injection", n] if n else [])',
         "[]",
         "attach/test_inject.py::test_two_injections_with_one_seed_draw_independently",

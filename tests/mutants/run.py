@@ -36,16 +36,19 @@ def faults(mutants: Sequence[Mutant], root: Path = ROOT) -> list[str]:
     """What has rotted: source texts that are not there exactly once, tests that are not there."""
     found = []
     for m in mutants:
-        n = (root / m.file).read_text(encoding="utf-8").count(m.source)
+        n = _text(root / m.file).count(m.source)
         if n != 1 or m.source == m.becomes:
             found.append(f"{m.file}: {n} times, not once: {m.source!r}")
         for test in m.tests.split():
             file, *names = test.split("::")
-            path = root / "tests" / file
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            text = _text(root / "tests" / file)
             if not text or any(f"def {name}(" not in text for name in names):
                 found.append(f"{m.file}: no such test: {test}")
     return found
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 @contextlib.contextmanager
