@@ -1,8 +1,8 @@
 """The sum in ★:  R = ½ E_batch Σ_sites Σ_c Var⟨g_c, δ⟩.
 
-One forward is recorded with the sites tapped (`engine.recording`), the columns of √H are pulled back,
-and each noise's variance is taken of the gradients that come by. The ½, the sum over columns and
-the batch mean stand in this file (and in `second`, for the other way to the same sum).
+One forward is recorded with the sites tapped (`engine.recording`), the columns of √H are pulled
+back, and each noise's variance is taken of the gradients that come by. The ½, the sum over columns
+and the batch mean stand in this file (and in `second`, for the other way to the same sum).
 """
 
 from __future__ import annotations
