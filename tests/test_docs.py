@@ -79,7 +79,8 @@ def judged(tmp_path, monkeypatch):
 
 
 def test_the_page_of_verdicts_has_each_claim(judged):
-    page = verdicts.page(judged()[0])
+    results = judged()[0]
+    page = verdicts.page(results, results)
     assert "2 claims: 0 hold, 1 fail, 1 are not judged." in page
     assert ", 3 seeds." in page
     assert r"| ✗ | **L19** a \| b | n0: 0.500 ± 0.010 (sd of 3) · " in page
