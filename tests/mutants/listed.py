@@ -345,7 +345,7 @@ MUTANTS = [
         "dither/regulariser/pull.py",
         "share = self.noise.share(site) * total",
         "share = total",
-        "noise/test_laws.py::test_expected_is_unbiased regulariser/test_math.py",
+        "regulariser/test_math.py::test_three_ways_to_spend_sigma_have_one_regulariser",
         "a parameter that has its turn in one step of M has all of σ² in R",
     ),
     Mutant(

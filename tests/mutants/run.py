@@ -28,7 +28,7 @@ from mutants.listed import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("dither", "tests", "docs", "pyproject.toml")
-BOUND, UNMUTATED = 300, 1800  # seconds for the tests of one mutant, and for all without any
+BOUND, UNMUTATED = 600, 3600  # seconds for the tests of one mutant, and for all without any
 ENDS = {pytest.ExitCode.OK: "survived", pytest.ExitCode.TESTS_FAILED: "killed"}
 
 
