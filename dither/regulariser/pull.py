@@ -201,7 +201,7 @@ class Pull:
         check_seen(graph, activations)
         if graph.recorded:
             otherwise = "; or take R without its gradient, under torch.no_grad()"
-            check_twice(graph.users, "the gradient of R", otherwise)
+            check_twice(graph.doubtful, "the gradient of R", otherwise)
 
     def certify(self, graph: Graph, x: Any) -> Compared | None:
         """The first graph of its kind is examined whole; each one is compared by a random half.

@@ -65,7 +65,7 @@ class Second:
             self.recording = None
         laws = {site.name: self.noise.noise_at(site) for site, *_ in self.probes}
         check_seen(graph, {name: law for name, law in laws.items() if law.sigma != 0})
-        check_twice(graph.users, 'curvature="full"')
+        check_twice(graph.doubtful, 'curvature="full"')
         if [version(t) for t in tensors(x)] == versions:  # else x is no more what it was
             check_repeats(self.noise.model, graph.z, x)
         return graph
