@@ -148,6 +148,13 @@ BAD = {
         "x must be a tensor, a tuple of arguments or a mapping.*got str",
     ),
     "ratio": (lambda: dither.balance(*net(), Y, ratio=0), "ratio must be a number > 0.*got 0"),
+    "ratio of a loss": (
+        lambda: dither.balance(*net(), Y, loss=lambda z, y: z.square().sum(1) - 99.0),
+        "which must be ≥ 0: got a loss of -9",
+    ),
+    "draws of balance": (lambda: dither.balance(*net(), Y, draws=3), "≥ 4, .*or 0 .*: got 3"),
+    "bound": (lambda: dither.balance(*net(), Y, bound=-1), "bound must be a number > 0.*got -1"),
+    "columns": (lambda: dither.balance(*net(), Y, samples=0), "whole number ≥ 1: got 0"),
     "too few draws": (
         lambda: dither.expected(*net(), Y, draws=1),
         "at least 2 draws .*got draws=1",

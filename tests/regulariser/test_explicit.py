@@ -1,4 +1,4 @@
-"""R as a whole: invariances, layouts, balance."""
+"""R as a whole: invariances, layouts."""
 
 import pytest
 import torch
@@ -224,37 +224,6 @@ def test_dropout_in_train_mode_keeps_its_draw_for_what_no_rule_meets():
 
     model[1] = Fixed()
     close(R, sum(regulariser(injected, x, y, CE).values()))
-
-
-# ---------------------------------------------------------------------------------------- balance
-
-
-@pytest.mark.parametrize(
-    "noise", ["additive", "multiplicative", "node", "weight", "weight cycle by layer"]
-)
-def test_balance_gives_R_the_wanted_ratio_in_equal_shares(noise):
-    ratio = 0.2
-    model, x, y = mlp()
-    what, how = NOISES[noise]
-    injected = dither.inject(model, what, seed=0, **how)
-    sigmas = dither.balance(injected, x, y, ratio=ratio)
-    assert list(sigmas) == list(injected.sites)
-    injected.remove()
-    again = dither.inject(model, {k: type(what)(sigma=s) for k, s in sigmas.items()}, seed=0, **how)
-    loss, R, by_site = dither.explicit(again, x, y)
-    close(R, ratio * loss)
-    for r in by_site.values():
-        close(r, ratio * loss / len(sigmas))
-
-
-def test_balance_works_from_sigma_zero_and_in_train_mode_with_batch_norm():
-    case = next(c for c in CASES if c.name == "resnet")
-    model, x, y = case.build("cross_entropy")
-    sigmas = dither.balance(dither.inject(model, Additive(0.0)), x, y)
-    assert dither.balance(dither.inject(model.train(), Additive(0.0)), x, y) == sigmas
-    assert model.training
-    assert model.bn1.training
-    assert min(sigmas.values()) > 0
 
 
 def test_a_two_point_node_moves_the_loss_by_its_half_curvature():
