@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dither.regulariser.expected import remainder as remainder
     from dither.regulariser.explicit import Explicit as Explicit
     from dither.regulariser.explicit import explicit as explicit
+    from dither.regulariser.rebalance import rebalance as rebalance
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ _HOME = {
     **dict.fromkeys(("Injection", "inject"), "dither.attach.inject"),
     **dict.fromkeys(("Explicit", "explicit"), "dither.regulariser.explicit"),
     "balance": "dither.regulariser.balance",
+    "rebalance": "dither.regulariser.rebalance",
     **dict.fromkeys(("expected", "remainder"), "dither.regulariser.expected"),
     **dict.fromkeys(("anti_pgd", "langevin"), "dither.attach.after"),
     "Estimate": "dither.estimate",

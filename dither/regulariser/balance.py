@@ -134,7 +134,7 @@ def balance(
         def at(c: float) -> dict[str, float]:
             return {n: min(c * s, most[n]) for n, s in equal.items()}
 
-        c, last = _filled([most[n] / s for n, s in equal.items()]) if target else (0.0, 0.0)
+        c, last = filled([most[n] / s for n, s in equal.items()]) if target else (0.0, 0.0)
         change = None
         if draws and target:
             m = len(noise.groups) if noise.draw in ("cycle", "random") else 1
@@ -169,7 +169,7 @@ def _speaks(change: Estimate, target: float) -> bool:
     return high >= target / FACTOR and low <= target * FACTOR
 
 
-def _filled(caps: list[float]) -> tuple[float, float]:
+def filled(caps: list[float]) -> tuple[float, float]:
     """(c, the largest c that matters): Σ min(c, cap)² = the number of caps, or the last cap where
     even that is less.
     """

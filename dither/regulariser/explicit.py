@@ -73,12 +73,22 @@ def explicit(
 
 
 def _explicit(
-    noise: Injection, x: Any, y: Tensor, loss: Any, samples: int | None, full: bool, *, unit: bool
+    noise: Injection,
+    x: Any,
+    y: Tensor,
+    loss: Any,
+    samples: int | None,
+    full: bool,
+    *,
+    unit: bool,
+    own: bool = False,
 ) -> Explicit:
     check_usable(noise, y, loss)
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
-            return _explicit(noise, ordinary(x), ordinary(y), loss, samples, full, unit=unit)
+            return _explicit(
+                noise, ordinary(x), ordinary(y), loss, samples, full, unit=unit, own=own
+            )
     model = noise.model
     if any(p.is_inference() for p in model.parameters()):
         raise DitherError(
@@ -98,7 +108,12 @@ def _explicit(
         pull = Second(noise, loss, samples, differentiable)
     else:
         pull = Pull(
-            noise, loss, samples, coupled=bool(coupled), differentiable=differentiable, unit=unit
+            noise,
+            loss,
+            samples,
+            coupled=bool(coupled) or own,
+            differentiable=differentiable,
+            unit=unit,
         )
     with (
         torch.enable_grad(),
@@ -114,13 +129,21 @@ def _explicit(
 
 
 def explicit_at_unit(
-    noise: Injection, x: Any, y: Tensor, loss: Any, samples: int | None
+    noise: Injection,
+    x: Any,
+    y: Tensor,
+    loss: Any,
+    samples: int | None,
+    *,
+    own: bool = False,
 ) -> Explicit:
     """`explicit` at σ = 1 of every site, whatever σ its noise has; `loss` is one of
-    `dither.loss`.
+    `dither.loss`. With `own`, sampled R of parameters is from their own gradients, as where samples
+    are coupled: unbiased by the random signs, at the cost of one backward, with a wider spread.
     """
     check_samples(samples)
-    return _explicit(noise, x, y, loss, samples, full=False, unit=True)
+    own = own and samples is not None
+    return _explicit(noise, x, y, loss, samples, full=False, unit=True, own=own)
 
 
 def check_samples(samples: Any) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 import dither
 from dither.noise import Additive, Multiplicative, Node, Weight
-from dither.regulariser.balance import _crossing, _filled
+from dither.regulariser.balance import _crossing, filled
 
 YOUNG = pytest.mark.filterwarnings("ignore:balance")
 WHAT = {"additive": Additive, "multiplicative": Multiplicative, "weight": Weight}
@@ -268,7 +268,7 @@ def test_it_prints_what_was_found():
     "caps", [[9.0, 9], [0.5, 9, 9], [0.1, 0.2, 4], [0.5, math.inf], [0.3, 0.4]]
 )
 def test_equal_shares_fill_up_to_their_caps(caps):
-    c, last = _filled(caps)
+    c, last = filled(caps)
     total = sum(min(c, cap) ** 2 for cap in caps)
     if sum(cap * cap for cap in caps) < len(caps):
         assert c == last >= max(caps)
