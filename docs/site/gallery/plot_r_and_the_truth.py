@@ -1,0 +1,8 @@
+"""
+R against the truth
+===================
+
+x
+"""
+import dither
+print(dither.Additive(.1))
