@@ -74,10 +74,10 @@ $(SITE): docs/requirements.txt $(READY)
 	@$(BIN)/python -m pip install -qq --no-compile -r docs/requirements.txt
 	@touch $@
 
-# Warnings are errors; the gallery's scripts are run. make site ARGS=-E reads all pages anew.
+# Warnings are errors; the gallery's scripts are run if they have changed.
 site: $(SITE)
 	@$(BIN)/python docs/site/assemble.py build/site/source
-	$(BIN)/python -m sphinx -W --keep-going -q -b html $(ARGS) build/site/source build/site/html
+	$(BIN)/python -m sphinx -W --keep-going -qE -d build/site/read $(ARGS) build/site/source build/site/html
 	@echo "build/site/html/index.html"
 
 clean:

@@ -3,7 +3,6 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = next(p for p in HERE.parents if (p / "pyproject.toml").is_file())
@@ -53,6 +52,7 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 add_module_names = False
 default_role = "code"
+smartquotes = False
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 copybutton_only_copy_prompt_lines = True
@@ -102,9 +102,5 @@ html_theme_options = {
     "back_to_top_button": True,
     "use_edit_page_button": False,
 }
-html_sidebars = {"index": [], "which": [], "coming_from": [], "changelog": [], "source/**": []}
-
-
-def setup(app: Any) -> None:
-    """Source pages stay out of the navigation."""
-    app.add_css_file("katex/katex.min.css")
+ALONE = "index which coming_from math gotchas reliability source/**"
+html_sidebars = dict.fromkeys(ALONE.split(), [])

@@ -110,7 +110,7 @@ def claim(entry: dict[str, Any]) -> str:
     kind = {True: "success", False: "danger", None: "secondary"}[entry["holds"]]
     numbers = [f"- {plain(key)}: {plain(readable(v))}" for key, v in entry["numbers"].items()]
     body = "\n".join(numbers) or "- no numbers"
-    head = f"{mark} {word}: {entry['id']}. {' '.join(entry['claim'].split())}"
+    head = f"{mark} {word} · {entry['id']}: {' '.join(entry['claim'].split())}"
     return f":::{{dropdown}} {plain(head)}\n:color: {kind}\n\n{body}\n:::"
 
 
@@ -123,7 +123,7 @@ def contents(paper: str, names: list[str], files: dict[str, Any]) -> str:
     for name in names:
         tail = name.split("/")[1]
         picture = f":img-top: {tail}.svg\n" if f"papers/{name}.svg" in files else ""
-        body = "" if picture else "No recorded run yet: the page has the verdicts of the quick scale."
+        body = tally(str(files[f"papers/{name}.md"]))
         parts.append(
             f":::{{grid-item-card}} {tail}\n:link: {tail}\n:link-type: doc\n{picture}\n"
             f"{plain(catalogue.title(name))}\n\n{body}\n:::"
@@ -132,6 +132,13 @@ def contents(paper: str, names: list[str], files: dict[str, Any]) -> str:
     tails = "\n".join(name.split("/")[1] for name in names)
     parts.append(f"```{{toctree}}\n:hidden:\n\n{tails}\n```")
     return "\n".join(parts) + "\n"
+
+
+def tally(text: str) -> str:
+    """How many of a figure's claims hold, fail and are not judged, at the best scale of its page."""
+    marks = re.findall(r"^:::\{dropdown\} (.)", text, re.M) or re.findall(r"^\| (.)[^|]* \| \*\*", text, re.M)
+    said = [f"{marks.count(m)} {m}" for _, m in VERDICTS.values() if m in marks]
+    return f"{len(marks)} claims: {', '.join(said)}" if marks else "not run at the quick scale"
 
 
 def prose(text: str) -> str:

@@ -6,6 +6,7 @@ Weight noise on an adapter
 matrices is trained beside each weight. Noise belongs on what is trained. A pattern over parameter names says so.
 """
 
+import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -69,7 +70,12 @@ print(noise)
 # for each.
 
 loss, R, parts = dither.explicit(noise, turned[few], y[few])
-print({name: f"{part / R:.0%}" for name, part in parts.items()})
+figure, axes = plt.subplots(figsize=(6, 2.4), layout="constrained")
+axes.barh(list(parts), [100 * (part / R).item() for part in parts.values()], color="#4c72b0")
+axes.invert_yaxis()
+axes.set(xlabel="share of R at one σ for all, %")
+plt.show()
+
 sigmas = dither.balance(noise, turned[few], y[few], ratio=0.1)
 print({name: f"{sigma:.3f}" for name, sigma in sigmas.items()})
 noise.remove()

@@ -8,6 +8,7 @@ sequences share rows. dither checks this at each call. Where it fails, dither re
 the slow way.
 """
 
+import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
@@ -56,8 +57,18 @@ noise.remove()
 
 with dither.inject(model, dither.Weight(0.1)) as noise, torch.no_grad():
     loss, R, parts = dither.explicit(noise, x, y)
-    print(f"R {R:.5f}:", {name: f"{part:.5f}" for name, part in parts.items()})
-    print("measured:", dither.expected(noise, x, y, draws=4000, antithetic=True, seed=0))
+    truth = dither.expected(noise, x, y, draws=4000, antithetic=True, seed=0)
+print(f"R {R:.5f}, measured {truth}")
+
+figure, axes = plt.subplots(figsize=(6, 2.4), layout="constrained")
+left = 0.0
+for name, part in parts.items():
+    axes.barh("R", part.item(), left=left, label=name)
+    left += part.item()
+axes.barh("measured", truth.value, xerr=2 * truth.sem, color="#999999")
+axes.set(xlabel="mean change of the loss under weight noise")
+axes.legend(frameon=False, ncols=2, loc="center left", bbox_to_anchor=(0, 0.5), fontsize=8)
+plt.show()
 
 # %%
 # **Second way out: make the sample what is independent.** Here whole graphs do not see each other. Put them into dimension

@@ -9,6 +9,7 @@ weights: one. On average, weight noise penalises the trace of the Gauss–Newton
 
 import time
 
+import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -76,8 +77,8 @@ def trained(way: str, seed: int, epochs: int = 60) -> tuple[nn.Module, float]:
     return model.eval(), seconds
 
 
-def row(way: str, seeds: int = 5) -> str:
-    """Test accuracy and trace, mean ± standard deviation over the seeds."""
+def measured(way: str, seeds: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Test accuracy and trace of each seed. It prints their mean ± standard deviation."""
     right, traces, seconds = [], [], []
     for seed in range(seeds):
         model, took = trained(way, seed)
@@ -86,11 +87,17 @@ def row(way: str, seeds: int = 5) -> str:
         traces.append(torch.tensor(part.value))
         seconds.append(took)
     cells = [f"{torch.stack(v).mean():.4g} ± {torch.stack(v).std():.2g}" for v in (right, traces)]
-    return f"{way:6} accuracy {cells[0]:18} trace {cells[1]:14} {sum(seconds) / seeds:.1f} s a run"
+    print(f"{way:6} accuracy {cells[0]:18} trace {cells[1]:14} {sum(seconds) / seeds:.1f} s a run")
+    return torch.stack(right), torch.stack(traces)
 
 
-for way in ("plain", "SAM", "noise"):
-    print(row(way))
+figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+for way, colour in (("plain", "#555555"), ("SAM", "#c44e52"), ("noise", "#4c72b0")):
+    right, traces = measured(way)
+    axes.plot(traces, right, "o", color=colour, label=way)
+axes.set(xlabel="Gauss–Newton trace on the training part", ylabel="test accuracy")
+axes.legend(frameon=False)
+plt.show()
 
 # %%
 # **What to take from it.** Both lower the trace, and both help against the wrong labels. Here SAM goes further, at twice the
