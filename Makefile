@@ -78,6 +78,7 @@ $(SITE): docs/requirements.txt $(READY)
 site: $(SITE)
 	@$(BIN)/python docs/site/assemble.py build/site/source
 	$(BIN)/python -m sphinx -W --keep-going -qE -d build/site/read $(ARGS) build/site/source build/site/html
+	@find build/site/html -name '*.map' -delete
 	@echo "build/site/html/index.html"
 
 clean:

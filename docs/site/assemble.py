@@ -11,9 +11,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "docs" / "site"
-sys.path[:0] = [str(ROOT), str(SITE / "_ext")]
+sys.path.insert(0, str(ROOT))
 
-import figures  # noqa: E402
+from docs.site._ext import figures  # noqa: E402
 
 # The page of the site that a file of the repository becomes.
 PAGES = {
@@ -30,8 +30,10 @@ PAGES = {
     "README.md": "index.md",
 }
 OWN = {"index.md"}  # written for the site, not copied
+WIDE = {"claims.md", "verdicts.md", "records.md"}  # tables that need the width of the page
+FULL = "---\nhtml_theme.sidebar_secondary.remove: true\n---\n\n"
 PICTURES = ("phases.svg", "growth.svg", "benchmarks.svg")
-NOT_PAGES = {"assemble.py", "conftest.py"}
+NOT_PAGES = {"assemble.py", "conftest.py", "_ext", "__pycache__"}
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])+)\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^( *)(`{3,}|~{3,}).*?^\1\2`*$", re.M | re.S)
 
@@ -65,6 +67,7 @@ class Assembled:
             if inside or re.match(r"\w+:|#", target):
                 return found.group(0)
             where = self.target(target, origin, name)
+            words = re.sub(r"(?<=\w)\.md$", "", words)
             return f"[{words}]({where})" if where else words
 
         return LINK.sub(link, text)
@@ -98,7 +101,11 @@ class Assembled:
         """
         for path in [p for p in self.folder.rglob("*") if p.is_file()]:
             part = path.relative_to(self.folder).parts[0]
-            if path not in self.written and part not in ("examples", "api", "sg_execution_times.rst"):
+            if path not in self.written and part not in (
+                "examples",
+                "api",
+                "sg_execution_times.rst",
+            ):
                 path.unlink()
 
 
@@ -107,16 +114,17 @@ def assemble(folder: Path) -> Assembled:
     out = Assembled(folder)
     for path in sorted(SITE.rglob("*")):
         inside = path.relative_to(SITE)
-        if path.is_file() and inside.name not in NOT_PAGES and "__pycache__" not in inside.parts:
+        if path.is_file() and not NOT_PAGES & set(inside.parts):
             text = path.read_bytes()
             if path.suffix == ".md":  # doctest needs an empty line at the end of a block
                 text = text.replace(b"\n\n```\n", b"\n```\n")
             out.write(str(inside), text)
     for origin, name in PAGES.items():
         if name not in OWN:
-            out.page(name, unmathed((ROOT / origin).read_text(encoding="utf-8")), ROOT / origin)
+            text = unmathed((ROOT / origin).read_text(encoding="utf-8"))
+            out.page(name, FULL * (name in WIDE) + text, ROOT / origin)
     for picture in PICTURES:
-        out.write(f"_static/{picture}", (ROOT / "docs" / picture).read_bytes())
+        out.write(f"pictures/{picture}", (ROOT / "docs" / picture).read_bytes())
     for name, content in figures.pages(out).items():
         out.write(name, content)
     out.swept()

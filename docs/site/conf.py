@@ -6,7 +6,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = next(p for p in HERE.parents if (p / "pyproject.toml").is_file())
-sys.path[:0] = [str(ROOT), str(HERE / "_ext")]
+sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import dither  # noqa: E402
@@ -26,10 +26,10 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
     "sphinxcontrib.katex",
-    "docstrings",
+    "docs.site._ext.docstrings",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["_ext", "_static", "_templates", "gallery", "**/__pycache__"]
+exclude_patterns = ["_static", "_templates", "gallery", "**/__pycache__"]
 suppress_warnings = ["config.cache"]
 
 # Markdown: formulae in $…$ and in fences, as on the repository's pages.
@@ -62,7 +62,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "examples",
     "filename_pattern": r"\.py$",
     "ignore_pattern": r"__init__\.py|conftest\.py",
-    "within_subsection_order": "galleryorder.InOrder",
+    "within_subsection_order": "docs.site._ext.galleryorder.InOrder",
     "backreferences_dir": "api/backreferences",
     "doc_module": ("dither",),
     "reference_url": {"dither": None},
@@ -70,6 +70,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "write_computation_times": False,
     "show_memory": False,
+    "thumbnail_size": (460, 260),
     "show_signature": False,
     "remove_config_comments": True,
     "matplotlib_animations": False,
@@ -98,9 +99,9 @@ html_theme_options = {
     "show_prev_next": True,
     "search_as_you_type": False,
     "pygments_light_style": "a11y-high-contrast-light",
-    "pygments_dark_style": "a11y-high-contrast-dark",
+    "pygments_dark_style": "github-dark",
     "back_to_top_button": True,
     "use_edit_page_button": False,
 }
 ALONE = "index which coming_from math gotchas reliability source/**"
-html_sidebars = dict.fromkeys(ALONE.split(), [])
+html_sidebars = {page: [] for page in ALONE.split()}

@@ -16,7 +16,9 @@ def plain(text: str) -> str:
     """Text as reStructuredText; `code` stays code."""
     parts = MARK.split(text)
     return "".join(
-        "``" + " ".join(part.strip("`").split()) + "``" if number % 2 else SPECIAL.sub(r"\\\g<0>", part)
+        "``" + " ".join(part.strip("`").split()) + "``"
+        if number % 2
+        else SPECIAL.sub(r"\\\g<0>", part)
         for number, part in enumerate(parts)
     )
 
@@ -84,8 +86,14 @@ def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
         lines[:] = converted(lines)
 
 
+def signature(app: Any, what: str, name: str, *_: Any) -> tuple[str, str] | None:
+    """The event `autodoc-process-signature`. Users do not make an Injection: `inject` does."""
+    return ("", "") if name == "dither.Injection" else None
+
+
 def setup(app: Any) -> dict[str, Any]:
     """Connect the event."""
     connect: Callable = app.connect
     connect("autodoc-process-docstring", process)
+    connect("autodoc-process-signature", signature)
     return {"version": "1", "parallel_read_safe": True}

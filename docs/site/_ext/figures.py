@@ -135,8 +135,10 @@ def contents(paper: str, names: list[str], files: dict[str, Any]) -> str:
 
 
 def tally(text: str) -> str:
-    """How many of a figure's claims hold, fail and are not judged, at the best scale of its page."""
-    marks = re.findall(r"^:::\{dropdown\} (.)", text, re.M) or re.findall(r"^\| (.)[^|]* \| \*\*", text, re.M)
+    """How many of a figure's claims hold, fail and are not judged, where its page begins."""
+    marks = re.findall(r"^:::\{dropdown\} (.)", text, re.M) or re.findall(
+        r"^\| (.)[^|]* \| \*\*", text, re.M
+    )
     said = [f"{marks.count(m)} {m}" for _, m in VERDICTS.values() if m in marks]
     return f"{len(marks)} claims: {', '.join(said)}" if marks else "not run at the quick scale"
 

@@ -2,8 +2,9 @@
 Weight noise on an adapter
 ==========================
 
-**Question: how do I regularise a LoRA adapter, and nothing else?** A large model is frozen, and a product of two small
-matrices is trained beside each weight. Noise belongs on what is trained. A pattern over parameter names says so.
+**Question: how do I regularise a LoRA adapter, and nothing else?** A large model is frozen, and a
+product of two small matrices is trained beside each weight. Noise belongs on what is trained. A
+pattern over parameter names says so.
 """
 
 import matplotlib.pyplot as plt
@@ -48,26 +49,29 @@ def accuracy(model: nn.Module, x, y) -> float:
 
 
 # %%
-# The "large" model learns to read digits. Then the task changes: the images are turned upside down, and there are 60
-# of them.
+# The "large" model learns to read digits. Then the task changes: the images are turned upside
+# down, and there are 60 of them.
 
-base = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+first, second = nn.Linear(64, 128), nn.Linear(128, 10)
+base = nn.Sequential(first, nn.ReLU(), second)
 fit(base, x[:1000], y[:1000], 400)
 turned = x.flip(1)
 few, test = slice(1000, 1060), slice(1060, None)
-print(f"before: {accuracy(base, x[test], y[test]):.3f} upright, {accuracy(base, turned[test], y[test]):.3f} turned")
+print(f"upright {accuracy(base, x[test], y[test]):.3f}")
+print(f"turned  {accuracy(base, turned[test], y[test]):.3f}")
 
 # %%
-# ``Weight`` takes a glob over parameter names. The frozen weights get no noise. The table shows what matched.
+# ``Weight`` takes a glob over parameter names. The frozen weights get no noise. The table shows
+# what matched.
 
-model = nn.Sequential(LoRA(base[0], 4), nn.ReLU(), LoRA(base[2], 4))
+model = nn.Sequential(LoRA(first, 4), nn.ReLU(), LoRA(second, 4))
 fit(model, turned[few], y[few], 100)  # a warm-up: B = 0 has no curvature to speak of
 noise = dither.inject(model, {"*.A": dither.Weight(0.05), "*.B": dither.Weight(0.05)}, draw="cycle")
 print(noise)
 
 # %%
-# Which of the four matrices is the sensitive one? R says it without a single draw, and ``balance`` turns that into a σ
-# for each.
+# Which of the four matrices is the sensitive one? R says it without a single draw, and
+# ``balance`` turns that into a σ for each.
 
 loss, R, parts = dither.explicit(noise, turned[few], y[few])
 figure, axes = plt.subplots(figsize=(6, 2.4), layout="constrained")
@@ -92,9 +96,9 @@ for what in (None, {name: dither.Weight(sigma) for name, sigma in sigmas.items()
     else:
         with dither.inject(model, what, draw="cycle", seed=0):
             fit(model, turned[few], y[few], 300)
-    with dither.inject(model, {"*.A": dither.Weight(1.0), "*.B": dither.Weight(1.0)}) as unit:
-        with torch.no_grad():
-            curvature = 2 * dither.explicit(unit, turned[few], y[few]).R
+    unit = {"*.A": dither.Weight(1.0), "*.B": dither.Weight(1.0)}
+    with dither.inject(model, unit) as noise, torch.no_grad():
+        curvature = 2 * dither.explicit(noise, turned[few], y[few]).R
     print(f"{'noise' if what else 'none':6} turned {accuracy(model, turned[test], y[test]):.3f}, "
           f"Gauss–Newton trace {curvature:.1f}")  # fmt: skip
 
@@ -104,6 +108,7 @@ for what in (None, {name: dither.Weight(sigma) for name, sigma in sigmas.items()
 print(all(bool((start[k] == v).all()) for k, v in model.state_dict().items() if "base" in k))
 
 # %%
-# **What to take from it.** Noise on the adapter makes its minimum flatter, for about the price of training without
-# noise. With 60 images, one seed does not say whether accuracy gains: see :ref:`sphx_glr_examples_plot_compare.py`.
-# With PEFT the names are ``"*lora_A*"`` and ``"*lora_B*"``.
+# **What to take from it.** Noise on the adapter makes its minimum flatter, for about the price of
+# training without noise. With 60 images, one seed does not say whether accuracy gains: see
+# :ref:`sphx_glr_examples_plot_compare.py`. With PEFT the names are ``"*lora_A*"`` and
+# ``"*lora_B*"``.

@@ -2,9 +2,9 @@
 Choose σ, and keep it right
 ===========================
 
-**Question: how much noise?** One σ means something different in each layer. ``dither.balance`` gives the σ of each
-place at which R is a chosen share of the loss, in equal parts. This script uses it, checks it, and keeps it right
-while the network changes.
+**Question: how much noise?** One σ means something different in each layer. ``dither.balance``
+gives the σ of each place at which R is a chosen share of the loss, in equal parts. This script
+uses it, checks it, and keeps it right while the network changes.
 """
 
 import matplotlib.pyplot as plt
@@ -22,8 +22,9 @@ train, test = order[:400], order[400:]
 look = train[:100]  # the batch on which σ is chosen
 
 # %%
-# **Do not choose σ on an untrained network.** At initialisation the loss hardly depends on the activations, so a tenth
-# of the loss takes enormous noise. The σ of an untrained network and those after a warm-up without noise:
+# **Do not choose σ on an untrained network.** At initialisation the loss hardly depends on the
+# activations, so a tenth of the loss takes enormous noise. The σ of an untrained network and
+# those after a warm-up without noise:
 
 
 def network() -> nn.Module:
@@ -58,8 +59,9 @@ sigmas = balanced(model)
 print("after warm-up:", {site: round(sigma, 2) for site, sigma in sigmas.items()})
 
 # %%
-# **Check them.** R is second order, and only a part of that. ``dither.expected`` measures what the noise really does. Where
-# the two differ, scale σ until the measured change is what you want: it grows about as σ².
+# **Check them.** R is second order, and only a part of that. ``dither.expected`` measures what
+# the noise really does. Where the two differ, scale σ until the measured change is what you want:
+# it grows about as σ².
 
 
 def measured(sigmas: dict[str, float]) -> float:
@@ -76,8 +78,9 @@ for _ in range(3):
     sigmas = {site: sigma * (0.1 / share) ** 0.5 for site, sigma in sigmas.items()}
 
 # %%
-# **Keep them right.** As the network fits its data, the loss falls, and the same σ becomes a larger and larger share of
-# it. Here σ is chosen anew before each epoch. For comparison, the same network without noise, and with the first σ kept.
+# **Keep them right.** As the network fits its data, the loss falls, and the same σ becomes a
+# larger and larger share of it. Here σ is chosen anew before each epoch. For comparison, the same
+# network without noise, and with the first σ kept.
 
 
 def accuracy(model: nn.Module) -> float:
@@ -123,6 +126,6 @@ left.legend(frameon=False)
 plt.show()
 
 # %%
-# **What to take from it.** Warm up without noise, choose σ with ``balance``, check it with ``expected``, and choose it
-# again from time to time. One seed and one small data set do not say which curve is better for you:
-# :ref:`sphx_glr_examples_plot_compare.py` shows how to find out.
+# **What to take from it.** Warm up without noise, choose σ with ``balance``, check it with
+# ``expected``, and choose it again from time to time. One seed and one small data set do not say
+# which curve is better for you: :ref:`sphx_glr_examples_plot_compare.py` shows how to find out.

@@ -2,9 +2,9 @@
 Compare noises on your own data
 ===============================
 
-**Question: which noise helps on my problem?** ``dither.compare`` trains the same network with several noises. For a
-seed, every method gets the same first weights and the same order of the data. So differences are taken seed by seed,
-and their spread is that of the difference.
+**Question: which noise helps on my problem?** ``dither.compare`` trains the same network with
+several noises. For a seed, every method gets the same first weights and the same order of the
+data. So differences are taken seed by seed, and their spread is that of the difference.
 """
 
 import matplotlib.pyplot as plt
@@ -28,8 +28,8 @@ def make_model() -> nn.Module:
 
 
 # %%
-# A method is ``None``, a noise, a mapping from patterns to noises, or a ``Method`` that says more. The first one is
-# what the others are compared with.
+# A method is ``None``, a noise, a mapping from patterns to noises, or a ``Method`` that says
+# more. The first one is what the others are compared with.
 
 methods = {
     "none": None,
@@ -42,8 +42,8 @@ result = dither.compare(
 print(result)
 
 # %%
-# The rows "− none" are what to look at: the difference from the first method, seed by seed. As a picture, each point is
-# a seed.
+# The rows "− none" are what to look at: the difference from the first method, seed by seed. As a
+# picture, each point is a seed.
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
 for ax, quantity, scale in zip(axes, ("accuracy/test", "loss/test"), (100, 1), strict=True):
@@ -58,8 +58,8 @@ axes[1].set(xlabel="test loss − that without noise", yticklabels=[])
 plt.show()
 
 # %%
-# **What to take from it.** If the points of a row lie on both sides of 0, the data do not tell. Then more seeds or more
-# test data are needed, not another look at the mean.
+# **What to take from it.** If the points of a row lie on both sides of 0, the data do not tell.
+# Then more seeds or more test data are needed, not another look at the mean.
 #
-# The same on the command line: ``dither compare FILE.py``, where the file defines ``make_model``, ``data`` and
-# ``methods``.
+# The same on the command line: ``dither compare FILE.py``, where the file defines ``make_model``,
+# ``data`` and ``methods``.

@@ -2,9 +2,10 @@
 The exact trace of a network, or a trace to a precision
 =======================================================
 
-**Question: how curved is the loss, and where?** The trace of the Hessian is the usual number for flatness.
-``measures.trace`` gives it for each parameter. Where the network is linear in each parameter tensor, away from kinks,
-it is exact. Elsewhere it is an estimate, and you say how precise it must be.
+**Question: how curved is the loss, and where?** The trace of the Hessian is the usual number for
+flatness. ``measures.trace`` gives it for each parameter. Where the network is linear in each
+parameter tensor, away from kinks, it is exact. Elsewhere it is an estimate, and you say how
+precise it must be.
 """
 
 import time
@@ -54,8 +55,8 @@ def fit(model: nn.Module, steps: int = 60) -> nn.Module:
 
 
 # %%
-# A residual network with ReLU and BatchNorm. In eval mode BatchNorm is a fixed linear map, so the trace is exact:
-# ``probes`` is 0, and there is no error.
+# A residual network with ReLU and BatchNorm. In eval mode BatchNorm is a fixed linear map, so the
+# trace is exact: ``probes`` is 0, and there is no error.
 
 model = fit(resnet())
 accuracy = (model(x[test]).argmax(1) == y[test]).double().mean().item()
@@ -65,7 +66,8 @@ print(f"accuracy {accuracy:.3f}")
 print(f"trace {exact.value:.6g}, probes {exact.probes}, {time.perf_counter() - begin:.1f} s")
 
 # %%
-# Which layers carry it? ``by_parameter`` has an estimate for each parameter, and ``by_layer`` sums them over a module.
+# Which layers carry it? ``by_parameter`` has an estimate for each parameter, and ``by_layer``
+# sums them over a module.
 
 layers = {name: value for name, value in exact.by_layer.items() if value > 0.01 * exact.value}
 figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
@@ -75,8 +77,9 @@ axes.set(xlabel="trace of the Hessian in the parameters of the layer")
 plt.show()
 
 # %%
-# The same network with a smooth activation is not linear in its parameters. The trace is then estimated by probes.
-# ``precision`` is the standard error that you need: a pilot of 16 probes says how many others are necessary.
+# The same network with a smooth activation is not linear in its parameters. The trace is then
+# estimated by probes. ``precision`` is the standard error that you need: a pilot of 16 probes
+# says how many others are necessary.
 
 
 def smooth(module: nn.Module) -> nn.Module:
@@ -91,7 +94,8 @@ for precision in (0.5, 0.15):
     begin = time.perf_counter()
     estimate = measures.trace(tanh, "cross_entropy", (x[test], y[test]), precision=precision)
     seconds = time.perf_counter() - begin
-    print(f"asked for ± {precision}: {estimate.value:.2f} ± {estimate.sem:.2f}, {estimate.probes} probes, {seconds:.1f} s")
+    print(f"asked for ± {precision}: {estimate.value:.2f} ± {estimate.sem:.2f}, ", end="")
+    print(f"{estimate.probes} probes, {seconds:.1f} s")
 
 # %%
 # The Gauss–Newton part of it is exact for every network, and never negative.
@@ -100,5 +104,5 @@ part = measures.trace(tanh, "cross_entropy", (x[test], y[test]), of="gauss_newto
 print(f"Gauss–Newton trace {part.value:.4f}, exact: {part.exact}")
 
 # %%
-# **What to take from it.** Ask for ``of="gauss_newton"`` if you compare flatness between runs: it is exact, and cheap.
-# Ask for the Hessian with a precision if you need the Hessian.
+# **What to take from it.** Ask for ``of="gauss_newton"`` if you compare flatness between runs: it
+# is exact, and cheap. Ask for the Hessian with a precision if you need the Hessian.

@@ -2,10 +2,12 @@
 Will weight noise explode?
 ==========================
 
-**Question: how much weight noise can this network take?** Noise on all weights at once multiplies from layer to layer.
-In a wide network it can ruin training although its regulariser R is small. ``measures.explosion`` tells before
-training, and gives the largest safe σ.
+**Question: how much weight noise can this network take?** Noise on all weights at once multiplies
+from layer to layer. In a wide network it can ruin training although its regulariser R is small.
+``measures.explosion`` tells before training, and gives the largest safe σ.
 """
+
+import itertools
 
 import matplotlib.pyplot as plt
 import torch
@@ -24,20 +26,21 @@ def network(width: int) -> nn.Module:
     """Four layers of one width."""
     torch.manual_seed(0)
     sizes = [64, width, width, width]
-    hidden = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.ReLU())]
+    hidden = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*hidden, nn.Linear(width, 10))
 
 
 # %%
-# One network, one σ. The table compares two ways of spending the same σ. "full" puts σ/√M on each of the M weight
-# tensors in every step. "layer-wise" puts σ on one of them. Both have the same R. The growth G says how much larger the
-# effect of the noise is than its first order. Noise is called safe up to G = 1.
+# One network, one σ. The table compares two ways of spending the same σ. "full" puts σ/√M on each
+# of the M weight tensors in every step. "layer-wise" puts σ on one of them. Both have the same R.
+# The growth G says how much larger the effect of the noise is than its first order. Noise is
+# called safe up to G = 1.
 
 print(measures.explosion.explosion(network(256), *batch, sigma=0.1, draws=8))
 
 # %%
-# The safe σ of full noise falls with the width. Layer-wise noise has none here: up to the end of the search, which the
-# arrows mark, its growth stays below 1.
+# The safe σ of full noise falls with the width. Layer-wise noise has none here: up to the end of
+# the search, which the arrows mark, its growth stays below 1.
 
 widths = [16, 64, 256]
 full, layerwise = [], []
@@ -45,10 +48,12 @@ for width in widths:
     report = measures.explosion.explosion(network(width), *batch, sigma=0.1, draws=8)
     full.append(report.full.safe.value)
     layerwise.append(report.layerwise.searched)
-    print(f"width {width:4}: safe up to {report.full.safe} (full), {report.layerwise.safe} (layer-wise)")
+    print(f"width {width:3}: full noise is safe up to {report.full.safe}")
 figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
 axes.loglog(widths, full, "o-", color="#c44e52", label='full noise, draw="all"')
-axes.loglog(widths, layerwise, "^--", color="#4c72b0", label='layer-wise noise, draw="cycle": at least')
+axes.loglog(
+    widths, layerwise, "^--", color="#4c72b0", label='layer-wise noise, draw="cycle": at least'
+)
 axes.set(xlabel="width", ylabel="largest safe σ", ylim=(0.05, 20))
 axes.legend(frameon=False)
 plt.show()
@@ -73,9 +78,9 @@ def accuracy(draw: str, sigma: float, steps: int = 150) -> float:
 safe = full[-1]
 for share in (0.5, 4.0):
     sigma = share * safe
-    print(f"σ {sigma:.3f}, {share} of the safe one: "
-          f"full {accuracy('all', sigma):.3f}, layer-wise {accuracy('cycle', sigma):.3f}")  # fmt: skip
+    found = f"full {accuracy('all', sigma):.3f}, layer-wise {accuracy('cycle', sigma):.3f}"
+    print(f"σ {sigma:.3f}, {share} of the safe one: accuracy {found}")
 
 # %%
-# **What to take from it.** In a wide network, put weight noise on one tensor at a time: ``draw="cycle"``. If you need
-# noise on all weights at once, stay below ``report.full.safe``.
+# **What to take from it.** In a wide network, put weight noise on one tensor at a time:
+# ``draw="cycle"``. If you need noise on all weights at once, stay below ``report.full.safe``.

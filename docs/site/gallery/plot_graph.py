@@ -2,11 +2,13 @@
 A graph or a packed batch: when exact R is refused
 ==================================================
 
-**Question: my samples share a tensor. What now?** Exact R pulls the gradients of all samples back together. That is
-right only if a number of an activation belongs to one sample. In a graph, nodes exchange messages, and in a packed batch,
-sequences share rows. dither checks this at each call. Where it fails, dither refuses in a sentence, or takes
-the slow way.
+**Question: my samples share a tensor. What now?** Exact R pulls the gradients of all samples back
+together. That is right only if a number of an activation belongs to one sample. In a graph, nodes
+exchange messages, and in a packed batch, sequences share rows. dither checks this at each call.
+Where it fails, dither refuses in a sentence, or takes the slow way.
 """
+
+import textwrap
 
 import matplotlib.pyplot as plt
 import torch
@@ -36,43 +38,45 @@ model = GraphNet()
 x, y = torch.randn(30, 8), torch.randint(3, (30,))
 
 # %%
-# **Noise on activations is refused.** The activation of a node reaches the outputs of its neighbours. Gradients of several
-# samples meet in it, and their sum is not what R needs.
+# **Noise on activations is refused.** The activation of a node reaches the outputs of its
+# neighbours. Gradients of several samples meet in it, and their sum is not what R needs.
 
 noise = dither.inject(model, {"input": dither.Additive(0.3)})
 try:
     dither.explicit(noise, x, y)
 except dither.DitherError as error:
-    print(error)
+    print(textwrap.fill(str(error), 100))
 
 # %%
-# **First way out: measure.** ``expected`` needs no gradients at all. It is right for every model that runs.
+# **First way out: measure.** ``expected`` needs no gradients at all. It is right wherever the
+# model runs.
 
 print("mean change of the loss:", dither.expected(noise, x, y, draws=2000, antithetic=True, seed=0))
 noise.remove()
 
 # %%
-# **Noise on weights is right**, sample by sample. The parameters that the certificate does not accept are taken one sample
-# after another: slower, and exact.
+# **Noise on weights is right**, sample by sample. The parameters that the certificate does not
+# accept are taken one sample after another: slower, and exact.
 
 with dither.inject(model, dither.Weight(0.1)) as noise, torch.no_grad():
     loss, R, parts = dither.explicit(noise, x, y)
     truth = dither.expected(noise, x, y, draws=4000, antithetic=True, seed=0)
 print(f"R {R:.5f}, measured {truth}")
 
-figure, axes = plt.subplots(figsize=(6, 2.4), layout="constrained")
+figure, axes = plt.subplots(figsize=(8, 2.4), layout="constrained")
 left = 0.0
 for name, part in parts.items():
     axes.barh("R", part.item(), left=left, label=name)
     left += part.item()
 axes.barh("measured", truth.value, xerr=2 * truth.sem, color="#999999")
 axes.set(xlabel="mean change of the loss under weight noise")
-axes.legend(frameon=False, ncols=2, loc="center left", bbox_to_anchor=(0, 0.5), fontsize=8)
+axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
 # %%
-# **Second way out: make the sample what is independent.** Here whole graphs do not see each other. Put them into dimension
-# 0 of the output: the model gives [graphs, nodes, classes], and the nodes are positions of a sample.
+# **Second way out: make the sample what is independent.** Here whole graphs do not see each
+# other. Put them into dimension 0 of the output: the model gives [graphs, nodes, classes], and
+# the nodes are positions of a sample.
 
 graphs, labels = torch.randn(12, 30, 8), torch.randint(3, (12, 30))
 print(list(model(graphs).shape))
@@ -83,6 +87,6 @@ with dither.inject(model, {"input": dither.Additive(0.3)}) as noise, torch.no_gr
     print("measured:", dither.expected(noise, graphs, labels, draws=2000, antithetic=True, seed=0))
 
 # %%
-# **What to take from it.** A refusal is not a failure of your model: it says that a number would be wrong. Take
-# ``expected``, put noise on the weights, or give dither samples that are independent.
-# The page :doc:`/reliability` lists what was tried.
+# **What to take from it.** A refusal is not a failure of your model: it says that a number would
+# be wrong. Take ``expected``, put noise on the weights, or give dither samples that are
+# independent. The page :doc:`/reliability` lists what was tried.

@@ -2,9 +2,10 @@
 Instead of SAM
 ==============
 
-**Question: can I have flat minima at the price of one backward pass?** SAM steps to the worst point near the weights
-and takes the gradient there: two backward passes a step. Weight noise takes the gradient at a random point near the
-weights: one. On average, weight noise penalises the trace of the Gauss–Newton matrix.
+**Question: can I have flat minima at the price of one backward pass?** SAM steps to the worst
+point near the weights and takes the gradient there: two backward passes a step. Weight noise
+takes the gradient at a random point near the weights: one. On average, weight noise penalises the
+trace of the Gauss–Newton matrix.
 """
 
 import time
@@ -50,7 +51,7 @@ def move(model: nn.Module, by: list[torch.Tensor], factor: float) -> None:
 def sam(model: nn.Module, some: torch.Tensor, rho: float = 0.1) -> None:
     """The gradient at the worst point within rho, to first order. Foret et al. 2021."""
     backward(model, some)
-    slopes = [w.grad.clone() for w in model.parameters()]
+    slopes = [w.grad.clone() for w in model.parameters() if w.grad is not None]
     size = torch.stack([g.norm() for g in slopes]).norm()
     move(model, slopes, rho / size.item())
     backward(model, some)
@@ -65,7 +66,11 @@ def trained(way: str, seed: int, epochs: int = 60) -> tuple[nn.Module, float]:
     """The network, and the seconds of processor time that training took."""
     model = network(seed)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-    noise = dither.inject(model, dither.Weight(0.1), draw="cycle", seed=seed) if way == "noise" else None
+    noise = (
+        dither.inject(model, dither.Weight(0.1), draw="cycle", seed=seed)
+        if way == "noise"
+        else None
+    )
     begin = time.process_time()
     for _ in range(epochs):
         for some in train[torch.randperm(len(train))].split(50):
@@ -100,7 +105,8 @@ axes.legend(frameon=False)
 plt.show()
 
 # %%
-# **What to take from it.** Both lower the trace, and both help against the wrong labels. Here SAM goes further, at twice the
-# price of a plain step. They are not the same penalty, and another problem may decide otherwise. Weight noise has other
-# things for it: one backward pass; nothing to restore after a step, so that gradient scalers, closures and accumulation
-# work as they do; and R, which says beforehand what a σ is worth.
+# **What to take from it.** Both lower the trace, and both help against the wrong labels. Here SAM
+# goes further, at twice the price of a plain step. They are not the same penalty, and another
+# problem may decide otherwise. Weight noise has other things for it: one backward pass; nothing
+# to restore after a step, so that gradient scalers, closures and accumulation work as they do;
+# and R, which says beforehand what a σ is worth.

@@ -2,9 +2,10 @@
 Reliability, and what chance makes of it
 ========================================
 
-**Question: is my network overconfident, or is that chance?** The expected calibration error is above 0 for a perfect
-model too, because each bin has finitely many examples. ``measures.calibration`` gives the error together with the
-value that a perfectly calibrated model would show.
+**Question: is my network overconfident, or is that chance?** The expected calibration error is
+above 0 for a perfect model too, because each bin has finitely many examples.
+``measures.calibration`` gives the error together with the value that a perfectly calibrated model
+would show.
 """
 
 import matplotlib.pyplot as plt
@@ -37,8 +38,8 @@ def trained(what: object) -> nn.Module:
 
 
 # %%
-# A network without noise, one with noise on its input and its activations. ``chance`` is the error that a perfect model with
-# these confidences would show on average.
+# A network without noise, one with noise on its input and its activations. ``chance`` is the
+# error that a perfect model with these confidences would show on average.
 
 ways = {"no noise": None, "noise": dither.Additive(0.3)}
 diagrams = {}
@@ -50,8 +51,9 @@ for name, what in ways.items():
           f"overconfident by {d.overconfidence:+.4f}")  # fmt: skip
 
 # %%
-# The diagram: accuracy against confidence. Points below the diagonal are overconfident. The bars are two standard
-# deviations of the accuracy of a calibrated model: a point whose bar reaches the diagonal says nothing.
+# The diagram: accuracy against confidence. Points below the diagonal are overconfident. The bars
+# are two standard deviations of the accuracy of a calibrated model: a point whose bar reaches the
+# diagonal says nothing.
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.8), sharey=True, layout="constrained")
 for ax, (name, d) in zip(axes, diagrams.items(), strict=True):
@@ -63,7 +65,8 @@ axes[0].set(ylabel="accuracy")
 plt.show()
 
 # %%
-# With fewer test examples the error grows, and chance with it. An error without its chance compares nothing.
+# With fewer test examples the error grows, and chance with it. An error without its chance
+# compares nothing.
 
 for n in (50, 200, len(test)):
     d = calibration.reliability(p[:n], y[test][:n], bins=10)

@@ -2,9 +2,10 @@
 Write a noise
 =============
 
-**Question: my noise is none of these. Can I still have its R?** A noise is a small frozen class with two faces: what is
-added, and the variance of its product with a gradient. Everything else follows. Here is the noise of a sensor with a floor
-that grows with the signal, as in analogue hardware.
+**Question: my noise is none of these. Can I still have its R?** A noise is a small frozen class
+with two faces: what is added, and the variance of its product with a gradient. Everything else
+follows. Here is the noise of a sensor with a floor that grows with the signal, as in analogue
+hardware.
 """
 
 from dataclasses import dataclass
@@ -34,8 +35,9 @@ class Sensor:
 
 
 # %%
-# ``site.h`` is the tensor at the place of the noise. ``rng(law, like)`` draws, keyed by seed, place and step: never draw
-# from torch's own generator, or a checkpoint would see another draw. ``norm2`` sums the squares of a sample.
+# ``site.h`` is the tensor at the place of the noise. ``rng(law, like)`` draws, keyed by seed,
+# place and step: never draw from torch's own generator, or a checkpoint would see another draw.
+# ``norm2`` sums the squares of a sample.
 #
 # The new noise works with everything at once.
 
@@ -49,7 +51,8 @@ print(f"R {R:.5f}:", {site: f"{part:.5f}" for site, part in parts.items()})
 print("measured:", dither.expected(noise, x, y, draws=1000, antithetic=True, seed=0))
 
 # %%
-# **The one law**: the mean of δ is 0, and the mean of ⟨g, δ⟩² is the variance. A test of your noise is this, and no more.
+# **The one law**: the mean of δ is 0, and the mean of ⟨g, δ⟩² is the variance. A test of your
+# noise is this, and no more.
 
 from dither.noise import Here  # noqa: E402
 from dither.noise.draw import Source  # noqa: E402
@@ -63,8 +66,8 @@ print(f"Var⟨g, δ⟩: {told:.4f}; from {n} draws: {product.mean():.4f} ± {pro
 noise.remove()
 
 # %%
-# **Evaluate on noisy hardware.** ``when="always"`` keeps the noise on in ``eval()``. Train clean and with the noise, and look
-# at what the hardware does to both.
+# **Evaluate on noisy hardware.** ``when="always"`` keeps the noise on in ``eval()``. Train clean
+# and with the noise, and look at what the hardware does to both.
 
 from sklearn.datasets import load_digits  # noqa: E402
 
@@ -87,7 +90,9 @@ def accuracies(sigma: float) -> list[float]:
     found = []
     for level in levels:
         with dither.inject(net.eval(), Sensor(level), when="always", seed=1), torch.no_grad():
-            right = [(net(images[1000:]).argmax(1) == digits[1000:]).double().mean() for _ in range(5)]
+            right = [
+                (net(images[1000:]).argmax(1) == digits[1000:]).double().mean() for _ in range(5)
+            ]
         found.append(torch.stack(right).mean().item())
     return found
 
@@ -100,4 +105,5 @@ axes.legend(frameon=False)
 plt.show()
 
 # %%
-# **What to take from it.** Fifteen lines are a noise. :doc:`/contributing` says how to add it to the library.
+# **What to take from it.** Fifteen lines are a noise. :doc:`/contributing` says how to add it to
+# the library.
