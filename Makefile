@@ -2,6 +2,7 @@
 #   make reproduce   every figure at the quick scale → results/index.html
 #   make test        the test suite
 #   make fuzz        random models against a dense oracle
+#   make mutants     one wrong line at a time: do the tests notice?
 #   make check       what a change must pass: ruff, pyright, tests
 #   make venv        the environment only, in .venv
 #   make site        the documentation → build/site/html/index.html
@@ -19,7 +20,7 @@ MNIST := /usr/share/datasets/fashion-mnist
 export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: reproduce test fuzz check lint types bench docs site data venv clean
+.PHONY: reproduce test fuzz mutants check lint types bench docs site data venv clean
 .DEFAULT_GOAL := test
 
 $(READY): requirements.lock pyproject.toml
@@ -52,6 +53,10 @@ test: $(READY)
 # Random models against a dense oracle: make fuzz ARGS="--count 20000 --seed 1"
 fuzz: $(READY)
 	$(BIN)/python tests/fuzz/run.py $(ARGS)
+
+# Wrong lines, each in a copy of the repository: make mutants ARGS="ghost threads"
+mutants: $(READY)
+	$(BIN)/python tests/mutants/run.py $(ARGS)
 
 check: lint types test
 

@@ -54,3 +54,15 @@ def test_each_replica_draws_what_it_drew():
     right += [0.7312603, 0.5878658, 0.5684193, 0.7302158]
     right = torch.tensor(right, dtype=torch.float64)
     torch.testing.assert_close(found, right, rtol=0, atol=1e-6)
+
+
+def test_a_stack_taken_one_by_one_has_the_R_it_has_at_once():
+    """The i-th samples of all replicas go together where no rule meets a parameter."""
+    model = MLP((3, 4, 2)).build_stacked([0, 1]).double().eval()
+    x, y = randn(B, 3), torch.arange(2 * B) % 2
+    with dither.inject(model, Weight(0.2), seed=[7, 8]) as noise, torch.no_grad():
+        at_once = dither.explicit(noise, x, y).by_site
+        noise.layouts["stray", False] = set(noise.sites)
+        one_by_one = dither.explicit(noise, x, y).by_site
+    for name, R in at_once.items():
+        assert one_by_one[name].item() == pytest.approx(R.item(), rel=1e-10)

@@ -214,15 +214,28 @@ def test_what_is_not_in_the_plane_is_refused():
 def test_separable_data_are_judged_once_the_control_is_at_its_limit(gd, noise, holds, monkeypatch):
     """Attained values by run, of GD's own program (σ = 0) and of the noise's."""
 
-    def attained(t, label, sigma):
+    def ends(t, label, sigma):
         value = {logistic.NOISE: noise, logistic.GD: gd if sigma == 0 else 0.6}[label]
-        return np.full((5, 3), value)
+        return np.full(5, value)
 
-    monkeypatch.setattr(logistic, "attained", attained)
+    monkeypatch.setattr(logistic, "ends", ends)
+    monkeypatch.setattr(logistic, "attained", lambda *_: np.full((5, 3), 0.5))
     monkeypatch.setattr(logistic, "_solution_at_zero", lambda _: np.full(5, 0.6))
     found, numbers = verdict(logistic, "O7", Table.of({"x": {0: [(0, "y", 0.0)]}}))
     assert found is holds
     assert ("the control" in numbers.get("why", "")) == (holds is None)
+
+
+def test_steps_along_the_gradient_over_the_loss_come_to_the_largest_margin():
+    """σ = 0: Lyu & Li's theorem, on the way to ‖w‖² = 300; with noise the other program's value."""
+    rows = list(logistic.normalised(0, Silent(), norms=(20.0, 300.0), rate=0.01))
+    value = {(norm, quantity): v for norm, quantity, v in rows}
+    own = [value[300.0, f"attained {label}, σ = {s:g}"]
+           for label, s in ((logistic.GD, 0.0), (logistic.NOISE, logistic.SIGMA))]  # fmt: skip
+    early = value[20.0, f"attained {logistic.GD}, σ = 0"]
+    assert min(own) > 0.9
+    assert max(value.values()) <= 1 + 1e-9
+    assert own[0] > early
 
 
 # --------------------------------------------------------------------- what the noise minimises
@@ -299,7 +312,9 @@ def test_reaching_means_the_noise_and_not_the_control(noise, control, holds):
 )
 def test_attained_means_to_1e_4_both_ways(gaps, holds):
     found = [(i, f"gap {simple.MINIMISED}", g) for i, g in enumerate(gaps)]
-    assert simple.attained(Table.of({"net": {0: found, 1: found}}), "net")[0] is holds
+    for n, said in ((5, holds), (4, None)):
+        table = Table.of({"net": dict.fromkeys(range(n), found)})
+        assert simple.attained(table, "net")[0] is said
 
 
 @pytest.mark.parametrize(

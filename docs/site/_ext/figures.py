@@ -71,7 +71,7 @@ def page(name: str, store: Path | None, verdicts: str, out: Any) -> str:
         table = verdicts.partition("\n")[2].strip()
         first = re.search(r"(\d+) seeds?\.", verdicts.partition("\n")[0])
         seeds = f" with {first.group(0)[:-1]}" if first else ""
-        parts += ["## At the quick scale", f"What `make reproduce` gives{seeds}."]
+        parts += ["## At the quick scale", f"What `make reproduce` gave{seeds}.", warned(out, name)]
         parts.append(out.relinked(table, ROOT / "docs" / "verdicts.md", f"papers/{name}.md"))
     if about and about.get("departures"):
         parts += ["## What differs from the paper"]
@@ -79,6 +79,13 @@ def page(name: str, store: Path | None, verdicts: str, out: Any) -> str:
     scale = f" --scale {about['scale']} --out records" if about else ""
     parts += ["## Run it", f"```console\n$ dither reproduce {name}{scale}\n```"]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def warned(out: Any, name: str) -> str:
+    """What docs/verdicts.md says of all its verdicts in bold, if it does."""
+    head = (ROOT / "docs" / "verdicts.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    bold = "\n\n".join(part for part in head.split("\n\n") if part.startswith("**"))
+    return out.relinked(bold, ROOT / "docs" / "verdicts.md", f"papers/{name}.md")
 
 
 def record(store: Path | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
