@@ -1,9 +1,9 @@
 """Does each complexity pay? `python -m benchmarks.pays [--only cnn,mlp1024] [--rounds 7]`.
 
 Each row is one call of dither as it is, beside the same call without one of its parts: the replay
-of the graph (autograd takes its place: all columns batched, or one after another), the tiles of
-3×3 convolutions, the fast fill of long draws, the certificate. All take turns in one process; a
-number is the ratio of the medians to the call as it is. Written to `.bench/pays.md`.
+of the graph (autograd takes its place: all columns batched, or one after another), the fast fill of
+long draws, the certificate. All take turns in one process; a number is the ratio of the medians to
+the call as it is. Written to `.bench/pays.md`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks import clock
 from benchmarks.environments import BENCH
 from benchmarks.methods import DITHER, plain
 from benchmarks.workloads import WORKLOADS, Job, Workload, job, trained
-from dither.engine import conv_norms, recording
+from dither.engine import recording
 from dither.lab.runs import provenance
 from dither.noise import fill
 from dither.regulariser.pull import Pull
@@ -84,7 +84,6 @@ def without(where: Any, name: str, value: Any) -> Callable[[], Any]:
 VARIANTS: dict[str, Callable[[], Any]] = {
     "autograd, batched": batched,
     "autograd, a loop": without(recording.Graph, "plan", lambda self, total: None),
-    "no tiles": without(conv_norms.Patch, "can_tile", property(lambda self: False)),
     "torch's draws": without(fill, "LONG", float("inf")),
     "no certificate": without(Pull, "certify", lambda self, graph, x: None),
 }

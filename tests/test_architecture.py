@@ -18,7 +18,7 @@ ROOMS = {
     "attach": ["noise"],
     "regulariser": ["attach", "engine", "loss", "noise"],
     "measures": ["regulariser", "attach", "engine", "loss", "noise"],
-    "integrations": ["attach"],
+    "integrations": ["regulariser", "attach"],
     "lab": LIBRARY,
     "papers": [*LIBRARY, "lab"],
 }
@@ -183,6 +183,19 @@ def test_only_the_library_is_installed():
         "    else: raise AssertionError(name)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_command_says_what_it_needs():
+    code = (
+        "import runpy, sys; sys.modules['typer'] = None; "
+        "runpy.run_module('dither', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "dither: the command needs the package typer: pip install 'dither[lab]'; "
+        "the library works without it"
+    )
 
 
 def test_measures_are_there_when_asked_for():

@@ -99,7 +99,7 @@ class Graph:
 
     stray         parameters that no rule has met wholly: pull them back one sample at a time
     overwritten   activations whose tensor was changed in place after they were met
-    users         Functions of a user's own in it
+    doubtful      functions in it whose gradients may not be differentiable
     eps           of the coarsest type in it, by which two ways of one gradient may differ
     differentiates  the forward takes gradients itself: an activation's noise may reach z through
     them
@@ -116,7 +116,7 @@ class Graph:
         self.total = 1
         recording.uses.settle(z.shape[0])
         walked = recording.uses.walk(z)
-        self.nodes, self.stray, self.users = walked.nodes, walked.stray, walked.users
+        self.nodes, self.stray, self.doubtful = walked.nodes, walked.stray, walked.doubtful
         self.eps = coarsest(*walked.types)
         if self.differentiates:
             self.stray = set(self.parameters)

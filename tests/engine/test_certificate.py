@@ -271,11 +271,12 @@ def test_outputs_that_are_gradients():
     noise = dither.inject(model, dither.Weight(0.2), seed=0)
     agree(noise, x, y, "half_square")
     noise.remove()
-    with (
-        dither.inject(model, {"e.1:out": dither.Multiplicative(0.1)}) as noise,
-        pytest.raises(dither.DitherError, match=r"'e\.1:out': the model's forward differentiates"),
-    ):
-        dither.explicit(noise, x, y, "half_square")
+    for curvature in ("gauss_newton", "full"):  # δ = σ h ε, and the forward differentiates h
+        with (
+            dither.inject(model, {"e.1:out": dither.Multiplicative(0.1)}) as noise,
+            pytest.raises(dither.DitherError, match=r"'e\.1:out': the model's forward different"),
+        ):
+            dither.explicit(noise, x, y, "half_square", curvature=curvature)
 
 
 class Frozen(nn.Module):
@@ -291,19 +292,21 @@ class Frozen(nn.Module):
         return self.b(h)
 
 
+@pytest.mark.parametrize("curvature", ["gauss_newton", "full"])
 @pytest.mark.parametrize(
     ("noise", "where"),
     [({"a": dither.Additive(0.1)}, "a:in"), ({"a.*": dither.Weight(0.1)}, "a.bias")],
 )
-def test_gradients_off_inside_are_told(noise, where):
+def test_gradients_off_inside_are_told(noise, where, curvature):
     with (
         dither.inject(Frozen().double(), noise) as injected,
         pytest.raises(dither.DitherError, match=f"'{where}': .*gradients off"),
     ):
-        dither.explicit(injected, randn(B, 3), Y)
+        dither.explicit(injected, randn(B, 3), Y, curvature=curvature)
 
 
-def test_a_model_that_draws_by_itself_is_told():
+@pytest.mark.parametrize("curvature", ["gauss_newton", "full"])
+def test_a_model_that_draws_by_itself_is_told(curvature):
     class Drops(Frozen):
         def forward(self, x):
             return self.b(F.dropout(self.a(x)))
@@ -312,7 +315,7 @@ def test_a_model_that_draws_by_itself_is_told():
         dither.inject(Drops().double().eval(), dither.Weight(0.1)) as noise,
         pytest.raises(dither.DitherError, match="another output when it is called again in eval"),
     ):
-        dither.explicit(noise, randn(B, 3), Y)
+        dither.explicit(noise, randn(B, 3), Y, curvature=curvature)
 
 
 def test_a_loss_that_crosses_samples_is_told():
