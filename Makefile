@@ -2,8 +2,10 @@
 #   make reproduce   every figure at the quick scale → results/index.html
 #   make test        the test suite
 #   make fuzz        random models against a dense oracle
+#   make mutants     one wrong line at a time: do the tests notice?
 #   make check       what a change must pass: ruff, pyright, tests
 #   make venv        the environment only, in .venv
+#   make site        the documentation → build/site/html/index.html
 PYTHON ?= python3
 VENV   ?= .venv
 SCALE  ?= quick
@@ -11,13 +13,14 @@ JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 
 BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
+SITE  := $(VENV)/.site
 MNIST := /usr/share/datasets/fashion-mnist
 
 # One thread per process: small nets run faster so, and sums come out in one order.
 export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: reproduce test fuzz check lint types bench docs data venv clean
+.PHONY: reproduce test fuzz mutants check lint types bench docs site data venv clean
 .DEFAULT_GOAL := test
 
 $(READY): requirements.lock pyproject.toml
@@ -51,6 +54,10 @@ test: $(READY)
 fuzz: $(READY)
 	$(BIN)/python tests/fuzz/run.py $(ARGS)
 
+# Wrong lines, each in a copy of the repository: make mutants ARGS="ghost threads"
+mutants: $(READY)
+	$(BIN)/python tests/mutants/run.py $(ARGS)
+
 check: lint types test
 
 lint: $(READY)
@@ -67,6 +74,17 @@ docs: $(READY)
 	$(BIN)/python docs/figures.py
 	$(BIN)/python docs/verdicts.py
 	$(BIN)/python docs/claims.py
+
+$(SITE): docs/requirements.txt $(READY)
+	@$(BIN)/python -m pip install -qq --no-compile -r docs/requirements.txt
+	@touch $@
+
+# Warnings are errors; the gallery's scripts are run if they have changed.
+site: $(SITE)
+	@$(BIN)/python docs/site/assemble.py build/site/source
+	$(BIN)/python -m sphinx -W --keep-going -qE -d build/site/read $(ARGS) build/site/source build/site/html
+	@find build/site/html -name '*.map' -delete
+	@echo "build/site/html/index.html"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

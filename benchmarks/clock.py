@@ -107,6 +107,7 @@ def peak(call: Call) -> int:
     """
     call()
     gc.collect()
+    trace: Any
     with profile(profile_memory=True) as trace:
         call()
     held = most = 0

@@ -10,6 +10,7 @@ import matplotlib as mpl
 mpl.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchmarks.growth import AXES
 from benchmarks.record import rows_of
@@ -34,7 +35,7 @@ PANELS = (
     ("trace of the Hessian", "Hessian trace"),
     ("step with gaussian noise on all weights", "weights"),
 )
-STYLE = {
+STYLE: Any = {
     "svg.hashsalt": "dither",
     "svg.fonttype": "path",
     "font.size": 9,
@@ -59,7 +60,7 @@ def draw(record: dict[str, Any], folder: Path) -> list[Path]:
     return made
 
 
-def bars(record: dict[str, Any]) -> plt.Figure:
+def bars(record: dict[str, Any]) -> Figure:
     """One panel a quantity; for each workload a bar by everyone who gave the same number, the
     cheapest of each.
     """
@@ -131,7 +132,7 @@ def _panel(ax: Axes, quantity: str, found: dict[tuple[str, str], Row]) -> None:
     ax.xaxis.set_major_formatter("{x:g}")
 
 
-def growth(rows: list[dict[str, Any]]) -> plt.Figure:
+def growth(rows: list[dict[str, Any]]) -> Figure:
     """Exact and sampled R along each axis, with the floor."""
     figure, axes = plt.subplots(1, len(AXES), figsize=(10, 2.8), sharey=True)
     for ax, axis in zip(axes, AXES, strict=True):

@@ -63,7 +63,7 @@ def seeds(rounds: int) -> list[dict[str, Any]]:
     how far apart they end.
     """
     from dither.lab.data.sets import Data
-    from dither.lab.figure import Run
+    from dither.lab.figure import Run, Silent
     from dither.lab.nets.specs import MLP
     from dither.lab.training.loop import train
     from dither.lab.training.optimiser import SGD
@@ -71,10 +71,6 @@ def seeds(rounds: int) -> list[dict[str, Any]]:
     from dither.noise import Additive
 
     wanted = range(SEEDS)
-
-    class Silent:
-        def update(self, done: int, total: int) -> None:
-            """No word."""
 
     rows = []
     for how, noise in (("without noise", None), ("with noise", Additive(0.1))):

@@ -15,7 +15,7 @@ from benchmarks.workloads import Job
 
 def inputs(model: nn.Module) -> tuple[list[nn.Module], Callable[[], list[Tensor]]]:
     """(layers, what went into them in the last forward): Linear and convolution, in order."""
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    layers: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     seen: list[Tensor] = []
 
     def before(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
@@ -94,7 +94,7 @@ def _restored(one: bool) -> Callable[[Job], Call]:
     def build(job: Job) -> Call:
         step, parameters, turn = returning(job), list(job.model.parameters()), 0
 
-        def call() -> float:
+        def call() -> float | None:
             nonlocal turn
             chosen = [parameters[turn % len(parameters)]] if one else parameters
             turn += 1

@@ -47,6 +47,7 @@ def _profiled(call: clock.Call) -> dict[str, tuple[float, int]]:
     """{operator: (seconds of its own in one call, how often it was called)}."""
     call()
     call()
+    trace: Any
     with profile() as trace:
         start = time.perf_counter()
         for _ in range(CALLS):

@@ -21,7 +21,8 @@ from torch.nn.utils import parametrize
 
 _functorch: Any = torch._C._functorch  # pyright: ignore
 _autograd: Any = torch._C._autograd  # pyright: ignore
-weight_norm: Any = torch._weight_norm  # pyright: ignore; W = g v/‖v‖
+weight_norm: Any = torch._weight_norm  # pyright: ignore
+ONCE = {"CdistBackward0": "torch.cdist", "PdistBackward0": "torch.pdist"}  # no second derivative
 _CHECKPOINTS = torch.utils.checkpoint.__file__
 
 

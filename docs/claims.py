@@ -2,6 +2,7 @@
 records/ and results/.
 """
 
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,8 @@ from dither.lab.page import originals
 from dither.lab.page.verdicts import VERDICTS
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "claims.md"
+PAGE, README = ROOT / "docs" / "claims.md", ROOT / "README.md"
+BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
 PAPERS = ("camuto2020", "levi2022", "orvieto2022")
 LONGEST = 260  # letters of a cell's evidence
 HEAD = """# The papers' claims
@@ -39,7 +41,7 @@ Student's t.
 
 A claim of several comparisons holds if all hold, and fails if one fails by Holm's correction. "In
 every run" is a share of runs, judged by its exact (Clopper–Pearson) interval against .9: 36 runs
-out of 36 are needed. A claim that cannot fail says so, and is not counted.
+out of 36 are needed. A claim that cannot fail says so (○) and is not counted.
 
 If the mean lies on the edge, at most 5 % of claims are decided, however many comparisons they have.
 How often a single comparison holds, when the mean lies this many standard deviations (of the
@@ -54,17 +56,39 @@ With n = 3 the rule judges nothing; the first row is what the interval alone wou
 def page(*roots: Path) -> str:
     """From folders of results; entries of claims that say something else today are left out."""
     known = todays(originals.known(*roots))
-    parts, verdicts = [], Counter()
-    for paper in PAPERS:
-        rows = originals.rows(paper, known)
-        verdicts.update(row.holds for row in rows if row.original.counts)
-        parts.append(f"\n## {catalogue.paper(paper)}\n\n{table(rows)}")
-    hold, fail, unclear = (verdicts[verdict] for verdict in VERDICTS)
-    free = sum(not o.counts for paper in PAPERS for o in catalogue.originals(paper))
-    tally = f"Of {verdicts.total()} claims {hold} hold, {fail} fail, {unclear} are not judged."
-    tally += f" {free} more cannot fail and {'is' if free == 1 else 'are'} not counted."
-    whole = HEAD.format(tally=tally) + "".join(parts) + ours(known) + RULE.format(power=power())
+    rows = {paper: originals.rows(paper, known) for paper in PAPERS}
+    free = sum(not row.original.counts for paper in PAPERS for row in rows[paper])
+    said = f"{tally(rows)} {free} more cannot fail and {'is' if free == 1 else 'are'} not counted."
+    parts = (f"\n## {catalogue.paper(paper)}\n\n{table(rows[paper])}" for paper in PAPERS)
+    whole = HEAD.format(tally=said) + "".join(parts) + ours(known) + RULE.format(power=power())
     return whole.replace(str(Path.home()), "~")
+
+
+def tally(rows: dict[str, list[originals.Row]]) -> str:
+    """How many claims hold, fail, are not judged, in all and per paper: one line, the README's."""
+    counts = {
+        catalogue.paper(paper).partition(",")[0]: Counter(
+            row.holds for row in there if row.original.counts
+        )
+        for paper, there in rows.items()
+    }
+    whole = sum(counts.values(), Counter())
+    each = "; ".join(
+        f"{name}: {', '.join(str(count[verdict]) for verdict in VERDICTS)}"
+        for name, count in counts.items()
+    )
+    hold, fail, unclear = (whole[verdict] for verdict in VERDICTS)
+    return (
+        f"Of the papers' {whole.total()} claims that can fail {hold} hold, {fail} fail and "
+        f"{unclear} are not judged yet ({each})."
+    )
+
+
+def renewed(readme: str, whole: str) -> str:
+    """The README with the page's tally between its two marks."""
+    (said,) = re.findall(r"^Of the papers' .*?\)\.", whole, re.M)
+    marks = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.S)
+    return marks.sub(lambda _: f"{said}\n", readme, count=1)
 
 
 def todays(known: originals.Known) -> originals.Known:
@@ -86,9 +110,9 @@ def line(row: originals.Row) -> str:
     o, name = row.original, row.original.figure
     link = f"[{o.id}](../dither/papers/{name}.py)"
     told = " · ".join(filter(None, (row.parts, short(" · ".join(row.evidence))))) or "not run yet"
-    free = "" if o.counts else " (cannot fail)"
-    cells = (link, f"{o.text} ({o.place})", verdict(row.holds) + free, told, row.seeds, row.scale,
-             row.missing)  # fmt: skip
+    word, mark = row.said
+    found = (told, row.seeds, row.scale) if o.counts or row.holds is not None else "–––"
+    cells = (link, f"{o.text} ({o.place})", f"{mark} {word}", *found, row.missing)
     return cells_line(cells)
 
 
@@ -141,4 +165,5 @@ def cells_line(cells: tuple) -> str:
 
 if __name__ == "__main__":
     results = map(Path, sys.argv[1:] or [ROOT / "results"])
-    PAGE.write_text(page(ROOT / "records", *results), encoding="utf-8")
+    PAGE.write_text(whole := page(ROOT / "records", *results), encoding="utf-8")
+    README.write_text(renewed(README.read_text(encoding="utf-8"), whole), encoding="utf-8")

@@ -12,6 +12,7 @@ from dither.lab import catalogue
 from dither.lab.page import judge
 from dither.lab.runs.store import Store
 from dither.lab.wording import duration
+from dither.papers.levi2022 import fig3
 
 ROOT = Path(__file__).parents[1]
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "phases.svg"
@@ -43,15 +44,14 @@ def phases(results: Path) -> bytes:
     """The half of levi2022/fig3 that trains on logits, at quick scale. Raises where a run is
     missing.
     """
-    figure, name = catalogue.find("levi2022/fig3"), "levi2022/fig3"
+    name = "levi2022/fig3"
+    figure = replace(fig3.figure, plot=partial(fig3.plot, losses=("logits",)))
     runs = figure.runs(**figure.quick)
     study = judge.Study(name, "quick", tuple(range(figure.seeds["quick"])), "", figure, runs)
     table = judge.tabulate(study, Store(results))
     if len(table.seeds) < len(study.seeds):
         raise DitherError(f"{results} lacks runs of {name}: `dither reproduce {name}`, then again")
-    return judge.draw(replace(figure, plot=partial(figure.plot, losses=("logits",))), table)[
-        "figure.svg"
-    ]
+    return judge.picture_files(figure, table)["figure.svg"]
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from dither.attach.inject import put, take
 from dither.calling import output
@@ -115,6 +116,17 @@ def share(noise, site):
     return 1 / len(groups)
 
 
+class PlainWeightNorm(TorchFunctionMode):
+    """W = g v/‖v‖ of each row: the second derivative of torch's own function is wrong."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch._weight_norm:
+            v, g, dim = args
+            rest = [d for d in range(v.dim()) if d != dim]
+            return g * v / v.square().sum(rest, keepdim=True).sqrt()
+        return func(*args, **(kwargs or {}))
+
+
 def probed(noise, x):
     """(z, [(site, h, probe)]): the output, and every tensor a noise acts on; h + probe is what
     the net saw.
@@ -128,8 +140,9 @@ def probed(noise, x):
 
     with (
         hooked(noise, change),
-        sdpa_kernel(SDPBackend.MATH),
-    ):  # the fused kernels differentiate once
+        sdpa_kernel(SDPBackend.MATH),  # the fused kernels differentiate once
+        PlainWeightNorm(),
+    ):
         z = output(noise.model, x)
     found += [(s, s.parameter, s.parameter) for s in noise.sites.values() if s.side == "parameter"]
     return z, found

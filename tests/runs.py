@@ -1,5 +1,9 @@
 """Small runs for the tests of training, and their rows as tables."""
 
+import re
+
+import numpy as np
+
 from dither.lab.data.sets import Data
 from dither.lab.figure import Run, Silent
 from dither.lab.nets.specs import MLP
@@ -52,11 +56,23 @@ def go(what: Run, seeds=SEEDS, progress=None):
     return {s: table(rows) for s, rows in train(what, seeds, progress or Silent()).items()}
 
 
+def vectors(rows) -> dict[str, dict[float, np.ndarray]]:
+    """{quantity: {step: its numbers}}: all outputs are one vector, as their indices are no name."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for step, quantity in sorted(rows):
+        name = re.sub(r"/\d+", "", quantity)
+        found.setdefault(name, {}).setdefault(step, []).append(rows[step, quantity])
+    return {q: {t: np.array(v) for t, v in at.items()} for q, at in found.items()}
+
+
 def assert_same(a, b, rtol: float) -> None:
+    """‖a_t − b_t‖ ≤ rtol max_t ‖a_t‖ for each quantity's vector, whatever is near 0 in it."""
     assert a.keys() == b.keys()
     for seed in a:
         assert a[seed].keys() == b[seed].keys()
-        for (step, quantity), value in a[seed].items():
-            scale = max(abs(v) for (_, q), v in a[seed].items() if q == quantity)
-            difference = abs(value - b[seed][step, quantity])
-            assert difference <= rtol * (abs(value) + 0.1 * scale), (seed, step, quantity)
+        other = vectors(b[seed])
+        for quantity, at in vectors(a[seed]).items():
+            size = max(np.linalg.norm(v) for v in at.values())
+            for step, v in at.items():
+                off = np.linalg.norm(v - other[quantity][step])
+                assert off <= rtol * size, (seed, step, quantity, off / size)

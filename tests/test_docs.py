@@ -29,17 +29,21 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+def broken(page: Path) -> list[str]:
+    """The links of a page that lead nowhere."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     links = [next(filter(None, found)) for found in LINK.findall(text)]
-    for link in links:
-        if re.match(r"\w+:", link):
-            continue
+    wrong = []
+    for link in (link for link in links if not re.match(r"\w+:", link)):
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
-        assert target.exists(), f"{page.name} links to {link}"
-        assert not anchor or anchor in anchors(target), f"{page.name} links to {link}"
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            wrong.append(f"{page.name} links to {link}")
+    return wrong
+
+
+def test_links_lead_somewhere():
+    assert not [link for page in PAGES for link in broken(page)]
 
 
 def test_the_table_of_figures_is_todays():
@@ -75,7 +79,8 @@ def judged(tmp_path, monkeypatch):
 
 
 def test_the_page_of_verdicts_has_each_claim(judged):
-    page = verdicts.page(judged()[0])
+    results = judged()[0]
+    page = verdicts.page(results, results)
     assert "2 claims: 0 hold, 1 fail, 1 are not judged." in page
     assert ", 3 seeds." in page
     assert r"| ✗ | **L19** a \| b | n0: 0.500 ± 0.010 (sd of 3) · " in page
@@ -119,6 +124,14 @@ def test_the_records_verdicts_are_on_the_page_of_claims():
             if row.holds is not None and row.original.counts:
                 (line,) = re.findall(rf"^\| \[{row.original.id}\].*$", text, re.M)
                 assert f"| {claims.verdict(row.holds)} |" in line
+
+
+def test_the_readme_counts_the_claims_as_their_page_does():
+    readme, page = (path.read_text(encoding="utf-8") for path in (claims.README, claims.PAGE))
+    assert claims.renewed(readme, page) == readme, "run `make docs`"
+    cells = re.findall(r"^\| \[[CLO]\d+\].*?\| ([✓✗–○]) ", page, re.M)
+    hold, fail, unclear = (cells.count(mark) for mark in "✓✗–")
+    assert f" {hold} hold, {fail} fail and {unclear} are not judged yet (" in readme
 
 
 def test_verdicts_of_another_scale_or_of_other_claims_are_no_page(judged):

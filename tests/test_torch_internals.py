@@ -2,7 +2,9 @@
 
 import sys
 
+import pytest
 import torch
+import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
@@ -190,3 +192,13 @@ def test_transforms_of_torch_func_are_known_inside():
     torch.func.grad(f)(torch.ones(2))
     assert seen == [True]
     assert not internals.inside_functorch()
+
+
+@pytest.mark.parametrize("name", internals.ONCE)
+def test_functions_without_a_second_derivative(name):
+    x = torch.randn(3, 2, requires_grad=True)
+    d = torch.cdist(x, x + 1) if name == "CdistBackward0" else F.pdist(x)
+    assert name in [node.name() for node in internals.functions_behind(d)]
+    (slope,) = torch.autograd.grad(d.sum(), x, create_graph=True)
+    with pytest.raises((NotImplementedError, RuntimeError), match="not implemented"):
+        torch.autograd.grad(slope.sum(), x)

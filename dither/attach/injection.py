@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from dither.attach.clock import Clock, Phase
 from dither.attach.compiled import Traced, register
-from dither.attach.draws import Draws, noise_at
 from dither.attach.find import check_whole, replicas
 from dither.attach.hooks import Enter, Reader, real
+from dither.attach.keys import Draws, noise_at
 from dither.attach.ranks import agreed, compare, ranks
 from dither.attach.recompute import Ledger, sample_of
 from dither.attach.seeds import ordinals, seeds

@@ -53,10 +53,11 @@ class Ledger:
 
     def __init__(self, length: int = 256) -> None:
         self.stretches: WeakKeyDictionary[Any, Calls] = WeakKeyDictionary()
-        self.seen: defaultdict[Any, deque[tuple[Tensor | None, Stamp]]] = defaultdict(
+        self.seen: defaultdict[Any, deque[tuple[int, Tensor | None, Stamp]]] = defaultdict(
             lambda: deque(maxlen=length)
         )
-        self.used: set[tuple[Any, Stamp]] = set()
+        self.number = 0  # of calls in `seen` so far: several of one step have one stamp
+        self.used: set[int] = set()
         self.task = -1
 
     def note(self, place: Any, h: Tensor | None, stamp: Stamp) -> None:
@@ -69,7 +70,8 @@ class Ledger:
         for stretch in fresh:
             self.stretches.setdefault(stretch, Calls()).stamps[place].append(stamp)
         if not fresh and not in_backward():
-            self.seen[place].append((glimpse(h), stamp))
+            self.number += 1
+            self.seen[place].append((self.number, glimpse(h), stamp))
 
     def recall(self, place: Any, h: Tensor | None) -> Stamp | None:
         """The stamp of the forward that is recomputed here, or None."""
@@ -83,14 +85,14 @@ class Ledger:
 
     def _by_value(self, place: Any, h: Tensor | None, task: int) -> Stamp | None:
         """A backward pass goes from the last call to the first: among equal inputs take the latest
-        stamp that is not used yet.
+        call that is not used yet.
         """
         if task != self.task:
             self.task, self.used = task, set()
         look = glimpse(h)
-        for seen, stamp in reversed(self.seen.get(place, ())):
-            if (place, stamp) not in self.used and alike(seen, look):
-                self.used.add((place, stamp))
+        for number, seen, stamp in reversed(self.seen.get(place, ())):
+            if number not in self.used and alike(seen, look):
+                self.used.add(number)
                 return stamp
         return None
 

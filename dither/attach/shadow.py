@@ -32,6 +32,7 @@ class Shadow(Tensor):
 
     parameter: Tensor
     versions: list[tuple[Tensor, int]]  # of the shadow and of each `.data` of it
+    below: dict[tuple[int, str], Tensor | None] | None  # what an owner read before, once it is gone
 
     @staticmethod
     def of(value: Tensor, parameter: Tensor) -> Shadow:
@@ -39,6 +40,7 @@ class Shadow(Tensor):
         shadow = value.as_subclass(Shadow)
         shadow.parameter = parameter
         shadow.versions = [(value, version(value))]
+        shadow.below = None
         return shadow
 
     def written(self) -> bool:
@@ -86,13 +88,17 @@ def put(site: Site, value: Tensor, again: Callable[[], Tensor] | None = None) ->
 
 
 def take(site: Site) -> None:
-    """Undo `put`: read what was there before. Does nothing if nothing was put, or if another
-    injection has put a shadow since.
+    """Undo `put`: read what was there before. Does nothing if nothing was put. Where another
+    injection has put a shadow since, that one is read until it is taken.
     """
     if site.put is None:
         return
     keep(site)
+    if isinstance(site.put, Shadow):
+        owners = ((id(owner), name) for owner, name in site.owners)
+        site.put.below = dict(zip(owners, site.under, strict=True))
     for (owner, name), before in zip(site.owners, site.under, strict=True):
+        before = standing(before, owner, name)
         if owner.__dict__.get(name) is site.put:
             if before is None:
                 del owner.__dict__[name]
@@ -101,6 +107,15 @@ def take(site: Site) -> None:
             _flat(owner)
     site.let_go()
     forget_parametrised()
+
+
+def standing(before: Tensor | None, owner: nn.Module, name: str) -> Tensor | None:
+    """What an owner is to read again: a shadow that was taken meanwhile (an injection removed
+    inside a forward) stands for what was below it.
+    """
+    while isinstance(before, Shadow) and before.below is not None:
+        before = before.below.get((id(owner), name))
+    return before
 
 
 def clear(site: Site) -> None:
@@ -120,7 +135,8 @@ def keep(site: Site) -> None:
     shadow = site.put
     if site.again is None or not isinstance(shadow, Shadow) or not shadow.written():
         return
-    below = site.parameter if site.under[0] is None else site.under[0]
+    below = standing(site.under[0], *site.owners[0])
+    below = site.parameter if below is None else below
     with torch.no_grad():
         now = shadow.detach().as_subclass(Tensor)
         if now.shape != below.shape:

@@ -1,7 +1,7 @@
-"""A user's `autograd.Function`: whether the gradients it gives can be differentiated again.
+"""Functions whose gradients can't be differentiated again: some of torch's, and a user's own.
 
-Where its backward leaves torch (numpy, `detach`, `once_differentiable`), autograd takes what comes
-out for a constant. A second derivative then lacks a part, and nobody says so.
+Where a user's backward leaves torch (numpy, `detach`, `once_differentiable`), autograd takes what
+comes out for a constant. A second derivative then lacks a part, and nobody says so.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from torch.autograd.function import BackwardCFunction
 
 from dither.engine.tap import Tap
 from dither.errors import DitherError
+from dither.torch_internals import ONCE
 
 
-def is_users(node: Any) -> bool:
-    """Whether a function of the graph is a Function of somebody's own."""
+def is_doubtful(node: Any) -> bool:
+    """Whether a function of the graph is a Function of somebody's own, or one of torch's that has
+    no second derivative.
+    """
     cls = getattr(node, "_forward_cls", Tap)
-    return (
+    return node.name() in ONCE or (
         isinstance(node, BackwardCFunction)
         and cls is not Tap
         and not cls.__module__.startswith("torch.")
@@ -33,6 +36,11 @@ def check_twice(nodes: Iterable[Any], what: str, otherwise: str = "") -> None:
     autograd does not know it. `what` differentiates them; `otherwise`: what else can be done.
     """
     for node in nodes:
+        if node.name() in ONCE:
+            raise DitherError(
+                f"{what} differentiates gradients, and torch cannot differentiate those of "
+                f"{ONCE[node.name()]}: write it with other functions of torch{otherwise}"
+            )
         if _cut(node):
             raise DitherError(
                 f"{what} differentiates gradients, and those that {node._forward_cls.__name__} "

@@ -9,13 +9,12 @@ the square of what is to cancel: so it is in double precision, where a factor is
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dither.engine.conv_norms import READ, Patch, by_tiles, in_blocks, norm2, pixels, tiled
+from dither.engine.conv_norms import Patch, in_blocks, norm2, pixels
 
 # What things cost beside a multiply-add of a product in float32, as measured on a CPU.
 DOUBLE = 3  # one in double precision, with what it needs beside
@@ -23,9 +22,7 @@ QR = 3  # one of a factor
 ROOT = 2  # one of T³ in a Cholesky factor, in double precision
 UNFOLD = 75  # a number of the unfolded operand
 DIAGONAL = 20  # a number of the patches' Gram matrix, for each row or column of the kernel
-PIXEL, GRADIENT, BACK = 120, 45, 28  # by tiles, a number that is transformed: of x; of g; of G
 KEPT = 2**25  # elements that are kept for the columns to come
-UNEVEN = 1e3  # the largest number over the typical one, from which tiles lose single precision
 
 
 class Way(NamedTuple):
@@ -93,15 +90,6 @@ def by_gram(aa: Tensor, g: Tensor) -> Tensor:
     return (gram(g) * aa).sum((-2, -1)).to(g.dtype)
 
 
-def even(x: Tensor) -> bool:
-    """Whether no number of x is far larger than those that are not 0 are: within a tile, what is
-    large leaves its rounding errors on what is small.
-    """
-    size = x.detach().abs()
-    typical = (size.sqrt().sum() / size.count_nonzero().clamp(min=1)).square()
-    return bool(size.amax() <= UNEVEN * typical)
-
-
 def cheapest(
     n: int, t: int, i: int, o: int, a: Tensor, g: Tensor, patch: Patch | None = None
 ) -> Way | None:
@@ -125,17 +113,8 @@ def cheapest(
             )
         if patch and (recorded or a.dtype is not torch.float64):
             found.append(_by_pixels(n, t, o, a, patch, recorded))
-    if patch and patch.can_tile and a.dtype in (torch.float32, torch.float64):
-        found.append(_by_tiles(n, t, o, a, patch))
-    formed = n * t * i * o + unfold
-    while found:
-        best = min(found, key=lambda way: way.cost)
-        if best.cost >= formed:
-            return None
-        if best.name != "tiles" or even(a):
-            return best
-        found.remove(best)
-    return None
+    best = min(found, key=lambda way: way.cost, default=None)
+    return best if best and best.cost < n * t * i * o + unfold else None
 
 
 def _by_pixels(n: int, t: int, o: int, a: Tensor, patch: Patch, recorded: bool) -> Way:
@@ -154,11 +133,3 @@ def _by_pixels(n: int, t: int, o: int, a: Tensor, patch: Patch, recorded: bool) 
 
 def _positions_last(norm2: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
     return lambda small, g: norm2(small, g.flatten(3).mT)
-
-
-def _by_tiles(n: int, t: int, o: int, a: Tensor, patch: Patch) -> Way:
-    c, products = a.shape[1], patch.products
-    numbers = products * a[0].numel()
-    each = products * t * (c * o + GRADIENT * o) + BACK * READ**2 * c * o
-    cost = PIXEL * numbers + n * each
-    return Way("tiles", cost, partial(tiled, patch), partial(by_tiles, patch), True, numbers)

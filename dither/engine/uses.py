@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from dither.engine.batch_axis import elementwise_layouts, layouts
 from dither.engine.forward_rules import RULES
-from dither.engine.functions import is_users
+from dither.engine.functions import is_doubtful
 from dither.engine.ghost import Use
 from dither.engine.kinds import Einsum, Elementwise, Kind
 from dither.precision import wide
@@ -28,13 +28,13 @@ from dither.torch_internals import functions_behind, inside_functorch, types_of,
 
 class Walked(NamedTuple):
     """Of the functions behind an output: a hash of their names in their order, the stray
-    parameters, the types of what they gave, and the Functions of a user's own among them.
+    parameters, the types of what they gave, and those whose gradients may not be differentiable.
     """
 
     nodes: int
     stray: set[str]
     types: set[torch.dtype]
-    users: list[Any]
+    doubtful: list[Any]
 
 
 class Uses(TorchFunctionMode):
@@ -143,16 +143,16 @@ class Uses(TorchFunctionMode):
         found = self.foreign | {
             u.name for u in self.uses if u.overwritten or not u.candidates or _overlaps(u.region)
         }
-        nodes, types, users = [], {z.dtype}, []
+        nodes, types, doubtful = [], {z.dtype}, []
         for node in functions_behind(z, self.aliases):
             nodes.append(node.name())
             types |= types_of(node)
-            if is_users(node):
-                users.append(node)
+            if is_doubtful(node):
+                doubtful.append(node)
             leaf = getattr(node, "variable", None)
             if leaf is not None and id(leaf) in self.names:
                 found.add(self.names[id(leaf)])
-        return Walked(hash(tuple(nodes)), found, types, users)
+        return Walked(hash(tuple(nodes)), found, types, doubtful)
 
 
 _FUNCTION = types.FunctionType

@@ -15,7 +15,8 @@ class Original:
     place    its place in the paper: "Fig. 3a"
     by       the claims that decide it: "camuto2020/fig3: C4 MLP". If there are several, it holds if
              all hold, and it fails if one fails
-    settle   what would settle it, if it is not judged
+    settle   what would settle it, if it is not judged: one sentence, with its cost
+    counts   False for a claim that cannot fail, which its text says
     """
 
     id: str

@@ -35,7 +35,8 @@ from dither.errors import DitherError
 
 __all__ = [
     "EVERY", "LEAST", "LEVEL", "Comparison", "Finding", "above", "below", "between", "decide",
-    "exact", "interval", "near", "nearer", "not_above", "not_below", "power", "share", "unlearnt",
+    "exact", "few", "interval", "near", "nearer", "not_above", "not_below", "power", "share",
+    "unlearnt",
 ]  # fmt: skip
 
 LEVEL = 0.95  # of every interval
@@ -176,6 +177,11 @@ def unlearnt(
     return f"not learnt in every run: {', '.join(bad)}; needed is {bound}" if bad else ""
 
 
+def few(n: int) -> str:
+    """A sentence for `unless`: n seeds are too few where data or starts are random; "" if not."""
+    return "" if n >= LEAST else f"n = {n}: at least {LEAST} seeds are needed"
+
+
 # ------------------------------------------------------------------------------------ the verdict
 
 
@@ -262,9 +268,7 @@ def _unfit(c: Comparison) -> str:
     if bad := int((~np.isfinite(c.values)).sum()):
         why = "a run diverged, or a distance is 0"
         return f"{c.name}: {bad} of {len(c.values)} values are not finite ({why})"
-    if c.kind != "exact" and len(c.values) < LEAST:
-        return f"n = {len(c.values)}: at least {LEAST} seeds are needed"
-    return ""
+    return "" if c.kind == "exact" else few(len(c.values))
 
 
 def _tail(c: Comparison) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dither.calling import output, twice
 from dither.engine.batch_axis import Layout
 from dither.engine.certificate import fitting
-from dither.engine.functions import check_twice, is_users
+from dither.engine.functions import check_twice, is_doubtful
 from dither.engine.ghost import Use
 from dither.engine.kinds import Convolution, Kind, Outer, Scale, Sum
 from dither.engine.uses import Uses
@@ -45,7 +45,7 @@ def probed(
         places = Places(parameters)
         with places:
             z = output(model, x)
-        check_twice(filter(is_users, functions_behind(z)), "trace")
+        check_twice(filter(is_doubtful, functions_behind(z)), "trace")
         each = loss.per_sample(z, y)
         places.settle_in(z)
         bare = [parameters[n] for n in parameters if n not in places.covered]

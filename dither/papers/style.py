@@ -1,4 +1,7 @@
-"""How figures are drawn: legible at a phone's width and to the colour-blind (Okabe & Ito 2008)."""
+"""How figures are drawn: legible at a phone's width and to the colour-blind (Okabe & Ito 2008).
+
+Every band and bar is ± 1 standard deviation over seeds (`sd`), whatever the paper's figure has.
+"""
 
 import textwrap
 import warnings
@@ -45,6 +48,14 @@ def grid(
     return figure, axes
 
 
+def sd(y: np.ndarray) -> np.ndarray:
+    """The standard deviation over seeds, of y [S, …] without nan; 0 for one seed."""
+    n = np.isfinite(y).sum(0)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a place that no seed reached
+        return np.nanstd(y, 0) * np.sqrt(n / np.maximum(n - 1, 1))
+
+
 def band(
     ax: Axes,
     x: Sequence[float] | np.ndarray,
@@ -60,8 +71,9 @@ def band(
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a step that no seed reached
         y = np.log(y) if log else y
-        mean, sd = np.nanmean(y, 0), np.nanstd(y, 0)
-        middle, low, high = (np.exp(v) if log else v for v in (mean, mean - sd, mean + sd))
+        mean, spread = np.nanmean(y, 0), sd(y)
+        ends = (mean, mean - spread, mean + spread)
+        middle, low, high = (np.exp(v) if log else v for v in ends)
     ax.plot(x, middle, color=color, **line)
     ax.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
@@ -69,7 +81,7 @@ def band(
 def dots(ax: Axes, x: Sequence[float] | np.ndarray, y: np.ndarray, color: str, **how: Any) -> None:
     """Mean ± sd over seeds of y [S, T] against x [T], as dots with bars."""
     how = {"fmt": "o", "ms": 4, "capsize": 2, "lw": 1, **how}
-    ax.errorbar(x, y.mean(0), y.std(0), color=color, **how)
+    ax.errorbar(x, y.mean(0), sd(y), color=color, **how)
 
 
 def panel(ax: Axes, draw: Callable[..., None], t: Table, *args: Any, **how: Any) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor, nn
+
 from dither.attach.injection import Injection
-from dither.engine.graph import Graph
+from dither.calling import output
+from dither.engine.recording import Graph
 from dither.errors import DitherError
 from dither.noise.noises import Additive, Node
+from dither.regulariser.one_by_one import near
 
 
 def rows(noise: Injection, law: Any) -> int | None:
@@ -50,3 +54,16 @@ def check_seen(graph: Graph, laws: dict[str, Any]) -> None:
                     f"output holds a gradient), and {type(law).__name__} noise depends on what is "
                     "differentiated; use dither.expected"
                 )
+
+
+def check_repeats(model: nn.Module, z: Tensor, x: Any) -> None:
+    """Raises DitherError where a model in eval mode gives another output at a second call."""
+    if any(module.training for module in model.modules()):
+        return  # a dropout of the model's own is meant
+    again = output(model, x)  # with gradients on, as hooks of the model may want them
+    if again.shape != z.shape or not near(again, z, *model.parameters()):
+        raise DitherError(
+            f"{type(model).__name__} gives another output when it is called again in eval mode: it "
+            "draws by itself (F.dropout without training=?) or keeps a state; R is of a function "
+            "of x"
+        )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dither.calling import output
 from dither.engine.certificate import coarsest, norms
-from dither.engine.graph import Graph
+from dither.engine.recording import Graph
 from dither.loss.columns import Columns
 
 MANY = 2000  # backward passes from which a warning is given first

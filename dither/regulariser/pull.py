@@ -1,8 +1,8 @@
 """The sum in ★:  R = ½ E_batch Σ_sites Σ_c Var⟨g_c, δ⟩.
 
-One forward is recorded with the sites tapped (`engine.graph`), the columns of √H are pulled back,
-and each noise's variance is taken of the gradients that come by. The ½, the sum over columns and
-the batch mean stand in this file (and in `second`, for the other way to the same sum).
+One forward is recorded with the sites tapped (`engine.recording`), the columns of √H are pulled
+back, and each noise's variance is taken of the gradients that come by. The ½, the sum over columns
+and the batch mean stand in this file (and in `second`, for the other way to the same sum).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from dither.calling import output, tensors
 from dither.engine.certificate import Compared, Violations, examine
 from dither.engine.functions import check_twice
 from dither.engine.ghost import Gradient
-from dither.engine.graph import Graph, Recording
+from dither.engine.recording import Graph, Recording
 from dither.errors import DitherError
 from dither.loss.columns import Columns, of_type
 from dither.noise.here import Here
 from dither.noise.noises import Additive, Weight
 from dither.precision import wide
-from dither.regulariser.independence import check_seen, refuse_meeting, rows
-from dither.regulariser.one_by_one import near, one_by_one
+from dither.regulariser.independence import check_repeats, check_seen, refuse_meeting, rows
+from dither.regulariser.one_by_one import one_by_one
 from dither.signs import signs
 from dither.torch_internals import version
 
@@ -201,7 +201,7 @@ class Pull:
         check_seen(graph, activations)
         if graph.recorded:
             otherwise = "; or take R without its gradient, under torch.no_grad()"
-            check_twice(graph.users, "the gradient of R", otherwise)
+            check_twice(graph.doubtful, "the gradient of R", otherwise)
 
     def certify(self, graph: Graph, x: Any) -> Compared | None:
         """The first graph of its kind is examined whole; each one is compared by a random half.
@@ -215,7 +215,8 @@ class Pull:
         mark = self.known_as = self.mark(graph)
         known = self.noise.layouts
         if mark not in known:
-            self.check_repeats(graph, x)
+            if not self.wrote:
+                check_repeats(self.noise.model, graph.z, x)
             learnt, violations = examine(graph)
             self.examined += 1
             self.judge(graph, violations)
@@ -257,21 +258,6 @@ class Pull:
             raise DitherError(
                 f"the forward of {type(self.noise.model).__name__} writes to its input in place, "
                 "and must be run more than once here: let it work on a copy, x = x.clone()"
-            )
-
-    def check_repeats(self, graph: Graph, x: Any) -> None:
-        """Raises DitherError where a model in eval mode gives another output when it is called
-        again.
-        """
-        model = self.noise.model
-        if self.wrote or any(module.training for module in model.modules()):
-            return  # a dropout of the model's own is meant
-        again = output(model, x)  # with gradients on, as hooks of the model may want them
-        if again.shape != graph.z.shape or not near(again, graph.z, *model.parameters()):
-            raise DitherError(
-                f"{type(model).__name__} gives another output when it is called again in eval "
-                "mode: it draws by itself (F.dropout without training=?) or keeps a state; R is of "
-                "a function of x"
             )
 
     def judge(self, graph: Graph, found: Violations) -> None:

@@ -18,13 +18,15 @@ from dither.attach.hooks import real
 from dither.attach.inject import Injection
 from dither.attach.reading import leaves
 from dither.attach.site import Site
-from dither.calling import output
+from dither.calling import output, tensors
 from dither.engine.batch_axis import Layout
 from dither.engine.certificate import fitting
-from dither.engine.functions import check_twice, is_users
+from dither.engine.functions import check_twice
+from dither.engine.recording import Graph, Recording
 from dither.noise.draw import Basis, Signs
 from dither.precision import wide
-from dither.torch_internals import functions_behind
+from dither.regulariser.independence import check_repeats, check_seen
+from dither.torch_internals import version
 
 
 class Second:
@@ -38,21 +40,40 @@ class Second:
         self.noise, self.loss, self.samples = noise, loss, samples
         self.differentiable = differentiable
         self.probes: list[tuple[Site, Tensor, Tensor]] = []  # site, h, probe
+        self.recording: Recording | None = None  # None: nothing is tapped
 
-    def activation(self, site: Site, h: Tensor) -> Tensor:
+    def activation(self, site: Site, h: Tensor) -> Tensor | None:
         """Adds 0 to h, so that there is something to differentiate by."""
+        if self.recording is None:
+            return None
         real(site, h)
         probe = torch.zeros_like(h, requires_grad=True)
         site.seen = tuple(h.shape)
         value = h if self.differentiable else h.detach()
         self.probes.append((site, value.clone(), probe))  # the model may write to h later
-        return h + probe
+        return self.recording.tap(site.name, h + probe)[1]
+
+    def record(self, x: Any, leaf: dict[str, Tensor]) -> Graph:
+        """A forward with every site met. Raises DitherError where one is not seen."""
+        device = next((t.device for t in [*self.noise.model.parameters(), *tensors(x)]), None)
+        self.recording = Recording(leaf, device, recorded=True)
+        versions = [version(t) for t in tensors(x)]
+        model = self.noise.wrapper if self.differentiable else self.noise.model
+        try:
+            graph = self.recording(lambda: output(model, x))
+        finally:
+            self.recording = None
+        laws = {site.name: self.noise.noise_at(site) for site, *_ in self.probes}
+        check_seen(graph, {name: law for name, law in laws.items() if law.sigma != 0})
+        check_twice(graph.doubtful, 'curvature="full"')
+        if [version(t) for t in tensors(x)] == versions:  # else x is no more what it was
+            check_repeats(self.noise.model, graph.z, x)
+        return graph
 
     def run(self, x: Any, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss, {site: its share})."""
         with leaves(self.noise) as leaf:
-            z = output(self.noise.wrapper if self.differentiable else self.noise.model, x)
-            check_twice(filter(is_users, functions_behind(z)), 'curvature="full"')
+            z = self.record(x, leaf).z
             each = self.loss.per_sample(wide(z), y)
             self.probes += [(self.noise.sites[n], w.detach(), w) for n, w in leaf.items()]
             by_site = {name: torch.zeros_like(each.mean()) for name in self.noise.sites}

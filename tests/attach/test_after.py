@@ -240,3 +240,30 @@ def test_a_list_of_seeds_needs_a_stack(hang):
 def test_noise_after_noise_is_refused():
     with pytest.raises(dither.DitherError, match="give the optimiser inside"):
         Langevin(AntiPGD(SGD(0.1), 0.1), 0.1)
+
+
+@every
+def test_noise_after_the_step_leaves_frozen_parameters_alone(hang):
+    net = plain()
+    net[0].requires_grad_(False)
+    net[2].requires_grad_(False)
+    before = [p.detach().clone() for p in net.parameters()]
+    optimiser = torch.optim.SGD(net.parameters(), 0.0)
+    hung = hang(optimiser, 0.5, seed=0)
+    net(X.float()).square().sum().backward()
+    optimiser.step()
+    moved = [not torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True)]
+    assert moved == [False] * 4 + [True] * 2
+    hung.remove()
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: dither.langevin(plain(), 0.1), "optimiser .*got Sequential"),
+        (lambda: dither.langevin(flat(2)[1], 0.1, seed="a"), "^seed is a whole number"),
+    ],
+)
+def test_what_noise_after_the_step_needs_is_told(call, says):
+    with pytest.raises(dither.DitherError, match=says):
+        call()

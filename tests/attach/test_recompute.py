@@ -137,32 +137,60 @@ def test_retain_graph_and_a_second_backward(name):
     same(one, two, *noises)
 
 
+class Mine(torch.autograd.Function):
+    """A checkpoint of a user's own: no record of PyTorch's to go by."""
+
+    @staticmethod
+    def forward(ctx, module, x):
+        ctx.module = module
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return module(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            torch.autograd.backward(ctx.module(x), g)
+        return None, x.grad
+
+
 @every_noise
 def test_a_foreign_checkpoint_is_known_by_its_input(name):
-    """An autograd function of the user's own that recomputes: no record of PyTorch's to go by."""
-
-    class Mine(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, module, x):
-            ctx.module = module
-            ctx.save_for_backward(x)
-            with torch.no_grad():
-                return module(x)
-
-        @staticmethod
-        def backward(ctx, g):
-            (x,) = ctx.saved_tensors
-            with torch.enable_grad():
-                x = x.detach().requires_grad_()
-                torch.autograd.backward(ctx.module(x), g)
-            return None, x.grad
-
     one, two, *noises = pair(name, None)
     two.run = lambda block, h: Mine.apply(block, h)
     for _ in range(2):
         for model in (one, two):
             model(X).square().sum().backward()
     same(one, two, *noises)
+
+
+@every_noise
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_foreign_checkpoints_of_two_inputs_in_any_order(name, order):
+    one, two, *noises = pair(name, None)
+    two.run = lambda block, h: Mine.apply(block, h)
+    for model in (one, two):
+        losses = [model(x).square().sum() for x in (X, 2 * X)]
+        for i in order:
+            losses[i].backward()
+    same(one, two, *noises)
+
+
+@pytest.mark.parametrize("name", ["additive", "multiplicative", "dropout", "node"])
+def test_foreign_checkpoints_of_equal_inputs_are_recomputed_last_call_first(name):
+    """As a backward pass meets them: each call has its own draw again."""
+    found = []
+    for call in (lambda m, x: m(x), Mine.apply):
+        torch.manual_seed(0)
+        block = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)).double()
+        dither.inject(block, NOISES[name](), seed=0)
+        x = X.clone().requires_grad_()
+        (call(block, x) - 2 * call(block, x)).square().sum().backward()
+        found.append([x.grad, *gradients(block)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_the_ledger_is_empty_without_checkpoints_and_forgets_with_the_graph():

@@ -128,3 +128,34 @@ def test_branches_in_threads_of_a_forward_do_not_wait_for_it():
     with dither.inject(model, dither.Weight(0.5), seed=0):
         assert not torch.equal(model(X), clean)
     assert torch.equal(model(X), clean)
+
+
+def test_a_reading_keeps_its_turn_between_its_forwards():
+    lock, entered = threads.OneAtATime(nn.Identity()), threading.Event()
+
+    def forward():
+        lock.enter()
+        entered.set()
+        lock.leave()
+
+    other = threading.Thread(target=forward)
+    with lock.reading():
+        lock.enter()
+        lock.leave()  # a forward of the reading's own
+        other.start()
+        assert not entered.wait(5 * threads.PAUSE)
+    assert entered.wait(10)
+    other.join(timeout=10)
+    assert lock.owner is None
+
+
+def test_a_forward_that_never_began_ends_nobodys_turn():
+    """As where a hook before ours raises: torch still runs those that are after a forward."""
+    lock = threads.OneAtATime(nn.Identity())
+    lock.enter()
+    other = threading.Thread(target=lock.leave)
+    other.start()
+    other.join(timeout=10)
+    assert (lock.owner, lock.forwards) == (threading.get_ident(), 1)
+    lock.leave()
+    assert lock.owner is None

@@ -60,6 +60,27 @@ def test_what_is_written_arrives_without_noise_on_the_rest(way, noises, grad):
         noise.remove()
 
 
+def test_what_a_noisy_part_has_written_is_read_by_the_rest_of_the_whole():
+    """The part takes its shadow back before the forward of the whole ends."""
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = Writes("no_grad", NEW)
+
+        def forward(self, x):
+            self.part(x)
+            return self.part.w.detach().clone()
+
+    model = Whole()
+    whole = dither.inject(model, dither.Weight(0.1), seed=0)
+    dither.inject(model.part, dither.Weight(0.1), seed=1)
+    assert torch.equal(model(X)[:2], NEW)
+    assert not torch.equal(model(X)[2:], torch.ones(3, 2))
+    assert torch.equal(model.part.w.detach(), torch.cat([NEW, torch.ones(3, 2)]))
+    assert whole.step == 2
+
+
 def test_a_forward_that_writes_nothing_changes_no_bit():
     model = Writes("none", NEW)
     before = Snapshot.of(model)

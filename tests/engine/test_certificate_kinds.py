@@ -64,6 +64,7 @@ def test_a_gradient_of_0_teaches_nothing():
     model, x, y = TimeFirst().double().eval(), randn(6, 6, 5), randn(6, 4)
     noise = dither.inject(model, {"a.weight": dither.Weight(1.0)})
     dither.explicit(noise, x, y, "half_square")
+    assert not [mark for mark in noise.layouts if mark[0] != "stray"]
     nn.init.normal_(model.b.weight)
     z, w, total = model(x), model.a.weight, 0.0
     for i in range(len(z)):
@@ -74,22 +75,24 @@ def test_a_gradient_of_0_teaches_nothing():
     assert not stray(noise)
 
 
+class Late(nn.Module):
+    """Begins to mix samples, in one output, when it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.mix = nn.Linear(5, 4), 0.0
+
+    def forward(self, x):
+        z = self.a(x)
+        late = torch.cat([torch.zeros_like(z[:, :3]), z[:, 3:].roll(1, 0)], 1)
+        return z + self.mix * late
+
+
 @pytest.mark.parametrize("recorded", [False, True])
 def test_what_begins_to_mix_in_a_late_output_is_seen(recorded):
     """With the half-square loss a column is one output; all of them are in the mixture. A shift by
     one sample is missed where neighbours are silenced alike: with chance 2^(1 − B) at most.
     """
-
-    class Late(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.mix = nn.Linear(5, 4), 0.0
-
-        def forward(self, x):
-            z = self.a(x)
-            late = torch.cat([torch.zeros_like(z[:, :3]), z[:, 3:].roll(1, 0)], 1)
-            return z + self.mix * late
-
     model, x, y = Late().double(), randn(B, 5), randn(B, 4)
     noise = dither.inject(model, {"a:in": dither.Additive(1.0)})
     with torch.set_grad_enabled(recorded):
@@ -98,6 +101,21 @@ def test_what_begins_to_mix_in_a_late_output_is_seen(recorded):
         for _ in range(10):
             with pytest.raises(dither.DitherError, match="depend on the same elements"):
                 dither.explicit(noise, x, y, "half_square")
+
+
+def test_weights_of_what_begins_to_mix_are_right_from_then_on():
+    """Each call misses the shift with chance 2^(1 − B); a call that finds it does so for good."""
+    model, x, y = Late().double(), randn(B, 5), randn(B, 4)
+    noise = dither.inject(model, {"a.weight": dither.Weight(1.0)})
+    with torch.no_grad():
+        dither.explicit(noise, x, y, "half_square")
+        model.mix = 1.0
+        found = [dither.explicit(noise, x, y, "half_square").R.item() for _ in range(5)]
+    z, total = model(x), 0.0
+    for out in z.flatten():
+        (g,) = torch.autograd.grad(out, model.a.weight, retain_graph=True)
+        total += g.square().sum().item() / 2 / B
+    assert found[-1] == pytest.approx(total, rel=1e-10)
 
 
 def test_what_a_sampled_call_may_ignore_an_exact_one_may_not():

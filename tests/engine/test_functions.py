@@ -177,3 +177,22 @@ def test_second_derivatives_of_weight_norm(dim):
         found = dither.explicit(noise, x, Y, curvature="full").by_site
     for name, whole in right.items():
         torch.testing.assert_close(2 * found[name].item(), whole, rtol=1e-3, atol=1e-5)
+
+
+def test_functions_of_torch_without_a_second_derivative():
+    class Distances(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(5, 3)
+            self.centres = nn.Buffer(torch.randn(5, 4))
+
+        def forward(self, x):
+            return self.b(torch.cdist(self.a(x), self.centres))
+
+    model, x = Distances().double().eval(), torch.randn(4, 3).double()
+    with dither.inject(model, dither.Weight(1.0)) as noise:
+        with torch.no_grad():
+            assert dither.explicit(noise, x, Y).R > 0
+        for ask in ({}, {"curvature": "full"}):
+            with pytest.raises(DitherError, match=r"torch\.cdist"):
+                dither.explicit(noise, x, Y, **ask)

@@ -152,7 +152,9 @@ class Squares(nn.Module):
 def test_what_no_rule_meets(layer):
     make, shape = FALLBACK[layer]
     x = randn(B, *shape)
-    check(half(Head(make(), x)), x)
+    model = half(Head(make(), x))
+    check(model, x)
+    check(model, x[:1], torch.tensor([2]))  # a sample by itself is not examined
 
 
 @pytest.mark.parametrize("layer", FALLBACK)
@@ -343,8 +345,14 @@ def test_operands_overwritten_after_their_use():
             return z
 
     injected = dither.inject(half(InPlace()), Weight(0.1))
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):  # as torch has it
-        dither.explicit(injected, randn(B, 3), torch.arange(3))
+    for batch in (1, B):  # a sample by itself is not examined
+        x, y = randn(batch, 3), torch.arange(batch)
+        for on in (True, False):
+            with (
+                torch.set_grad_enabled(on),
+                pytest.raises(RuntimeError, match="modified by an inplace operation"),  # torch's
+            ):
+                dither.explicit(injected, x, y)
 
 
 def test_channels_last_weights():

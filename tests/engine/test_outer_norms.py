@@ -8,7 +8,7 @@ from torch import nn
 from dither import explicit, inject
 from dither.engine import conv_norms as patches
 from dither.engine import outer_norms as contract
-from dither.engine.conv_norms import Patch, by_tiles, pixels, tiled, toom
+from dither.engine.conv_norms import Patch, pixels
 from dither.engine.outer_norms import by_factor, by_gram, cheapest, gram, root
 from dither.noise import Weight
 
@@ -44,42 +44,16 @@ def test_convolutions(kernel, how, dtype):
     last = g.flatten(3).mT
     assert off(by_gram(pixels(patch, x), last), true) < (1e-12 if x.dtype.itemsize == 8 else 2e-6)
     assert off(by_factor(root(pixels(patch, x)).to(dtype), last), true) < 1e-5
-    if patch.can_tile:
-        found = by_tiles(patch, tiled(patch, x), g)
-        assert off(found, true) < (1e-12 if dtype is torch.float64 else 3e-6)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_only_what_tiles_can_do_is_tiled(kernel):
-    for how in GEOMETRIES:
-        patch = convolution(kernel, how, torch.float32)[0]
-        dense = set(patch.stride) == set(patch.dilation) == {1}
-        assert patch.can_tile == (dense and min(kernel) > 1)
-        assert not patch.can_tile or patch.products < kernel[0] * kernel[1]
-
-
-@pytest.mark.parametrize("r", [2, 3, 4, 5])
-def test_three_transforms_make_a_correlation(r):
-    a, g, b = (torch.tensor(t, dtype=torch.float64) for t in toom(r))
-    f, d = torch.randn(7 - r, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
-    true = torch.stack([f @ d[j : j + 7 - r] for j in range(r)])
-    torch.testing.assert_close(a.mT @ ((g @ f) * (b @ d)), true, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("way", ["tiles", "pixels"])
-def test_samples_in_blocks_are_the_samples_at_once(way, monkeypatch):
-    patch, x, g, _ = convolution((3, 3), {"padding": (1, 1)}, torch.float64)
-
-    def found():
-        return by_tiles(patch, tiled(patch, x), g) if way == "tiles" else pixels(patch, x)
-
-    whole = found()
+def test_samples_in_blocks_are_the_samples_at_once(monkeypatch):
+    patch, x, _, _ = convolution((3, 3), {"padding": (1, 1)}, torch.float64)
+    whole = pixels(patch, x)
     monkeypatch.setitem(patches.BLOCK, "cpu", 1)
-    torch.testing.assert_close(found(), whole, rtol=1e-12, atol=1e-12)
-    monkeypatch.setattr(patches, "ELEMENTS", 1000)  # columns apart, too
+    torch.testing.assert_close(pixels(patch, x), whole, rtol=1e-12, atol=1e-12)
     for size in (700, 50_000):
         monkeypatch.setitem(patches.BLOCK, "cpu", size)
-        torch.testing.assert_close(found(), whole, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(pixels(patch, x), whole, rtol=1e-12, atol=1e-12)
 
 
 def test_the_root_of_a_singular_gram_matrix():
@@ -111,16 +85,14 @@ def test_a_sample_that_is_not_finite_spoils_only_itself():
 
 
 CANCEL = [
-    (1024, 576, 64, (32, 32), 64, 9, "tiles"),
-    (256, 1152, 128, (16, 16), 128, 9, "pixels"),
-    (256, 1152, 128, (16, 16), 128, 1, "tiles"),
-    (16, 4608, 512, (4, 4), 512, 9, "pixels"),
+    (256, 1152, 128, (16, 16), 128, 9),
+    (16, 4608, 512, (4, 4), 512, 9),
 ]
 
 
-@pytest.mark.parametrize(("t", "i", "o", "size", "channels", "n", "name"), CANCEL)
+@pytest.mark.parametrize(("t", "i", "o", "size", "channels", "n"), CANCEL)
 @pytest.mark.parametrize("recorded", [False, True])
-def test_positions_that_cancel(t, i, o, size, channels, n, name, recorded):
+def test_positions_that_cancel(t, i, o, size, channels, n, recorded):
     """Of an image with the same patches everywhere, and gradients that add up to nearly 0: a
     difference of 10⁻³ is met to single precision. Its norm is what rounding is relative to.
     """
@@ -133,7 +105,7 @@ def test_positions_that_cancel(t, i, o, size, channels, n, name, recorded):
     g = g - g.mean((-2, -1), keepdim=True) + 1e-3
     way = cheapest(n, t, i, o, x, g, patch)
     assert way is not None
-    assert way.name in (("tiles", "pixels") if recorded else (name,))
+    assert way.name == "pixels"
     a = F.unfold(x.detach().double(), 3, padding=1)
     true = (g.double().flatten(3) @ a.mT).square().sum((2, 3))
     size2 = a.square().sum((1, 2)) * g.double().square().sum((2, 3, 4))
@@ -177,7 +149,7 @@ def test_a_pixel_that_does_not_count_leaves_no_rounding_error(shape, recorded, s
 
 
 def test_second_derivatives_at_a_norm_that_is_0():
-    """Of R by tiles where nothing comes back to the kernel: as by differences."""
+    """Where nothing comes back to the kernel: as by differences."""
     torch.manual_seed(0)
     conv, last = nn.Conv2d(16, 24, 3, padding=1).double(), nn.Linear(24, 5).double()
     model = nn.Sequential(conv, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)
@@ -229,7 +201,7 @@ def test_gradients_where_positions_are_alike():
 
 
 class Block(nn.Module):
-    """Convolutions that go each their own way: by tiles, by pixels, formed, strided, pointwise."""
+    """Convolutions that go each their own way: by pixels, formed, strided, pointwise."""
 
     def __init__(self):
         super().__init__()
@@ -270,7 +242,7 @@ def test_of_a_network_all_ways_are_those_of_the_sum(samples, monkeypatch):
     for place in ("ghost", "kinds"):
         monkeypatch.setattr(f"dither.engine.{place}.cheapest", noted)
     shares, _ = found(x, recorded=False)
-    assert taken == {None, "tiles", "pixels"}
+    assert taken == {None, "pixels"}
     assert max(counts) == (samples or 4)  # columns: for the way is made once for all
     recorded, slopes = found(x, recorded=True)
     for place in ("ghost", "kinds"):

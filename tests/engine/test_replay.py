@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dither import Additive, Multiplicative, Weight, explicit, inject
+from dither.engine import backward_rules
 from dither.engine import replay as module
 from dither.engine.certificate import Learnt
 from dither.engine.replay import Replay
@@ -202,6 +203,61 @@ def test_R_by_hand_is_differentiated_as_R_by_autograd(case, noise, monkeypatch):
         assert (a is None) == (b is None) or not (a if b is None else b).any()
         if a is not None and b is not None:
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_a_rule_that_is_wrong_is_found_out(monkeypatch):
+    """By a thousandth: R is then autograd's."""
+    right = backward_rules.relu
+
+    def wrong(step, total):
+        rule = right(step, total)
+        return lambda g, own: ([1.001 * part for part in rule(g, own)[0]], False)
+
+    noisy = inject(net(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4)), Additive(1.0))
+    x, y = torch.randn(4, 3).double(), torch.arange(4)
+    with torch.no_grad():
+        true = explicit(noisy, x, y).by_site
+        noisy.layouts.clear()
+        monkeypatch.setitem(backward_rules.RULES, "ReluBackward0", wrong)
+        found = explicit(noisy, x, y).by_site
+    assert replays(noisy) == [False]
+    for name, R in true.items():
+        assert found[name].item() == pytest.approx(R.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("batch", [1, 4])  # a sample by itself is not examined
+def test_a_gradient_that_a_use_still_reads_is_not_added_to(batch):
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 5), nn.Linear(5, 5)
+
+        def forward(self, x):
+            h = torch.tanh(self.a(x))
+            return self.b(h) + h  # one gradient comes back to b, and to h, where b's is added
+
+    noisy = inject(Residual().double(), Weight(1.0))
+    x, y = torch.randn(batch, 3).double(), torch.arange(batch)
+    recorded = explicit(noisy, x, y).by_site  # nothing is overwritten where it is recorded
+    with torch.no_grad():
+        found = explicit(noisy, x, y).by_site
+    for name, R in recorded.items():
+        assert found[name].item() == pytest.approx(R.item(), rel=1e-12)
+
+
+def test_a_norm_that_is_wrong_is_found_out(monkeypatch):
+    """Of a product that is not formed, by a thousandth: R is then autograd's."""
+    right = backward_rules.Product.norm2
+    noisy = inject(net(nn.Linear(256, 6)), Additive(1.0))
+    x, y = torch.randn(4, 256).double(), torch.arange(4)
+    with torch.no_grad():
+        true = explicit(noisy, x, y).R
+        assert replays(noisy) == [True]
+        noisy.layouts.clear()
+        monkeypatch.setattr(backward_rules.Product, "norm2", lambda self: 1.001 * right(self))
+        found = explicit(noisy, x, y).R
+    assert replays(noisy) == [False]
+    assert found.item() == pytest.approx(true.item(), rel=1e-12)
 
 
 def test_a_hook_that_changes_gradients_is_found_out():

@@ -1,5 +1,5 @@
-"""The dense oracle: R = ½ tr(Dᵀ Jᵀ H J D) and the whole second order ½ tr(Dᵀ ∇²L D), from
-Jacobians and Hessians of the whole batch. D Dᵀ is the covariance of the noise at a site.
+"""The dense oracle: R = ½ tr(Jᵀ H J) and the whole second order ½ tr(∇²L), J and ∇² by the white ε
+that a site's noise is a function of, from Jacobians and Hessians of the whole batch.
 
 It shares nothing with the library: its own probes, its own Hessians of the losses, loops.
 """
@@ -39,18 +39,28 @@ def hessian(loss, z):
     return torch.block_diag(*[torch.diag(q) - torch.outer(q, q) for q in p]) / batch
 
 
-def root(noise, h, w=None):
-    """D [elements, directions] at a tensor h: δ = D ε with ε white. `w` [n, features]: the vectors
-    of noise nodes, whose ε all positions of a sample share.
+def scale(noise):
+    return noise.sigma * noise.law.variance**0.5
+
+
+def displaced(noise, h, w=None):
+    """(h + δ, ε): an activation with its noise as a function of a white ε, here 0. `w` [n,
+    features]: the vectors of noise nodes, whose ε all positions of a sample share.
     """
-    scale = noise.sigma * noise.law.variance**0.5
-    n = h.numel()
     if w is not None:
         each = w.T.repeat(h[0].numel() // w.shape[1], 1)  # [elements of a sample, nodes]
-        return scale * torch.kron(torch.eye(len(h), dtype=h.dtype), each)
-    if type(noise).__name__ == "Multiplicative":
-        return scale * torch.diag(h.flatten())
-    return scale * torch.eye(n, dtype=h.dtype)
+        eps = torch.zeros(len(h), len(w), dtype=h.dtype, requires_grad=True)
+        return h + scale(noise) * (eps @ each.T).reshape(h.shape), eps
+    eps = torch.zeros_like(h, requires_grad=True)
+    size = h if type(noise).__name__ == "Multiplicative" else 1.0
+    return h + scale(noise) * size * eps, eps
+
+
+def root(noise, p):
+    """D [elements, directions] at a parameter: δ = D ε."""
+    if type(noise).__name__ == "WeightMultiplicative":
+        return scale(noise) * torch.diag(p.detach().flatten())
+    return scale(noise) * torch.eye(p.numel(), dtype=p.dtype)
 
 
 def rows(outputs, at, graph):
@@ -71,9 +81,9 @@ def oracle(model: nn.Module, x, y, loss, noises, nodes=None):
     met, handles = [], []
 
     def probe(name, h):
-        zero = torch.zeros_like(h, requires_grad=True)
-        met.append((name, h.clone(), zero))
-        return h + zero
+        h, eps = displaced(noises[name], h, (nodes or {}).get(name))
+        met.append((name, eps, 1.0))
+        return h
 
     for name in noises:
         module, _, side = name.rpartition(":")
@@ -93,15 +103,15 @@ def oracle(model: nn.Module, x, y, loss, noises, nodes=None):
     for handle in handles:
         handle.remove()
     named = dict(model.named_parameters())
-    met += [(name, named[name], named[name]) for name in noises if name in named]
+    met += [(n, named[n], root(noises[n], named[n])) for n in noises if n in named]
     value, H = LOSSES[loss](z, y), hessian(loss, z)
     found = {name: (0.0, 0.0) for name in noises}
-    for name, h, at in met:
-        D = root(noises[name], h, (nodes or {}).get(name))
-        JD = rows(z, at, graph=True) @ D
+    for name, at, D in met:
+        J = rows(z, at, graph=True)
         (slope,) = torch.autograd.grad(value, at, create_graph=True, allow_unused=True)
-        curved = torch.zeros(h.numel(), h.numel()) if slope is None else rows(slope, at, False)
-        R, full = found[name]
-        term = 0.5 * (D.T @ curved.to(D) @ D).diagonal().sum()
-        found[name] = (R + 0.5 * (JD * (H @ JD)).sum(), full + float(term.detach()))
+        curved = torch.zeros(at.numel(), at.numel()) if slope is None else rows(slope, at, False)
+        if name in named:
+            J, curved = J @ D, D.T @ curved.to(D) @ D
+        (R, full), term = found[name], 0.5 * curved.diagonal().sum()
+        found[name] = (R + 0.5 * (J * (H @ J)).sum(), full + float(term.detach()))
     return value, found

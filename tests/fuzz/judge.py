@@ -96,7 +96,7 @@ def judge(case, chance=True):
     pairs = zip(parameters, found, strict=True)
     slopes = [torch.zeros_like(p) if g is None else g for p, g in pairs]
     full = sum(f for _, f in right.values())
-    x, y = to(x, dtype), to(y, dtype)
+    x, y = to(x, dtype), torch.as_tensor(to(y, dtype))
     verdicts = {}
 
     def ask(name, question, scale):
@@ -149,7 +149,7 @@ def judge(case, chance=True):
         each = {n: dither.Weight(1.0) for n, _ in model.named_parameters()}
         again, *rest = case.build()[:4]
         again.plain = True
-        _, by = oracle(again, *rest, each)
+        _, by = oracle(again, rest[0], rest[1], rest[2], each)
         found = dither.measures.trace(mine, loss, (x, y), of="gauss_newton")
         wanted = 2 * sum(float(R) for R, _ in by.values())
         off = abs(found.value - wanted) / max(wanted, 1e-12)

@@ -1,10 +1,16 @@
-"""What targets may be, and what a callable loss may not give."""
+"""What a loss and its targets may be, and what a callable loss may not give."""
 
+import numpy as np
 import pytest
 import torch
+from nets import plain
+from torch import nn
 
 import dither
 from dither.loss import get
+from dither.noise import Additive
+
+Y = torch.tensor([0, 2, 1])
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8, torch.bool])
@@ -47,3 +53,96 @@ def test_a_loss_of_detached_outputs_is_told():
     z = torch.randn(6, 3)
     with pytest.raises(dither.DitherError, match="no gradient by the model's outputs"):
         get(lambda z, y: z.detach().square().sum(1)).columns(z, z)
+
+
+class Gives(nn.Module):
+    """A linear layer's output, changed by a function."""
+
+    def __init__(self, out):
+        super().__init__()
+        self.fc, self.out = nn.Linear(4, 3), out
+
+    def forward(self, x):
+        return self.out(self.fc(x))
+
+
+def of(out, y=Y, loss="cross_entropy"):
+    """`explicit` of a model with that output."""
+    return dither.explicit(dither.inject(Gives(out), Additive(0.1)), torch.randn(3, 4), y, loss)
+
+
+def given(y=Y, loss="cross_entropy"):
+    """`explicit` with these targets and that loss, for three outputs."""
+    return of(lambda z: z, y, loss)
+
+
+def one(y, loss="cross_entropy"):
+    """`explicit` of a model with one output."""
+    return of(lambda z: z[:, :1], y, loss)
+
+
+BAD = {
+    "name": (lambda: given(loss="crossentropy"), "'crossentropy': it is one of 'cross_entropy'"),
+    "number": (lambda: given(loss=3), "a loss is a name .* a callable: got 3"),
+    "class": (lambda: given(loss=nn.CrossEntropyLoss), "a loss is a name .*CrossEntropyLoss.*call"),
+    "sum": (lambda: given(loss=nn.CrossEntropyLoss(reduction="sum")), "mean over its samples: got"),
+    "above": (lambda: given(torch.tensor([0, 3, 1])), "0 … 2.*got 3; the model has 3 outputs"),
+    "below": (lambda: given(torch.tensor([0, -1, 1])), "0 … 2.*ignore_index = -100: got -1"),
+    "shape": (lambda: given(torch.tensor([0, 1])), r"targets \(2,\) .*outputs \(3, 3\)"),
+    "probabilities": (lambda: given(torch.rand(3, 4)), r"probabilities .*got y \(3, 4\)"),
+    "no probabilities": (
+        lambda: given(torch.randn(3, 3)),
+        "sum to 1 over the classes; for numbers",
+    ),
+    "list": (lambda: given(Y.tolist()), r"got list; torch.as_tensor\(y\)"),
+    "half_square": (
+        lambda: given(torch.rand(3, 2), "half_square"),
+        r"half_square .*got y \(3, 2\)",
+    ),
+    "half_square transposed": (
+        lambda: of(lambda z: z[:, :2], torch.rand(2, 3), "half_square"),
+        "half_square needs y in the output's shape",
+    ),
+    "logistic labels": (
+        lambda: of(lambda z: z[:, 0], Y, "logistic"),
+        r"labels in \{−1, \+1\} or \{0, 1\}: got others",
+    ),
+    "logistic shape": (
+        lambda: given(Y % 2, "logistic"),
+        r"logistic .*got y \(3,\) and z \(3, 3\)",
+    ),
+    "one output": (lambda: of(lambda z: z[:, 0]), r"\[B, C\].*got \(3,\).*'logistic'"),
+    "one output of a row": (lambda: one(0 * Y), r"\(3, 1\).*'logistic'"),
+    "numbers for one output": (lambda: one(torch.randn(3, 1)), "'half_square'"),
+    "ambiguous": (
+        lambda: of(lambda z: z.unsqueeze(1).expand(-1, 3, -1), Y.expand(3, 3)),
+        "can be read with the classes last or second",
+    ),
+    "callable's shape": (
+        lambda: given(loss=lambda z, y: z),
+        r"one number per sample \[B\] .*got \(3, 3\) for B = 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_loss_that_does_not_fit_is_a_sentence(name):
+    call, sentence = BAD[name]
+    with pytest.raises(dither.DitherError, match=sentence):
+        call()
+
+
+def test_what_only_looks_wrong_is_taken():
+    x, y = torch.randn(8, 4), torch.arange(8) % 3
+
+    def weighted(z, y):
+        return nn.functional.cross_entropy(z, y[0], reduction="none") * y[1]
+
+    with dither.inject(plain(), Additive(0.1), seed=0) as n, torch.no_grad():
+        assert dither.explicit(n, x, (y, torch.ones(8)), weighted).R > 0
+        assert dither.explicit(n, x, None, lambda z, y: z.square().sum(-1)).R > 0
+        assert dither.expected(n, x, y, draws=np.int64(4), seed=0).sem > 0
+        p = torch.randn(8, 3).softmax(-1)
+        once, twice = (dither.explicit(n, x, k * p).R for k in (1, 2))
+        torch.testing.assert_close(twice, 2 * once)
+    dither.inject(plain(), dither.Node(1.0), batch_dim=np.int64(0)).remove()

@@ -325,7 +325,7 @@ def table(full: dict[float, float]) -> Table:
     for sigma, learnt in full.items():
         runs[f"net, full, σ {sigma:g}"] = fall(learnt)
         runs[f"net, layer-wise, σ {sigma:g}"] = fall(1.0)
-    return Table.of({label: {0: found, 1: found} for label, found in runs.items()})
+    return Table.of({label: dict.fromkeys(range(5), found) for label, found in runs.items()})
 
 
 def fall(learnt: float) -> list[tuple[float, str, float]]:

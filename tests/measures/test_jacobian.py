@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from nets import plain
 from torch import nn
 from torch.func import jacrev
 
@@ -10,6 +12,7 @@ from dither.errors import DitherError
 from dither.lab.nets.specs import MLP
 from dither.measures import jacobian
 
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 SPEC = MLP((3, 6, 6, 4, 1), activation="elu", init="torch")
 
 
@@ -94,3 +97,61 @@ def test_a_layer_called_twice_is_named():
     net = nn.Sequential(layer, nn.ReLU(), layer)
     with pytest.raises(DitherError, match="'0' is called twice"):
         jacobian.layers(net, torch.randn(2, 3))
+
+
+def test_layer_norms_see_through_no_function():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.act = nn.Linear(4, 4), nn.Linear(4, 3), nn.ReLU()
+            self.modular = True
+
+        def forward(self, x):
+            h = self.a(x)
+            return F.log_softmax(self.b(self.act(h) if self.modular else F.relu(h)), -1)
+
+    net = Net()
+    assert set(jacobian.layers(net, X)) == {"a", "b"}
+    net.modular = False
+    with pytest.raises(DitherError, match=r"the function 'relu' takes the output of 'a'"):
+        jacobian.layers(net, X)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_nor_through_one_inside_a_block_or_in_place(inplace):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin, self.drop = nn.Linear(4, 4), nn.Dropout()
+
+        def forward(self, x):
+            return self.drop(F.relu(self.lin(x), inplace=inplace))
+
+    net = nn.Sequential(Block(), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    with pytest.raises(DitherError, match=r"'relu' takes the output of '0.lin'"):
+        jacobian.layers(net, X)
+
+
+def test_but_through_sums_and_views():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.act, self.b, self.c = (
+                nn.Linear(4, 4),
+                nn.Tanh(),
+                *(nn.Linear(4, 4) for _ in range(2)),
+            )
+
+        def forward(self, x):
+            return self.c((x + self.b(self.act(self.a(x)))).view(-1, 4))
+
+    assert set(jacobian.layers(Residual(), X)) == {"a", "b", "c"}
+
+
+def test_layer_norms_are_those_without_noise_that_is_always_on():
+    net = plain()
+    clean = jacobian.layers(net, X)["0"].frobenius()
+    with dither.inject(net, dither.Additive(1.0), when="always") as noise:
+        assert jacobian.layers(net, X)["0"].frobenius() == clean
+        assert noise.step == 0

@@ -234,3 +234,26 @@ def test_what_terms_do_not_take():
         terms(dither.inject(net, {"0": dither.Node(1.0)}), x, y, order=0)
     with pytest.raises(DitherError, match="2 draws"):
         series(dither.inject(net, {"0": dither.Node(1.0)}), x, y, draws=1)
+
+
+def test_local_asks_for_samples_in_front_and_one_call():
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    rnn = nn.Sequential(nn.Linear(4, 3))
+    with (
+        dither.inject(rnn, {"0": dither.Node(1.0)}, batch_dim=1) as noise,
+        pytest.raises(DitherError, match="batch_dim=1"),
+    ):
+        local(noise, torch.randn(5, 6, 4), y)
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.b(self.a(torch.tanh(self.a(x))))
+
+    with dither.inject(Twice(), {"a": dither.Node(1.0)}) as noise:
+        for look in (local, terms):
+            with pytest.raises(DitherError, match="'a:out' is called twice"):
+                look(noise, x, y)

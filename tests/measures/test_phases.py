@@ -146,3 +146,10 @@ def test_bad_input_is_a_sentence():
         net[1].weight.zero_()
     with pytest.raises(DitherError, match="local Hessian is 0"):
         predict(net, x, x, 0.1, loss="half_square")
+
+
+@pytest.mark.parametrize("how", [{"steps": 1}, {"batch": 0}])
+def test_too_few_steps_or_samples_are_refused(how):
+    ((name, got),) = how.items()
+    with pytest.raises(DitherError, match=f"{name} = {got}"):
+        find(nn.Linear(4, 3), torch.randn(8, 4), torch.arange(8) % 3, lr=0.1, **how)

@@ -260,3 +260,35 @@ def test_large_sets_are_taken_in_parts(monkeypatch):
     monkeypatch.setattr(robustness, "CHUNK", 7)
     parts = attack(net, x, y, strengths=[0.0, 0.3], bounds=BOUNDS), corruption(net, x, y, [0.4])
     assert whole == parts
+
+
+def broken():
+    """A problem whose net gives no number."""
+    net, x, y = problem()
+    with torch.no_grad():
+        net[0].weight[0, 0] = torch.nan
+    return net, x, y
+
+
+def attacked(**how):
+    return attack(*problem(), **({"strengths": [0.1], "method": "pgd", "bounds": BOUNDS} | how))
+
+
+@pytest.mark.parametrize(
+    ("f", "says"),
+    [
+        (lambda: corruption(*broken(), [0.5]), "outputs are not finite"),
+        (lambda: vanishing(*broken()), "outputs are not finite"),
+        (lambda: attack(*broken(), strengths=[0.1], bounds=BOUNDS), "not finite"),
+        (lambda: corruption(*problem()[:2], problem()[2] + 3, [0.0]), "0 to 2: got torch.int64"),
+        (lambda: corruption(*problem(), 0.5), "sequence of numbers: got 0.5"),
+        (lambda: corruption(*problem(), []), "one or more"),
+        (lambda: attacked(strengths=[-0.5]), "finite numbers ≥ 0"),
+        (lambda: attacked(strengths=[torch.nan]), "finite numbers ≥ 0"),
+        (lambda: attacked(steps=0), "steps = 0"),
+        (lambda: attacked(step=-0.1), "step = -0.1"),
+    ],
+)
+def test_what_makes_an_answer_meaningless_is_refused(f, says):
+    with pytest.raises(DitherError, match=says):
+        f()

@@ -13,7 +13,7 @@ from dither.lab.data.sets import Data
 from dither.lab.figure import Silent
 from dither.lab.runs.execute import execute
 from dither.lab.table import Table
-from dither.papers.orvieto2022 import exact, fig1, lasso
+from dither.papers.orvieto2022 import depth, exact, fig1, lasso
 
 
 def problem(n=6, d0=3, d1=4, d2=2):
@@ -62,6 +62,32 @@ def test_linear_R_sigma_is_the_recursion_over_layers():
     Phi = X @ W1.T @ W2.T
     expected = (S.trace() - 2 * (Y * Phi).sum() + Y.square().sum()) / (2 * len(X))
     assert exact.exact(**p, s1=sigma, s2=sigma, relu=False) == pytest.approx(expected.item(), 1e-12)
+
+
+def test_second_moments_over_depth_are_those_of_the_noise():
+    """E ‖Φ(w + noise)‖² of three matrices: degree 2 in each ε, so three Hermite nodes are exact."""
+    rng = torch.Generator().manual_seed(3)
+    shapes, sigmas = [(2, 1), (1, 2), (1, 1)], (0.3, 0.0, 0.5)
+    weights = [torch.randn(*shape, generator=rng, dtype=torch.float64) for shape in shapes]
+    X = torch.randn(4, 1, generator=rng, dtype=torch.float64)
+    nodes, weight = np.polynomial.hermite_e.hermegauss(3)
+    weight = weight / weight.sum()
+    known = 0.0
+    for chosen in itertools.product(range(3), repeat=3):  # the entries of W₁ and of W₃
+        a, b, c = (float(nodes[i]) for i in chosen)
+        W1 = weights[0] + sigmas[0] * torch.tensor([[a], [b]], dtype=torch.float64)
+        Phi = (weights[2] + sigmas[2] * c) @ weights[1] @ W1 @ X.T
+        known += float(np.prod(weight[list(chosen)])) * Phi.square().sum().item()
+    assert depth.moment(weights, X, sigmas) == pytest.approx(known, rel=1e-12)
+
+
+def test_noise_on_one_matrix_leaves_no_excess_at_any_depth():
+    for m in (2, 5):
+        rows = {(d, q): v for d, q, v in
+                depth.depths(0, Silent(), matrices=m, widths=(3, 20), sigma=0.1)}  # fmt: skip
+        for d in (3, 20):
+            assert abs(rows[d, "layer-wise"]) < 1e-9 * rows[d, "R"]
+            assert rows[d, "full"] > 0
 
 
 @pytest.mark.parametrize("relu", [False, True])

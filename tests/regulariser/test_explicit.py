@@ -1,5 +1,7 @@
 """R as a whole: invariances, layouts."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -241,3 +243,78 @@ def test_a_two_point_node_moves_the_loss_by_its_half_curvature():
         )
         noise.remove()
     assert 15 < left[0] / left[1] < 17
+
+
+# ------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda *of: dither.explicit(*of, curvature="hessian"), "'full': got 'hessian'"),
+        (lambda *of: dither.explicit(*of, samples=0), r"None \(exact\) .*≥ 1: got 0"),
+        (lambda *of: dither.explicit(*of, samples=1.5), "samples is None .* got 1.5"),
+        (lambda *of: dither.balance(*of, ratio=0), "ratio must be a number > 0.*got 0"),
+        (
+            lambda *of: dither.balance(*of, loss=lambda z, y: z.square().sum(1) - 99.0),
+            "which must be ≥ 0: got a loss of -9",
+        ),
+        (lambda *of: dither.balance(*of, draws=3), "≥ 4, .*or 0 .*: got 3"),
+        (lambda *of: dither.balance(*of, bound=-1), "bound must be a number > 0.*got -1"),
+        (lambda *of: dither.balance(*of, samples=0), "whole number ≥ 1: got 0"),
+        (lambda n, x, y: dither.balance(n, x * torch.nan, y), "not finite on this batch"),
+    ],
+)
+def test_what_R_and_balance_cannot_take_is_a_sentence(call, says):
+    model, x, y = mlp()
+    with pytest.raises(dither.DitherError, match=says):
+        call(dither.inject(model, Additive(0.1)), x, y)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False)])
+def test_exact_R_where_samples_are_coupled_says_what_to_do(norm):
+    model = nn.Sequential(nn.Linear(4, 3), norm).train()
+    noise = dither.inject(model, Additive(0.1))
+    x, y = torch.randn(3, 4), torch.tensor([0, 2, 1])
+    for kwargs in ({}, {"curvature": "full"}):
+        with pytest.raises(
+            dither.DitherError,
+            match=r"'1' \(BatchNorm1d\) mixes the batch.*model.eval\(\), or pass samples=1",
+        ):
+            dither.explicit(noise, x, y, **kwargs)
+    assert dither.explicit(noise, x, y, samples=1).R > 0
+
+
+def test_balance_names_the_site_that_has_no_R():
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.a(x) + 0 * self.b(x)
+
+    noise = dither.inject(Unused(), Additive(0.1))
+    with pytest.raises(dither.DitherError, match=r"no σ gives R at 'b:in'.*leave it out"):
+        dither.balance(noise, torch.randn(3, 4), torch.tensor([0, 2, 1]))
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """Its variance forgets the samples."""
+
+    sigma: float
+    side = "in"
+
+    def displace(self, site, rng):
+        return self.sigma * rng(dither.gaussian, site.h)
+
+    def variance(self, g, site):
+        return g.square().sum()
+
+
+def test_a_variance_of_the_wrong_shape_is_told():
+    with dither.inject(nn.Linear(2, 3), {"input": Scalar(0.1)}) as noise:
+        says = r"variance of Scalar must be \[K, B\].*got \[\].*'input'"
+        with pytest.raises(dither.DitherError, match=says):
+            dither.explicit(noise, torch.ones(4, 2), torch.zeros(4, dtype=torch.long))

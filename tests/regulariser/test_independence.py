@@ -32,6 +32,14 @@ class Functional(Centred):
         return self.b(F.batch_norm(self.a(x), None, None, training=True))
 
 
+class Late(Centred):
+    """Mixes only batches that are larger than those it is tried on."""
+
+    def forward(self, x):
+        h = self.a(x).tanh()
+        return self.b(h - h.mean(0) if len(x) > 12 else h)
+
+
 class TimeFirst(nn.Module):
     """[T, B, d] all the way: dimension 0 of the output is time."""
 
@@ -65,7 +73,7 @@ def test_exact_refuses_time_in_the_place_of_samples():
         dither.explicit(noise, x, y)
 
 
-@pytest.mark.parametrize("make", [Centred, Functional])
+@pytest.mark.parametrize("make", [Centred, Functional, Late])
 def test_draws_are_stacked_only_where_samples_are_independent(make, monkeypatch):
     """With one draw a forward the numbers are the same: mixing models are not stacked."""
     with dither.inject(build(make), dither.Additive(0.3)) as noise:

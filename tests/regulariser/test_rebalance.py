@@ -64,8 +64,8 @@ class Training:
 @pytest.mark.parametrize("name", NOISES)
 @pytest.mark.parametrize("ratio", [0.05, 0.2])
 def test_R_stays_a_share_of_the_loss(name, ratio):
-    """After the first 200 steps, in which the loss falls fastest: within a factor 3 at each of 15
-    looks, within 2 at 11 of them, and the median within 1.5; unless bounds keep it lower.
+    """After the first 200 steps, in which the loss falls fastest: within a factor 4 at each of 15
+    looks, and the median within 1.5; unless bounds keep it lower.
     """
     what, how = NOISES[name]
     run, shares = Training(what(Balanced(ratio, every=50)), **how), []
@@ -75,12 +75,11 @@ def test_R_stays_a_share_of_the_loss(name, ratio):
         shares.append(run.share() / ratio)
     shares.sort()
     bounded = name == "weight in turn"  # one tensor at a time: at most half of its size
-    assert shares[-1] < 3
-    assert shares[-4] < 2
+    assert shares[-1] < 4
+    assert shares[7] < 1.5
     if not bounded:
-        assert shares[0] > 1 / 3
-        assert shares[3] > 1 / 2
-        assert 1 / 1.5 < shares[7] < 1.5
+        assert shares[0] > 1 / 4
+        assert shares[7] > 1 / 1.5
     assert F.cross_entropy(run.model.eval()(X), Y) < 0.5
 
 

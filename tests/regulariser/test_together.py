@@ -55,6 +55,23 @@ def test_two_weight_noises_add_up(order):
     assert hooks(model) == 0
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_of_two_removed_inside_a_forward_leaves_the_others_noise_and_no_shadow(which):
+    """The running forward keeps the draws that it began with."""
+    model, seen = plain(), []
+    clean = model(X)
+    noises = [dither.inject(model, dither.Weight(s), seed=i) for i, s in enumerate((0.1, 0.2))]
+    own = model[4].weight + delta(noises[1 - which], "4.weight")
+    both = own + delta(noises[which], "4.weight")
+    model[2].register_forward_hook(lambda *_: noises[which].remove())
+    model[4].register_forward_hook(lambda m, *_: seen.append(m.weight))
+    model(X)
+    assert any(torch.allclose(seen[0], w) for w in (own, both))
+    assert not shadows(model)
+    noises[1 - which].remove()
+    assert torch.equal(model(X), clean)
+
+
 def test_weight_noise_on_a_part_and_on_the_whole():
     model = plain()
     seen = []

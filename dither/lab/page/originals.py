@@ -55,6 +55,11 @@ class Row:
         return False if False in holds else None if None in holds else True
 
     @property
+    def said(self) -> tuple[str, str]:
+        """The verdict as a word and a mark: ("holds", "✓")."""
+        return verdicts.VERDICTS[self.holds] if self.original.counts else verdicts.FREE
+
+    @property
     def shown(self) -> list[Entry]:
         """The entries whose numbers support the verdict."""
         there = [entry for entry in self.deciding.values() if entry]
@@ -75,21 +80,21 @@ class Row:
 
     @property
     def parts(self) -> str:
-        """The verdict of each claim that decides it: "C1 Boston ✓, C1 CIFAR-10 –"."""
-        holds_of = {
-            n.partition(": ")[2]: e["holds"] if e else None for n, e in self.deciding.items()
-        }
-        marks = (f"{id} {verdicts.VERDICTS[holds][1]}" for id, holds in holds_of.items())
-        return ", ".join(marks) if len(holds_of) > 1 else ""
+        """Of several claims that decide it: "C1 Boston ✓, C1 CIFAR-10 not run"."""
+        if len(self.deciding) == 1 or not any(self.deciding.values()):
+            return ""
+        marks = (
+            f"{name.partition(': ')[2]} {verdicts.VERDICTS[e['holds']][1] if e else 'not run'}"
+            for name, e in self.deciding.items()
+        )
+        return ", ".join(marks)
 
     @property
     def missing(self) -> str:
-        """What would settle it; "" if it is settled."""
+        """A sentence: what would settle it; "" if it is settled."""
         if self.holds is not None:
             return ""
-        absent = {name.partition(": ")[2]: 0 for name, entry in self.deciding.items() if not entry}
-        said = [self.original.settle] if self.original.settle else []
-        return "; ".join([*said, *([f"not run yet: {', '.join(absent)}"] if absent else [])])
+        return self.original.settle or f"A run: `dither reproduce {self.original.figure}`."
 
 
 def rows(paper: str, known: Known) -> list[Row]:
@@ -118,7 +123,9 @@ def evidence(entry: Entry) -> list[str]:
     """
     numbers = entry["numbers"]
     if entry["holds"] is None and "why" in numbers:
-        return [re.split(r": put | and can't be fetched", numbers["why"])[0]]
+        why = re.sub(r"could not be judged: ('.+?') has no results: left out \(--only\)",
+                     r"no results of \1", numbers["why"])  # fmt: skip
+        return [re.split(r": put | and can't be fetched", why)[0]]
     findings = {n: v for n, v in numbers.items() if isinstance(v, dict) and "asked" in v}
     own = {n: v for n, v in findings.items() if v["holds"] is entry["holds"]} or findings
     return [f"{name}: {verdicts.readable(value)}" for name, value in (own or numbers).items()]

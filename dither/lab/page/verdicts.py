@@ -9,6 +9,7 @@ from typing import Any
 from dither.errors import DitherError
 
 VERDICTS = {True: ("holds", "✓"), False: ("fails", "✗"), None: ("not judged", "–")}
+FREE = ("cannot fail", "○")  # a claim that is not counted
 THIN = "\u2009"  # space between thousands
 MANY = 12  # values of an array that are shown
 SPREADS = {"sd": "sd", "sem": "standard error"}

@@ -13,12 +13,30 @@ from dataclasses import replace
 import numpy as np
 
 import dither
-from dither.lab import MLP, SGD, Array, Claim, Data, Figure, Loss, Progress, Run, Table, Task
+from dither.lab import (
+    MLP,
+    SGD,
+    Array,
+    Claim,
+    Data,
+    Figure,
+    Loss,
+    Progress,
+    Run,
+    Table,
+    Task,
+    Verdict,
+)
+from dither.lab.rule import above as over
+from dither.lab.rule import below as under
+from dither.lab.rule import decide, unlearnt
 from dither.measures.explosion import compounded, explosion, growth
 from dither.papers import style
 
 DRAWS = {"full": "all", "layer-wise": "cycle"}
 COLOURS = (style.BLUE, style.RED)
+HALF = 0.5  # of what layer-wise noise learns: with less, full noise has exploded
+LEARNT = 0.1  # of the loss at the start: what a run must remove to be compared
 
 
 def foretold(
@@ -84,43 +102,56 @@ def outcomes(t: Table, name: str) -> tuple[Array, Array, Array]:
     return sigmas / safe[:, None], np.stack(ratios, 1), G
 
 
-def _judged(t: Table, low: float, high: float, *, explodes: bool):
-    numbers, right = {}, []
-    for name in names(t):
-        where, ratio, _ = outcomes(t, name)
-        inside = (where >= low) & (where <= high)
-        right += list((ratio[inside] < 0.5) == explodes)
-        numbers[f"full over layer-wise, {name}"] = ratio[inside]
-        numbers[f"safe σ, {name}"] = t.last(f"{name}, before", "safe")
-    if not right:
-        return None, {"why": f"no σ between {low:g} and {high:g} of the safe one", **numbers}
-    return all(right), {"right": sum(right), "of": len(right), **numbers}
+def unfit(t: Table) -> str:
+    """Why nothing can be judged; "" if training learns without noise and with layer-wise noise."""
+    labels = [m for m in t.labels if m.endswith(", none") or ", layer-wise, " in m]
+    share = {m: learnt(t, m) / t.first(m, "loss/train") for m in labels}
+    return unlearnt(share, at_least=LEARNT, what="share of the loss removed")
 
 
-def below(t: Table):
-    return _judged(t, 0, 2**-0.5, explodes=False)
-
-
-def above(t: Table):
-    return _judged(t, 2**0.5, np.inf, explodes=True)
-
-
-def layerwise(t: Table):
-    """At every σ it learns at least half of what training without noise does, and G is below 1 or
-    within its errors.
+def inside(t: Table, name: str, low: float, high: float) -> list[Array]:
+    """What full noise learns over what layer-wise noise does, at the σ that lie in low … high times
+    the safe one. A seed without such a σ is left out.
     """
-    numbers, holds = {}, True
+    where, ratio, _ = outcomes(t, name)
+    kept = (where >= low) & (where <= high)
+    return [values[at] for values, at in zip(ratio, kept, strict=True) if at.any()]
+
+
+def told(t: Table, low: float, high: float, *, explodes: bool) -> Verdict:
+    """A seed's value is that of its σ that is furthest from the claim."""
+    asked, numbers = [], {}
+    for name in names(t):
+        numbers[f"safe σ, {name}"] = t.last(f"{name}, before", "safe")
+        if not (values := inside(t, name, low, high)):
+            why = f"{name}: no σ between {low:g} and {high:g} of the safe one"
+            return None, {"why": why, **numbers}
+        said = f"full over layer-wise, {name}"
+        worst = [v.max() if explodes else v.min() for v in values]
+        asked.append(under(said, worst, by=-HALF) if explodes else over(said, worst, by=HALF))
+    return decide(*asked, unless=unfit(t), numbers=numbers)
+
+
+def below(t: Table) -> Verdict:
+    return told(t, 0, 2**-0.5, explodes=False)
+
+
+def above(t: Table) -> Verdict:
+    return told(t, 2**0.5, np.inf, explodes=True)
+
+
+def layerwise(t: Table) -> Verdict:
+    """Its growth G is below 1 at every σ. The numbers say what it learns."""
+    asked, numbers = [], {}
     for name in names(t):
         sigmas, G = t.series(f"{name}, before", "G layer-wise")
-        sem = t.series(f"{name}, before", "sem layer-wise")[1]
-        holds &= bool((G - 3 * sem <= 1).all())
-        numbers[f"largest G layer-wise, {name}"] = G.max(1)
+        asked.append(under(f"largest G layer-wise, {name}", G.max(1), by=-1))
         none = learnt(t, f"{name}, none")
         for s in sigmas:
             numbers[f"layer-wise over none, {name}, σ {s:g}"] = (
                 learnt(t, f"{name}, layer-wise, σ {s:g}") / none
             )
-    return holds, numbers
+    return decide(*asked, numbers=numbers)
 
 
 def plot(t: Table):
@@ -141,7 +172,7 @@ def plot(t: Table):
     growth.plot([], [], color=style.GREY, ls="--", lw=0.8, label="safe σ")
     growth.axhline(1, color=style.BLACK, lw=1, ls=":")
     growth.set(xscale="log", xlabel="σ", ylabel="growth G before training")
-    growth.set_yscale("symlog", linthresh=0.5)
+    growth.set_yscale("symlog", linthresh=1)
     sigmas = t.series(f"{names(t)[0]}, before", "G full")[0]
     growth.set_xticks(sigmas, [f"{s:g}" for s in sigmas])
     growth.set_xticks([], minor=True)
@@ -167,10 +198,11 @@ figure = Figure(
     paper={"nets": LARGE, "train": 1024, "steps": 1000,
            "sigmas": (0.0125, 0.025, 0.05, 0.1, 0.2)},
     claims=[
-        Claim("below", "below the safe σ (by √2 or more) full noise learns at least half of what "
-              "layer-wise noise learns, in every run", below),
-        Claim("above", "above it (by √2 or more) less than half, in every run", above),
-        Claim("layer-wise", "layer-wise noise is not foretold to explode at any σ", layerwise),
+        Claim("below", "below the safe σ (by √2 or more) full noise learns more than half of what "
+              "layer-wise noise learns, at each σ", below),
+        Claim("above", "above it (by √2 or more) less than half, at each σ", above),
+        Claim("layer-wise", "layer-wise noise is not foretold to explode: G < 1 at each σ",
+              layerwise),
     ],
     departures=[
         "no paper has this figure; the nets are MLP1 of Orvieto et al. and one of MLP4's depth",
@@ -178,9 +210,11 @@ figure = Figure(
         "does not leave",
         "the outcome was first to be L + R within a factor 2; a first look showed that at large σ "
         "both ways of drawing end where R is most of it, so now what is learnt is compared",
+        "changed after first results: 95 % intervals over seeds, at the σ furthest from the claim "
+        "(had been every run); training without noise and with layer-wise noise must have learnt",
         "quick: 128 images, 60 steps, width 300 for 5000",
     ],
     needs=["fashion-mnist"],
-    seeds={"smoke": 2, "quick": 3, "paper": 3},
-    cost={"smoke": 0.2, "quick": 2, "paper": 3000},
+    seeds={"smoke": 2, "quick": 5, "paper": 5},
+    cost={"smoke": 0.2, "quick": 3.3, "paper": 5000},
 )  # fmt: skip

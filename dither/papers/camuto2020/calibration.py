@@ -73,7 +73,7 @@ def plot(t: Table):
         for j, among in enumerate(settings):
             label, at = f"{method}, {among}", j + 0.25 * (i - 1)
             ece = t.last(label, "ece")
-            bars.bar(at, ece.mean(), 0.22, yerr=ece.std(), color=colour, capsize=2, alpha=0.85)
+            bars.bar(at, ece.mean(), 0.22, yerr=style.sd(ece), color=colour, capsize=2, alpha=0.85)
             bars.plot(at, t.last(label, "chance").mean(), "_", color="white", ms=12, mew=2)
             bars.plot(at, t.last(label, "chance").mean(), "_", color=style.GREY, ms=12, mew=1)
     bars.set_xticks(range(len(settings)), settings)

@@ -180,6 +180,8 @@ def scatter(ax: Any, t: Table, problem: str) -> None:
     R = np.concatenate([at_start(t, problem, v)["R"] for v in COLOURS])
     line = np.array([R.min() / 2, R.max() * 2])
     ax.plot(line, line, ":", color=style.RED, lw=1.4, label="|E[C]| = R")
+    for marker, said in (("o", "E[C] < 0"), ("^", "E[C] > 0")):
+        ax.plot([], [], marker, ms=5, color=style.GREY, label=said)
     ax.set(xscale="log", yscale="log", xlabel="R", ylabel="|E[C]|", title=problem)
     ax.minorticks_off()
 
@@ -235,7 +237,10 @@ def plot(t: Table) -> Any:
         for draw, ax in zip(panels, row, strict=True):
             style.panel(ax, draw, t, problem)
     if scatter in panels:
-        style.legend(axes[0, 0], loc="lower right", fontsize=7, borderpad=0)
+        handles = axes[0, panels.index(scatter)].get_legend_handles_labels()[0]
+        style.legend(
+            picture, handles=handles, loc="outside upper center", ncols=4 if len(panels) < 3 else 7
+        )
     if rates in panels:
         style.legend(axes[0, -1], fontsize=8)
     missing = [f"{p}: {needs.absent(PROBLEMS[p].data)}" for p in PROBLEMS if p not in shown]

@@ -31,13 +31,16 @@ METHODS = {
 }
 LAWS = {"Gaussian": "multiplicative", "dropout": "dropout", "R": "multiplicative"}
 QUANTITIES = {
-    "M13": ("a larger median input margin than without noise", margins.larger),
-    "M14": ("a lower calibration error than without", calibration.lower),
+    "M13": ("a larger median input margin than without noise, by more than 5 %", margins.larger),
+    "M14": ("a lower calibration error than without, by more than half a point", calibration.lower),
     "M15": (
-        "every capacity measure lower than without",
+        "each capacity measure lower than without, by more than 5 %",
         lambda *of: capacity.lower("capacity", *of),
     ),
-    "M16": ("less accuracy is lost at every s ≥ 0.5 than without", sensitivity.steadier),
+    "M16": (
+        "less accuracy is lost at each s ≥ 0.5 than without, by more than 1 point",
+        sensitivity.steadier,
+    ),
 }
 
 
@@ -86,7 +89,7 @@ def claims() -> list[Claim]:
         for among, says in ((ALL, ""), (FEW, f", {FEW}")):
             of = "" if among == ALL else f", {FEW}"
             for method in LAWS:
-                words = f"{method}{says}: {text}, in every run"
+                words = f"{method}{says}: {text}"
                 listed.append(Claim(f"{id} {method}{of}", words, check(method, among)))
     return listed
 

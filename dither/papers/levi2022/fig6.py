@@ -1,11 +1,11 @@
 """Robustness against adversarial attacks.   Levi et al. 2022, Fig. 6, App. C.1
 
 Test accuracy of the nets of Fig. 2 under FGSM, x → clip(x + δ sign ∇ℓ) (eq. 17), and PGD (10 steps
-of δ/4, projected), against δ in units of a pixel in [0, 1]; noise off; ± 2 standard deviations over
-seeds. A net whose loss has no gradient at an image leaves an attack nowhere to go, and looks robust
-(masking): the bars show the share of such images, and the fainter lines the same attacks on the
-margin max_{j≠y} z_j − z_y, which can't saturate. The paper's claims are judged as it attacked, on
-the loss, and once more on the margin.
+of δ/4, projected), against δ in units of a pixel in [0, 1]; noise off. A net whose loss has no
+gradient at an image leaves an attack nowhere to go, and looks robust (masking): the bars show the
+share of such images, and the fainter lines the same attacks on the margin max_{j≠y} z_j − z_y,
+which can't saturate. The paper's claims are judged as it attacked, on the loss, and once more on
+the margin.
 """
 
 from collections.abc import Iterable

@@ -110,7 +110,7 @@ figure = Figure(
         f"FC's in-catapult has the σ = {SCAN['FC']['in catapult']:g} of the scan of phases (on "
         "logits the paper's diverges)",
         "quick: the CNN in the decay phase alone",
-        "bands: ± 1 standard deviation; a run that diverged counts as chance, 10 %",
+        "a run that diverged counts as chance, 10 %",
     ],
     seeds=SEEDS,
     needs=("fashion-mnist",),

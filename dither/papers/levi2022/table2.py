@@ -1,7 +1,7 @@
 """Generalization on clean test data.   Levi et al. 2022, Table 2, §3.2.3
 
 Test accuracy on clean Fashion-MNIST of the nets of Fig. 2 and of one more trained on corrupted
-inputs (CDT, s = .2), beside the numbers printed in the paper (hollow, ± 2 σ over 10 runs).
+inputs (CDT, s = .2), beside the numbers printed in the paper (hollow, over 10 runs).
 """
 
 from dither.lab import Array, Claim, Figure, Run, Table, Verdict

@@ -164,13 +164,20 @@ def plot(t: Table):
         if name in t.labels:
             x, y = t.last(name, TRACE), t.last(name, ACCURACY)
             right.errorbar(
-                x.mean(), y.mean(), y.std(), x.std(), "o", color=colour, capsize=2, label=name
+                x.mean(),
+                y.mean(),
+                style.sd(y),
+                style.sd(x),
+                "o",
+                color=colour,
+                capsize=2,
+                label=name,
             )
     for scheme, colour in ((FULL, style.RED), (LAYER, style.BLUE)):
         name = max((n for _, n in sweep(t, scheme)), key=lambda n: t.last(n, ACCURACY).mean())
         x, y = t.last(name, TRACE), t.last(name, ACCURACY)
         right.errorbar(
-            x.mean(), y.mean(), y.std(), x.std(), "s", color=colour, capsize=2, label=name
+            x.mean(), y.mean(), style.sd(y), style.sd(x), "s", color=colour, capsize=2, label=name
         )
     right.set(xlabel="trace of Hessian at the end", ylabel="test accuracy at the end")
     for ax in (left, right):

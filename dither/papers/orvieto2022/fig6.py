@@ -254,7 +254,10 @@ def plot(t: Table):
     ):
         plain = t.last(sgd(t, data), quantity)
         ax.axhspan(
-            plain.mean() - sem(plain), plain.mean() + sem(plain), color=style.GREY, alpha=0.3
+            plain.mean() - style.sd(plain),
+            plain.mean() + style.sd(plain),
+            color=style.GREY,
+            alpha=0.3,
         )
         ax.axhline(plain.mean(), color=style.BLACK, ls="--", label="SGD")
         for scheme, aside in ((FULL, 0.96), (LAYER, 1.04)):
@@ -277,14 +280,10 @@ def plot(t: Table):
 def errors(
     ax: Any, t: Table, by_sigma: Mapping[float, str], quantity: str, aside: float, **how: Any
 ) -> None:
-    """Mean ± its standard error at each σ, with an offset."""
+    """Mean ± sd at each σ, with an offset."""
     values = [t.last(name, quantity) for name in by_sigma.values()]
     x = [sigma * aside for sigma in by_sigma]
-    ax.errorbar(x, [v.mean() for v in values], [sem(v) for v in values], **how)
-
-
-def sem(v: Array) -> float:
-    return float(v.std(ddof=1) / len(v) ** 0.5) if len(v) > 1 else 0.0
+    ax.errorbar(x, [v.mean() for v in values], [style.sd(v) for v in values], **how)
 
 
 figure = Figure(

@@ -39,7 +39,7 @@ from dither.lab import (
     Verdict,
     generator,
 )
-from dither.lab.rule import below, between, decide, exact, not_above
+from dither.lab.rule import below, between, decide, exact, few, not_above
 from dither.papers import style
 from dither.papers.orvieto2022.simple import EXACT, NEAR, minimise, objective
 
@@ -203,7 +203,7 @@ def attained(t: Table) -> Verdict:
     """O1 for the minimum of L + R itself: the best start ends at the Lasso's minimum."""
     gaps = t.series("minimum", "gap")[1]  # [S, starts]
     asked = exact("best start, above the minimum", gaps.min(1), low=-EXACT, high=EXACT)
-    return decide(asked, numbers={"worst": gaps.max(1)})
+    return decide(asked, unless=few(len(gaps)), numbers={"worst": gaps.max(1)})
 
 
 def slope(t: Table, quantity: str, low: float, high: float) -> Array:

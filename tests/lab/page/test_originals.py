@@ -47,7 +47,7 @@ def test_a_claim_of_several_holds_if_all_do_and_fails_if_one_fails(roots, a, b, 
     assert one.holds is holds
     assert (one.missing == "") == (holds is not None)
     assert ten.holds is None
-    assert ten.missing == "a run; not run yet: P10"
+    assert ten.missing == "a run"
 
 
 def test_the_largest_scale_that_judges_it_speaks(roots):
@@ -83,6 +83,22 @@ def test_every_claim_of_the_papers_is_decided_by_claims_there_are(paper):
     assert {by for o in listed for by in o.by} <= there
     assert all(re.match(rf"{o.id}(?!\d)", by.partition(": ")[2]) for o in listed for by in o.by)
     assert all(o.text.endswith(".") and o.place for o in listed)
+    assert all(o.counts or o.text.endswith("cannot fail.") for o in listed)
+    rows = originals.rows(paper, {})  # nothing is run: each says in a sentence what would settle it
+    assert all(re.fullmatch(r"[A-Z0-9].*\.", row.missing) for row in rows)
+
+
+def test_a_claim_that_cannot_fail_says_so_in_place_of_a_verdict():
+    free = [o for paper in PAPERS for o in catalogue.originals(paper) if not o.counts]
+    assert [o.id for o in free] == ["C2", "L5"]
+    assert originals.Row(free[0], {"x": {"holds": True}}).said == ("cannot fail", "○")
+
+
+def test_what_was_not_run_is_told_beside_what_was():
+    both = originals.Row(Original("P1", "It is so.", "§1", ("p/f: P1 a", "p/f: P1 b")),
+                         {"p/f: P1 a": {"holds": True}, "p/f: P1 b": None})  # fmt: skip
+    assert both.parts == "P1 a ✓, P1 b not run"
+    assert originals.Row(both.original, dict.fromkeys(both.original.by)).parts == ""
 
 
 def test_a_paper_without_a_list_has_no_rows():

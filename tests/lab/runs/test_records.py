@@ -43,21 +43,27 @@ def assert_alike(now, then, where: str) -> None:
         assert now == then, where
 
 
-@pytest.mark.parametrize("file", FIGURES, ids=lambda file: "/".join(file.parts[-3:-1]))
-def test_every_record_is_of_todays_runs_and_claims(file):
+def check(file: Path) -> None:
+    """That a record is of today's runs and claims."""
     study = recorded(file)
-    table = tabulate(study, Store(ROOT))
+    name, table = study.name, tabulate(study, Store(ROOT))
     about, entries = report.judged(file.parent)
-    assert set(table.labels) == set(study.runs) - study.unasked
-    assert set(table.seeds) == set(about["seeds"]) - set(about["left out"])
+    assert set(table.labels) == set(study.runs) - study.unasked, name
+    assert set(table.seeds) == set(about["seeds"]) - set(about["left out"]), name
     assert study.figure
     for claim, entry in zip(study.figure.claims, entries, strict=True):
-        assert (claim.id, claim.text) == (entry["id"], entry["claim"])
+        assert (claim.id, claim.text) == (entry["id"], entry["claim"]), name
         now = judge(claim, table, study.scale)[0]
         for found in (now, entry):
             if "data absent" in (why := found["numbers"].get("why", "")):
                 found["numbers"]["why"] = why.partition(": put ")[0]  # where to is each machine's
-        assert_alike(now, entry, claim.id)
+        assert_alike(now, entry, f"{name}, {claim.id}")
+
+
+def test_every_record_is_of_todays_runs_and_claims():
+    assert FIGURES
+    for file in FIGURES:
+        check(file)
 
 
 def test_no_run_is_kept_that_no_figure_has():

@@ -1,0 +1,80 @@
+"""What comes by at a noisy site: real tensors take noise, others are refused, and off means off."""
+
+import pytest
+import torch
+from nets import plain
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import dither
+from dither.measures import local
+
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("side", ["in", "out"])
+def test_a_packed_sequence(side):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru = nn.GRU(4, 5)
+
+        def forward(self, x):
+            return self.gru(pack_padded_sequence(x, [3, 2]), torch.zeros(1, 2, 5))[1][0]
+
+    net, x = Net().train(), torch.randn(3, 2, 4)
+    with dither.inject(net, {f"gru:{side}": dither.Additive(0.1)}) as noise:
+        with pytest.raises(dither.DitherError, match=r"gru:.*PackedSequence.*padded"):
+            net(x)
+        with noise.off():
+            net(x)
+        net.eval()(x)
+
+
+def test_integers():
+    net = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(8, 3)).eval()
+    x, y = torch.tensor([[0, 1], [2, 3]]), torch.tensor([0, 1])
+    with dither.inject(net, {"input": dither.Additive(0.1)}) as noise:
+        for look in (
+            lambda: dither.explicit(noise, x, y),
+            lambda: dither.explicit(noise, x, y, curvature="full"),
+            lambda: dither.expected(noise, x, y, draws=4),
+            lambda: net.train()(x),
+        ):
+            with pytest.raises(dither.DitherError, match=r"'input' needs real numbers.*int64"):
+                look()
+
+
+def test_a_noise_that_is_off_says_nothing_when_another_is_read():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru, self.head = nn.GRU(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(self.gru(pack_padded_sequence(x, [3, 2]))[1][0])
+
+    net, x = Net().eval(), torch.randn(3, 2, 4)
+    paused = dither.inject(net, {"gru:in": dither.Additive(0.1)})
+    paused.pause()
+    noise = dither.inject(net, {"head:in": dither.Additive(0.1)})
+    assert dither.explicit(noise, x, torch.tensor([0, 1])).R > 0
+    noise.remove()
+    with pytest.raises(dither.DitherError, match="was removed"):
+        local.local(noise, x, torch.tensor([0, 1]))
+    assert noise.reader is None
+
+
+def test_off_ends_also_by_an_exception():
+    net = plain().train()
+    clean = net(X)
+    with dither.inject(net, dither.Additive(1.0)) as noise:
+        with noise.off():
+            torch.testing.assert_close(net(X), clean)
+        with pytest.raises(RuntimeError), noise.off():
+            net(X[:, 1:])
+        assert not torch.equal(net(X), clean)
+        noise.pause()
+        with noise.off():
+            pass
+        assert noise.paused

@@ -1,0 +1,128 @@
+"""The site keeps its word: every public name is in its reference, links lead somewhere, and the
+built pages load nothing from elsewhere.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import dither
+from dither import measures
+from dither.lab import catalogue
+from docs.site import assemble
+from docs.site._ext import docstrings, figures, galleryorder
+
+ROOT = Path(__file__).parents[1]
+SITE = ROOT / "docs" / "site"
+BUILT = ROOT / "build" / "site" / "html"
+GENERATED = re.compile(r"(examples|api)/")  # Sphinx writes these
+LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\(([^)\s]+)\)")
+LOADED = re.compile(
+    r"<(?:script|img|iframe|source|video|audio|embed)\b[^>]*?\ssrc=\"([^\"]+)\""
+    r"|<link\b(?=[^>]*?rel=\"(?:stylesheet|(?:shortcut )?icon|preload|manifest)\")"
+    r"[^>]*?href=\"([^\"]+)\""
+)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """{name: text} of the pages that Sphinx reads."""
+    folder = tmp_path_factory.mktemp("site")
+    assemble.assemble(folder)
+    return {str(p.relative_to(folder)): p.read_text(encoding="utf-8") for p in folder.rglob("*.md")}
+
+
+def test_every_public_name_is_in_the_reference():
+    text = (SITE / "reference.md").read_text(encoding="utf-8")
+    words = set(re.findall(r"\w+", text))
+    assert not set(dither.__all__) - words
+    listed = set(re.findall(r"^ +measures\.(\w+)$", text, re.M)) | {"trace"}
+    assert listed == set(measures.__all__)
+
+
+def test_every_script_of_the_gallery_has_its_place():
+    scripts = {path.name for path in (SITE / "gallery").glob("*.py")}
+    assert scripts == set(galleryorder.ORDER)
+    for name in scripts:
+        doc = ast.get_docstring(ast.parse((SITE / "gallery" / name).read_text(encoding="utf-8")))
+        assert doc, name
+        title, line = doc.splitlines()[:2]
+        assert len(line) == len(title), name
+        assert "**Question: " in doc, name
+
+
+def slug(head: str) -> str:
+    """A heading's anchor."""
+    return re.sub(r"[^\w\- ]", "", head.strip().lower().replace(" ", "-"))
+
+
+def test_links_between_pages_lead_somewhere(pages):
+    heads = {n: set(map(slug, re.findall(r"^#+ (.+)$", t, re.M))) for n, t in pages.items()}
+    wrong = []
+    for name, text in pages.items():
+        if name.startswith("source/"):
+            continue
+        text = re.sub(r"^(`{3,}).*?^\1", "", text, flags=re.M | re.S)
+        for link in (link for link in LINK.findall(text) if not re.match(r"\w+:", link)):
+            path, _, anchor = link.partition("#")
+            target = (Path("/", name).parent / path).resolve() if path else Path("/", name)
+            inside = str(target)[1:]
+            if GENERATED.match(inside):
+                script = SITE / "gallery" / f"{target.name}.py"
+                wrong += [] if target.name == "index" or script.is_file() else [(name, link)]
+                continue
+            inside = inside if inside.endswith(".md") else f"{inside}.md"
+            if inside not in pages or (anchor and anchor not in heads[inside]):
+                wrong.append((name, link))
+    assert not wrong
+
+
+def test_every_figure_has_a_page_with_its_claims(pages):
+    for name in catalogue.names():
+        page, index = pages[f"papers/{name}.md"], pages[f"papers/{name.split('/')[0]}/index.md"]
+        assert f":link: {name.split('/')[1]}\n" in index
+        if (ROOT / "records" / "figures" / name / "claims.json").is_file():
+            assert ":::{dropdown}" in page
+            assert ".svg" in page
+        elif name in figures.quick():
+            assert "## At the quick scale" in page
+
+
+def test_a_docstring_becomes_fields_and_formulae():
+    text = """One sentence with `code` and a*b.
+
+seed      the seed
+          of the draws.
+batch_dim the dimension.
+
+    R = ½ σ²
+"""
+    made = docstrings.converted(text.splitlines())
+    assert made[0] == "One sentence with ``code`` and a\\*b."
+    assert "**seed**" in made
+    assert "    the seed of the draws." in made
+    assert "**batch_dim**" in made
+    assert made[made.index("::") + 2] == "    R = ½ σ²"
+
+
+def test_the_katex_files_are_all_there():
+    folder = SITE / "_static" / "katex"
+    css = (folder / "katex.min.css").read_text(encoding="utf-8")
+    fonts = set(re.findall(r"url\(([^)]+)\)", css))
+    assert fonts
+    assert not [font for font in fonts if not (folder / font).is_file()]
+
+
+def test_the_built_pages_load_nothing_from_elsewhere():
+    if not (BUILT / "index.html").is_file():
+        pytest.skip("the site is not built: `make site`")
+    foreign = []
+    for page in BUILT.rglob("*.html"):
+        found = LOADED.findall(page.read_text(encoding="utf-8"))
+        foreign += [(page.name, a or b) for a, b in found if re.match(r"(https?:)?//", a or b)]
+    for sheet in BUILT.rglob("*.css"):
+        urls = re.findall(r"(?:url\(|@import )['\"]?([^'\")]+)", sheet.read_text(encoding="utf-8"))
+        foreign += [(sheet.name, url) for url in urls if re.match(r"(https?:)?//", url)]
+    assert not foreign
