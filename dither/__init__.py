@@ -24,9 +24,14 @@ if TYPE_CHECKING:
     from dither.noise.laws import two_point as two_point
     from dither.noise.laws import uniform as uniform
     from dither.noise.noises import Additive as Additive
+    from dither.noise.noises import DropConnect as DropConnect
     from dither.noise.noises import Multiplicative as Multiplicative
+    from dither.noise.noises import Neftune as Neftune
     from dither.noise.noises import Node as Node
+    from dither.noise.noises import Relative as Relative
     from dither.noise.noises import Weight as Weight
+    from dither.noise.shared import DropPath as DropPath
+    from dither.noise.shared import Locked as Locked
     from dither.regulariser.balance import balance as balance
     from dither.regulariser.expected import expected as expected
     from dither.regulariser.expected import remainder as remainder
@@ -36,7 +41,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_NOISES = ("Additive", "Multiplicative", "Node", "Weight")
+_NOISES = (
+    *("Additive", "DropConnect", "DropPath", "Locked", "Multiplicative"),
+    *("Neftune", "Node", "Relative", "Weight"),
+)
 _LAWS = ("dropout", "gaussian", "two_gaussian", "two_point", "uniform")
 _HOME = {
     **dict.fromkeys((*_NOISES, *_LAWS), "dither.noise"),

@@ -11,16 +11,20 @@ from torch import Tensor, nn
 import dither
 from dither.noise import (
     Additive,
+    DropConnect,
+    DropPath,
     Here,
     Law,
+    Locked,
     Multiplicative,
+    Neftune,
     Node,
+    Relative,
     Sigma,
     Weight,
     dropout,
     gather,
     gaussian,
-    norm2,
     spread,
     two_gaussian,
     two_point,
@@ -121,7 +125,7 @@ class Case:
         """The noise at this case's sites."""
         if noise.side == "parameter":
             return dither.inject(model, noise, seed=0, **kwargs)
-        shared = isinstance(noise, Node | Common)  # between the elements of a sample
+        shared = getattr(noise, "per_sample", False)  # a draw, by the elements of a sample
         sites = (self.node_sites if shared else ()) or self.sites
         what = dict.fromkeys(sites, noise) if sites else noise
         batch_dim = self.batch_dim if shared else 0
@@ -161,6 +165,7 @@ class Common:
     sigma: Sigma
     law: Law = gaussian
     side = "in"
+    per_sample = True
 
     def displace(self, site: Here, rng):
         eps = rng(self.law, site.h.new_empty(site.h.shape[site.batch_dim]))
@@ -168,21 +173,6 @@ class Common:
 
     def variance(self, g: Tensor, site: Here):
         return self.sigma**2 * self.law.variance * gather(g, 0, site).square()
-
-
-@dataclass(frozen=True)
-class WeightMultiplicative:
-    """A user's noise on parameters: δ = σ W∘ε; Var⟨g, δ⟩ = σ²‖g∘W‖²."""
-
-    sigma: Sigma
-    law: Law = gaussian
-    side = "parameter"
-
-    def displace(self, site: Here, rng):
-        return self.sigma * site.h * rng(self.law, site.h)
-
-    def variance(self, g, site: Here):
-        return self.sigma**2 * self.law.variance * norm2(g * site.h)
 
 
 NOISES = {
@@ -195,6 +185,11 @@ NOISES = {
     "weight": (Weight(0.2), {}),
     "weight all": (Weight(0.2, law=two_point), {"draw": "all"}),
     "weight cycle by layer": (Weight(0.2), {"draw": "cycle", "by": "layer"}),
+    "drop path": (DropPath(law=dropout(0.3)), {}),
+    "locked": (Locked(0.4, law=gaussian), {}),
+    "neftune": (Neftune(2.0), {}),
+    "drop connect": (DropConnect(law=dropout(0.3)), {}),
+    "relative": (Relative(0.1), {}),
+    "relative by row": (Relative(0.1, law=two_point, per="row"), {}),
     "user's": (Common(0.3), {}),
-    "user's on weights": (WeightMultiplicative(0.3), {}),
 }

@@ -16,8 +16,13 @@ from dither.noise.laws import two_gaussian as two_gaussian
 from dither.noise.laws import two_point as two_point
 from dither.noise.laws import uniform as uniform
 from dither.noise.noises import Additive as Additive
+from dither.noise.noises import DropConnect as DropConnect
 from dither.noise.noises import Multiplicative as Multiplicative
+from dither.noise.noises import Neftune as Neftune
 from dither.noise.noises import Node as Node
+from dither.noise.noises import Relative as Relative
 from dither.noise.noises import Sigma as Sigma
 from dither.noise.noises import Weight as Weight
 from dither.noise.noises import checked as checked
+from dither.noise.shared import DropPath as DropPath
+from dither.noise.shared import Locked as Locked

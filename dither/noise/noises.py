@@ -28,11 +28,14 @@ from dither.noise.laws import (
     TwoPoint,
     Uniform,
     gaussian,
+    uniform,
 )
 from dither.schedule import Balanced
 from dither.torch_internals import functional
 
 Sigma = Any  # a number ≥ 0, or a schedule, Callable[[int], float] of the step
+
+HALF = Dropout(0.5)
 
 
 def checked(self) -> None:
@@ -139,6 +142,7 @@ class Node:
     law: Law = gaussian
     nodes: int = 1
     std: float | None = None
+    per_sample = True  # one draw for a sample: batch_dim of inject says where they are
 
     def __post_init__(self) -> None:
         checked(self)
@@ -189,6 +193,79 @@ class Weight:
 
     def variance(self, g, site: Here) -> Tensor:  # [K, B]
         return self.sigma**2 * self.law.variance * norm2(g)
+
+
+@dataclass(frozen=True)
+class DropConnect(Multiplicative):
+    """δ = σ W∘E on a parameter, E ~ law per element, shared by the batch; Var⟨g, δ⟩ = σ²‖g∘W‖² per
+    sample.   Wan et al. 2013.
+
+    With the law dropout(p) a weight is 0 with chance p, else W/(1 − p); DropConnect(0.1, gaussian)
+    is noise in proportion to each weight. σ has no unit.
+    """
+
+    law: Law = HALF
+    side = "parameter"
+
+
+@dataclass(frozen=True)
+class Relative:
+    """δ = σ m∘E on a parameter, E ~ law per element, m the largest |W| of its row, or of the whole
+    tensor; Var⟨g, δ⟩ = σ²‖g∘m‖² per sample.   Joshi et al. 2020 (analogue hardware).
+
+    A row is what feeds one output, all but dimension 0; a vector (a bias) is one row. σ has no
+    unit.
+    """
+
+    sigma: Sigma
+    law: Law = gaussian
+    per: str = "tensor"
+    side = "parameter"
+
+    def __post_init__(self) -> None:
+        checked(self)
+        if self.per not in ("tensor", "row"):
+            raise DitherError(f"per of Relative is 'tensor' or 'row': got {self.per!r}")
+
+    def displace(self, site: Here, rng) -> Tensor:
+        return self.sigma * self._largest(site) * rng(self.law, site.h)
+
+    def variance(self, g, site: Here) -> Tensor:  # [K, B]
+        return self.sigma**2 * self.law.variance * norm2(g * self._largest(site))
+
+    def _largest(self, site: Here) -> Tensor:
+        """m, which broadcasts with W [*S, rows, …]."""
+        first = site.stack + (self.per == "row" and site.h.dim() > site.stack + 1)
+        rest = list(range(first, site.h.dim()))
+        return site.h.abs().amax(rest, keepdim=True) if rest else site.h.abs()
+
+
+@dataclass(frozen=True)
+class Neftune:
+    """δ = α ε/√(T d) on the output of an embedding [B, T, d], one ε ~ law per element; Var⟨g, δ⟩ =
+    α²‖g‖²/(T d).   Jain et al. 2023, algorithm 1, where ε ~ U(−1, 1) and α (here σ) is 5 to 15.
+
+    Name the embedding, `{"embed_tokens": Neftune(5)}`. T counts all positions, also padding. σ is
+    in the units of the embedding.
+    """
+
+    sigma: Sigma
+    law: Law = uniform
+    side = "out"
+    __post_init__ = checked
+
+    def displace(self, site: Here, rng) -> Tensor:
+        return self.sigma * self._size(site) ** -0.5 * rng(self.law, site.h)
+
+    def variance(self, g, site: Here) -> Tensor:  # [K, B]
+        return self.sigma**2 * self.law.variance / self._size(site) * norm2(g)
+
+    @staticmethod
+    def _size(site: Here) -> int:
+        """T d: the elements of a sample."""
+        sizes = list(site.h.shape[site.stack :])
+        del sizes[site.batch_dim : site.batch_dim + 1]
+        return max(math.prod(sizes), 1)
 
 
 def describe(noise: Any) -> str:

@@ -17,7 +17,6 @@ from dither.calling import check_devices, evaluating, output, tensors
 from dither.errors import DitherError
 from dither.estimate import Estimate
 from dither.noise.draw import Source, key
-from dither.noise.noises import Node
 from dither.precision import double, wide
 from dither.regulariser.explicit import explicit
 from dither.regulariser.usable import check_usable
@@ -231,9 +230,9 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _doubled(alone: tuple[Site, torch.Size], both: tuple[Site, torch.Size]) -> bool:
-    """Whether twice the samples have twice the draws: elements, or a Node's ε in dimension 0."""
+    """Whether twice the samples have twice the draws: elements, or ε of samples in dimension 0."""
     (site, a), (other, b) = alone, both
-    node = isinstance(site.noise, Node)
+    node = getattr(site.noise, "per_sample", False)
     return site is other and (b[:1] == (2 * a[0],) if node else b.numel() == 2 * a.numel())
 
 

@@ -18,7 +18,8 @@ def rows(noise: Injection, law: Any) -> int | None:
     """The dimension whose rows a sample must have for itself: a Node draws one ε for each. None:
     every element is drawn by itself.
     """
-    return noise.batch_dim if isinstance(law, Node) and not noise.stack else None
+    shared = getattr(law, "per_sample", False)
+    return noise.batch_dim if shared and not noise.stack else None
 
 
 def refuse_meeting(graph: Graph, name: str) -> DitherError:
@@ -31,8 +32,8 @@ def refuse_meeting(graph: Graph, name: str) -> DitherError:
             "tensor; pass samples=1, or put the samples first"
         )
     return DitherError(
-        f"Node at {name!r} draws one ε for each index of dimension {tapped.rows} of its tensor, "
-        f"{list(tapped.shape)}, and two samples of the output depend on the same: say with "
+        f"the noise at {name!r} draws an ε for each index of dimension {tapped.rows} of its tensor"
+        f", {list(tapped.shape)}, and two samples of the output depend on the same: say with "
         "batch_dim= of inject which dimension counts the samples, or pass samples=1"
     )
 

@@ -31,12 +31,12 @@ def rebalance(
     y: Tensor,
     loss: Any = "cross_entropy",
     *,
-    samples: int | None = 1,
+    samples: int | None = 2,
 ) -> bool:
     """Set σ of every site that has a `schedule.Balanced`, if it is time to. To be called before
     each forward of a training; the callbacks of Lightning and Transformers do it themselves.
 
-    Every `every` steps the loss and R_s, R of site s at σ = 1 from one column with random signs,
+    Every `every` steps the loss and R_s, R of site s at σ = 1 from two columns with random signs,
     are taken on this batch: σ_s = √(ratio / (sites · q_s)), with q_s the geometric mean of R_s /
     loss in this measure and the mean before, and rms(δ) ≤ bound · rms of the tensor (the share of a
     site at its bound goes to the others). Where the q_s have moved together by more than a factor
@@ -45,7 +45,7 @@ def rebalance(
     ratio · loss and by two standard errors.
 
     Arguments as of `explicit`. A measure is made in eval mode, with draws of its own, and costs
-    one step to one and a half of the training. The ranks of a
+    one and a half to two steps of the training. The ranks of a
     distributed run share their means. `state_dict()` of the noise holds σ and the means. Returns
     whether it measured; a loss or R that is not finite leaves σ as it is.
     """

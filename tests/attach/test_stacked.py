@@ -16,7 +16,19 @@ def randn(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("noise", ["additive", "node", "weight", "weight all", "user's on weights"])
+@pytest.mark.parametrize(
+    "noise",
+    [
+        "additive",
+        "node",
+        "weight",
+        "weight all",
+        "drop connect",
+        "relative by row",
+        "drop path",
+        "locked",
+    ],
+)
 def test_a_stack_has_the_mean_of_its_replicas_R(noise):
     spec, seeds = MLP((4, 5, 3), activation="tanh"), [3, 8]
     x, y = randn(B, 4), torch.tensor([0, 2, 1])

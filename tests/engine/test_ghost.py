@@ -5,12 +5,11 @@ ones.
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import WeightMultiplicative
 from oracles import LOSSES, close, gradients, half, regulariser
 from torch import nn
 
 import dither
-from dither.noise import Weight
+from dither.noise import DropConnect, Weight, gaussian
 from dither.regulariser import pull
 
 B = 3
@@ -21,7 +20,7 @@ def check(model, x, y=None, loss="cross_entropy", like=None, noise=None, **kwarg
     oracle.
     """
     y = torch.tensor([0, 2, 1]) if y is None else y
-    for what in (Weight(0.2), WeightMultiplicative(0.3)) if noise is None else (noise,):
+    for what in (Weight(0.2), DropConnect(0.3, gaussian)) if noise is None else (noise,):
         injected = dither.inject(model, what, seed=0, **kwargs)
         found = dither.explicit(injected, x, y, loss)
         truth = regulariser(injected, x, y, like or LOSSES[loss])

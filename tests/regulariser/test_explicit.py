@@ -50,7 +50,7 @@ def test_the_order_of_the_batch_plays_no_part(case, noise):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-@pytest.mark.parametrize("noise", ["additive", "node", "weight", "user's on weights"])
+@pytest.mark.parametrize("noise", ["additive", "node", "weight", "drop connect"])
 def test_R_of_a_batch_is_the_mean_of_batches_of_one(case, noise):
     model, x, y = case.build("cross_entropy")
     injected = case.inject(model, NOISES[noise][0], x)
