@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from dither.noise.noises import Multiplicative as Multiplicative
     from dither.noise.noises import Node as Node
     from dither.noise.noises import Weight as Weight
+    from dither.regulariser.balance import balance as balance
     from dither.regulariser.expected import expected as expected
     from dither.regulariser.expected import remainder as remainder
     from dither.regulariser.explicit import Explicit as Explicit
-    from dither.regulariser.explicit import balance as balance
     from dither.regulariser.explicit import explicit as explicit
+    from dither.regulariser.rebalance import rebalance as rebalance
 
 __version__ = "0.1.0"
 
@@ -40,7 +41,9 @@ _LAWS = ("dropout", "gaussian", "two_gaussian", "two_point", "uniform")
 _HOME = {
     **dict.fromkeys((*_NOISES, *_LAWS), "dither.noise"),
     **dict.fromkeys(("Injection", "inject"), "dither.attach.inject"),
-    **dict.fromkeys(("Explicit", "balance", "explicit"), "dither.regulariser.explicit"),
+    **dict.fromkeys(("Explicit", "explicit"), "dither.regulariser.explicit"),
+    "balance": "dither.regulariser.balance",
+    "rebalance": "dither.regulariser.rebalance",
     **dict.fromkeys(("expected", "remainder"), "dither.regulariser.expected"),
     **dict.fromkeys(("anti_pgd", "langevin"), "dither.attach.after"),
     "Estimate": "dither.estimate",

@@ -1,5 +1,5 @@
 """Schedules of σ over the training steps. The σ of a noise is a number, one of these, or any
-function of the step.
+function of the step. `Balanced` alone looks at the net: `rebalance` sets it.
 
 The step counts forwards of the model in train mode from 0 (`inject`). All forwards inside one
 `hold` are one step.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from dither.errors import DitherError
 
@@ -67,3 +68,38 @@ class Cosine:
     def __call__(self, step: int) -> float:
         falling = (1 + math.cos(math.pi * min(step / self.steps, 1.0))) / 2
         return self.end + (self.start - self.end) * falling
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """σ at which R is a share of the loss, at equal parts of the sites that have it; measured anew
+    every `every` steps by `rebalance`, which the loop calls before each forward.
+
+        noise = dither.inject(model, dither.Additive(dither.schedule.Balanced(0.1)))
+        for x, y in batches:
+            dither.rebalance(noise, x, y)
+            …
+
+    ratio  R / loss, > 0
+    every  steps, ≥ 1
+    bound  the largest noise in sizes of what it displaces, as in `balance`
+
+    0 until the net has learnt something (`rebalance`).
+    """
+
+    ratio: float = 0.1
+    every: int = 50
+    bound: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value in (("ratio", self.ratio), ("bound", self.bound)):
+            if isinstance(value, bool) or not isinstance(value, Real) or not float(value) > 0:
+                raise DitherError(f"Balanced: {name} is a number > 0: got {value!r}")
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise DitherError(f"Balanced: every is a whole number of steps ≥ 1: got {self.every!r}")
+
+    def __call__(self, step: int) -> float:
+        return 0.0
+
+    def __str__(self) -> str:
+        return f"kept at R = {self.ratio:g} of the loss"

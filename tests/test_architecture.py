@@ -18,7 +18,7 @@ ROOMS = {
     "attach": ["noise"],
     "regulariser": ["attach", "engine", "loss", "noise"],
     "measures": ["regulariser", "attach", "engine", "loss", "noise"],
-    "integrations": ["attach"],
+    "integrations": ["regulariser", "attach"],
     "lab": LIBRARY,
     "papers": [*LIBRARY, "lab"],
 }

@@ -6,6 +6,7 @@ written to, the graph keeps W + δ for the backward, and the optimiser updates W
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -30,6 +31,7 @@ from dither.calling import unfused
 from dither.noise.draw import Source
 from dither.noise.here import Here
 from dither.noise.noises import Node, plus
+from dither.schedule import Balanced
 from dither.torch_internals import calls, forget_compiled, in_backward
 
 
@@ -81,6 +83,7 @@ class Injection(Clock, Weights, nn.Module):
         self.collecting = False  # this forward collects statistics without noise
         self.turn_of = OneAtATime(model)
         self.reader: Reader | None = None  # gets the sites' tensors in place of the noise
+        self.kept: dict[str, dict[str, Any]] = {}  # σ of schedule.Balanced, and what it is from
         self.layouts: dict[Any, Any] = {}  # batch dimensions that `explicit` found
         self._inside: list[int] = []  # the modules whose forward is running, outermost first
         self._calls: dict[int, int] = {}
@@ -158,6 +161,7 @@ class Injection(Clock, Weights, nn.Module):
             "step": self.step,
             "micro": self.micro,
             "clocks": clocks,
+            "kept": copy.deepcopy(self.kept),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -165,7 +169,7 @@ class Injection(Clock, Weights, nn.Module):
         own, self.step, self.micro = tuple(state["seeds"]), state["step"], state["micro"]
         number = tuple(state.get("ordinals", (0,) * len(own)))
         self.draws = replace(self.draws, seeds=own, ordinals=number)
-        self.seed_given = True
+        self.seed_given, self.kept = True, copy.deepcopy(state.get("kept", {}))
         for name, (step, micro) in state["clocks"].items():
             if name in self.sites:
                 self.sites[name].step, self.sites[name].micro = step, micro
@@ -272,6 +276,8 @@ class Injection(Clock, Weights, nn.Module):
 
     def noise_at(self, site: Site, step: int | None = None) -> Any:
         """A site's noise with σ of its schedule at a step; by default at the current one."""
+        if isinstance(site.noise.sigma, Balanced):
+            return replace(site.noise, sigma=self.kept.get("sigma", {}).get(site.name, 0.0))
         return noise_at(site, self.step if step is None else step)
 
     def here(self, site: Site, h: Tensor) -> Here:

@@ -52,5 +52,14 @@ def averaged(parameter: torch.Tensor) -> None:
         parameter.grad /= ranks()
 
 
+def averages(numbers: list[float]) -> list[float]:
+    """The means of numbers over the ranks."""
+    if ranks() == 1:
+        return numbers
+    gathered: list[Any] = [None] * ranks()
+    torch.distributed.all_gather_object(gathered, numbers)
+    return [sum(n) / len(n) for n in zip(*gathered, strict=True)]
+
+
 def _distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from dither.attach.hooks import Hook
 from dither.attach.inject import Injection, inject
 from dither.errors import DitherError
+from dither.regulariser.rebalance import rebalance
+from dither.schedule import Balanced
 
 
 class Attached:
     """The noise that a callback puts on a model; arguments as in `dither.inject`."""
 
-    def __init__(self, what: Any, **how: Any) -> None:
+    def __init__(
+        self, what: Any, *, loss: Any = "cross_entropy", batch: Any = None, **how: Any
+    ) -> None:
         self.what, self.how = what, how
+        self.loss, self.batch = loss, batch  # for schedule.Balanced
         self.noise: Injection | None = None
         self.steps = 0  # complete steps
-        self._held = ExitStack()
+        self.seen: Seen | None = None
+        self._held, self._seen = ExitStack(), ExitStack()
         self._state: dict[str, Any] | None = None  # of a checkpoint, until a model is attached
 
     @property
@@ -36,11 +43,21 @@ class Attached:
             self.restore(self._state)
         return self.noise
 
+    def watch(self) -> None:
+        """Note the batches of the model's forwards, for loops that do not tell a callback; only
+        if a site has a `schedule.Balanced`.
+        """
+        if self.noise is not None and self.balances:
+            self.seen = Seen(self.noise)
+            handle = self.noise.model.register_forward_pre_hook(self.seen, with_kwargs=True)
+            self._seen.callback(handle.remove)
+
     def detach(self) -> None:
         """Take the noise off. A step that is not complete does not count. A second call does
         nothing.
         """
         self._held.close()
+        self._seen.close()
         if self.noise is not None:
             self.noise.remove()
 
@@ -59,6 +76,19 @@ class Attached:
             )
         if new:
             groups[0]["params"].extend(new)
+
+    @property
+    def balances(self) -> bool:
+        """Whether a site has a `schedule.Balanced`."""
+        sites = () if self.noise is None else self.noise.ordered
+        return any(isinstance(site.noise.sigma, Balanced) for site in sites)
+
+    def rebalance(self, batch: Any) -> None:
+        """`dither.rebalance` on a batch of the loop, between two steps."""
+        if self.noise is not None and not self.noise.held and self.balances:
+            self.noise.step = self.steps
+            x, y = (self.batch or pair)(batch)
+            rebalance(self.noise, x, y, self.loss)
 
     def hold(self) -> None:
         """Begin a step, unless one has begun. All forwards until `release` are one step of the
@@ -91,3 +121,25 @@ class Attached:
         if state:
             self.noise.load_state_dict(state)
             self.steps = self.noise.step
+
+
+class Seen(Hook):
+    """The last batch that a model was given in train mode."""
+
+    batch: Any = None
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if module.training:
+            self.batch = kwargs or args
+
+
+def pair(batch: Any) -> tuple[Any, Any]:
+    """(x, y) of a batch: a pair, or a mapping with "labels". Raises DitherError for others."""
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return batch[0], batch[1]
+    if isinstance(batch, Mapping) and "labels" in batch:
+        return {name: part for name, part in batch.items() if name != "labels"}, batch["labels"]
+    raise DitherError(
+        "schedule.Balanced needs x and y, and a batch of this loop is neither a pair nor a mapping "
+        f"with 'labels': got {type(batch).__name__}; say how, Noise(…, batch=lambda batch: (x, y))"
+    )

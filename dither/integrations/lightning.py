@@ -25,6 +25,9 @@ class Noise(Callback):
     module     the name of the submodule that gets it, "" for the LightningModule itself; patterns
                and sites are named from there.
     name       tells several such callbacks of one Trainer apart.
+    loss       for `schedule.Balanced`, as in `dither.explicit`.
+    batch      for `schedule.Balanced`: the batch → (x, y); by default it is a pair, or a mapping
+               with "labels".
 
     The noise is attached after the model is moved and cast, and removed after the fit or an
     exception. A second fit continues it. Checkpoints hold seed, clock and Nodes' vectors; the first
@@ -66,6 +69,7 @@ class Noise(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self.at = trainer.global_step
+        self.attached.rebalance(batch)
         self.attached.hold()
 
     def on_train_batch_end(

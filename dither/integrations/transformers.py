@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback
 
 from dither.errors import DitherError
-from dither.integrations.attached import Attached
+from dither.integrations.attached import Attached, pair
 
 
 class Noise(TrainerCallback):
@@ -29,6 +29,9 @@ class Noise(TrainerCallback):
     what, how  as in `dither.inject`.
     name       tells several such callbacks of one Trainer apart.
     resume     the folder of the checkpoint to continue from, if it is outside `output_dir`.
+    loss       for `schedule.Balanced`, as in `dither.explicit`.
+    batch      for `schedule.Balanced`: the model's arguments → (x, y); by default y is "labels",
+               moved by one position for a causal language model. σ is measured after a step.
 
     An optimiser of the Trainer's kind trains Nodes' vectors, at its rate and without weight decay.
     Their gradients are not clipped. Each checkpoint's folder holds seed, clock and vectors. The
@@ -65,6 +68,9 @@ class Noise(TrainerCallback):
         with ExitStack() as undo:
             undo.callback(self.attached.detach)
             self.attached.attach(of["model"])
+            self.attached.watch()
+            if self.attached.batch is None:
+                self.attached.batch = following if _causal(of["model"]) else whole
             self._begin(args, state, of)
             undo.pop_all()
 
@@ -103,6 +109,9 @@ class Noise(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **of: Any) -> None:
         self.attached.release()
+        seen = self.attached.seen
+        if seen is not None and seen.batch is not None:
+            self.attached.rebalance(seen.batch)
 
     def on_save(self, args: Any, state: Any, control: Any, **of: Any) -> None:
         folder = _folder(args, state)
@@ -112,6 +121,21 @@ class Noise(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **of: Any) -> None:
         self.attached.detach()
+
+
+def _causal(model: nn.Module) -> bool:
+    return any(word in type(model).__name__ for word in ("ForCausalLM", "LMHead"))
+
+
+def whole(batch: Any) -> tuple[Any, Any]:
+    """(x, y) of the model's arguments: all of them, and the labels."""
+    return batch, pair(batch)[1]
+
+
+def following(batch: Any) -> tuple[Any, Any]:
+    """The same for a causal language model: the label of a position is that of the next one."""
+    x, y = whole(batch)
+    return x, torch.cat([y[:, 1:], torch.full_like(y[:, :1], -100)], 1)
 
 
 def alike(optimiser: Any, parameters: list[nn.Parameter]) -> Optimizer:

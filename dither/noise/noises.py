@@ -29,6 +29,7 @@ from dither.noise.laws import (
     Uniform,
     gaussian,
 )
+from dither.schedule import Balanced
 from dither.torch_internals import functional
 
 Sigma = Any  # a number ≥ 0, or a schedule, Callable[[int], float] of the step
@@ -195,7 +196,9 @@ def describe(noise: Any) -> str:
     words = [type(noise).__name__]
     for field in fields(noise):
         value = getattr(noise, field.name)
-        if field.name == "sigma":
+        if isinstance(value, Balanced):
+            words.append(f"σ {value}")
+        elif field.name == "sigma":
             words.append(f"σ {format(at(noise, 0).sigma, '.4g')}{' at first' * callable(value)}")
         elif field.name == "law":
             plain = not getattr(value, "__dataclass_fields__", {}) or value == TwoGaussian()

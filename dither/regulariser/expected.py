@@ -57,17 +57,7 @@ def expected(
     check_devices(noise.model, x, y)
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
     with evaluating(noise.model), torch.no_grad():
-        quiet = Draw(noise, seed, 0, off=True)
-        with reading(noise, quiet):
-            z = output(noise.model, x)
-            clean = each.per_sample(wide(z), y)
-            n = _together(noise, x, z, quiet, draws)
-        if not antithetic:
-            return Estimate.of(_draws(noise, x, y, each, clean, draws, seed, n, reflect=False))
-        pairs = [
-            _draws(noise, x, y, each, clean, draws // 2, seed, n, reflect=r) for r in (False, True)
-        ]
-        return Estimate.of((pairs[0] + pairs[1]) / 2)
+        return Estimate.of(Changes(noise, x, y, each, draws, seed)(draws, antithetic=antithetic))
 
 
 def remainder(
@@ -91,32 +81,48 @@ def remainder(
     return expected(noise, x, y, loss, draws=draws, antithetic=antithetic, seed=seed) - R.item()
 
 
-def _draws(
-    noise: Injection,
-    x: Any,
-    y: Tensor,
-    loss: Any,
-    clean: Tensor,
-    draws: int,
-    seed: int,
-    together: int,
-    *,
-    reflect: bool,
-) -> Tensor:
-    """mean_batch Δℓ of each draw [draws], `together` of them in one forward."""
-    batch = clean.shape[0]
-    found: list[Tensor] = []
-    while len(found) < draws:
-        n = min(together, draws - len(found))
-        reader = Draw(noise, seed, len(found), reflect=reflect, of=draws)
-        with reading(noise, reader), reader.shadows():
-            z = output(noise.model, _repeated(x, n))
-        if z.shape[0] != n * batch:  # dimension 0 of x is not the samples after all
-            together = 1
-            continue
-        each = [loss.per_sample(part, y) - clean for part in wide(z).chunk(n)]
-        found += [double(change).mean() for change in each]
-    return torch.stack(found)
+class Changes:
+    """mean_batch(ℓ with noise − ℓ without) under fixed draws: a draw has the same ε at every σ, so
+    that changes at two σ differ by σ alone.
+
+    Made, and called, in eval mode and without gradients. `clean` is the loss per sample [B] of the
+    outputs `z`; `draws` is the most that one call takes.
+    """
+
+    def __init__(
+        self, noise: Injection, x: Any, y: Tensor, loss: Any, draws: int, seed: int
+    ) -> None:
+        self.noise, self.x, self.y, self.loss, self.seed = noise, x, y, loss, seed
+        quiet = Draw(noise, seed, 0, off=True)
+        with reading(noise, quiet):
+            self.z = output(noise.model, x)
+            self.clean: Tensor = loss.per_sample(wide(self.z), y)
+            self.together = _together(noise, x, self.z, quiet, draws)
+
+    def __call__(
+        self, draws: int, *, antithetic: bool, laws: dict[str, Any] | None = None
+    ) -> Tensor:
+        """One mean change per draw [draws], or per antithetic pair [draws / 2]. `laws` are the
+        sites' noises in place of the injection's own.
+        """
+        if not antithetic:
+            return self._draws(draws, laws, reflect=False)
+        pairs = [self._draws(draws // 2, laws, reflect=r) for r in (False, True)]
+        return (pairs[0] + pairs[1]) / 2
+
+    def _draws(self, draws: int, laws: dict[str, Any] | None, *, reflect: bool) -> Tensor:
+        batch, found = self.clean.shape[0], []
+        while len(found) < draws:
+            n = min(self.together, draws - len(found))
+            reader = Draw(self.noise, self.seed, len(found), reflect=reflect, of=draws, laws=laws)
+            with reading(self.noise, reader), reader.shadows():
+                z = output(self.noise.model, _repeated(self.x, n))
+            if z.shape[0] != n * batch:  # dimension 0 of x is not the samples after all
+                self.together = 1
+                continue
+            each = [self.loss.per_sample(part, self.y) - self.clean for part in wide(z).chunk(n)]
+            found += [double(change).mean() for change in each]
+        return torch.stack(found)
 
 
 class Draw:
@@ -131,15 +137,11 @@ class Draw:
         reflect: bool = False,
         of: int = 0,
         off: bool = False,
+        laws: dict[str, Any] | None = None,
     ) -> None:
-        self.noise, self.seed, self.index, self.reflect, self.of, self.off = (
-            noise,
-            seed,
-            index,
-            reflect,
-            of,
-            off,
-        )
+        self.noise, self.seed, self.index = noise, seed, index
+        self.reflect, self.of, self.off = reflect, of, off
+        self.laws = {n: noise.noise_at(s) for n, s in noise.sites.items()} if laws is None else laws
         self.calls: dict[str, int] = {}
         self.largest = 0  # elements of the largest site
         self.met: list[tuple[Site, torch.Size]] = []  # the sites' tensors, in order
@@ -153,7 +155,7 @@ class Draw:
         self.largest = max(self.largest, h.numel())
         self.met.append((site, h.shape))
         real(site, h)
-        law = self.noise.noise_at(site)
+        law = self.laws[site.name]
         if self.off or law.sigma == 0:
             return None
         call = self.calls[site.name] = self.calls.get(site.name, -1) + 1
@@ -181,7 +183,7 @@ class _Shadows:
     def __enter__(self) -> None:
         d = self.draw
         for site in d.noise.sites.values():
-            law, scale = d.noise.noise_at(site), d.scale(site) if site.side == "parameter" else 0.0
+            law, scale = d.laws[site.name], d.scale(site) if site.side == "parameter" else 0.0
             if scale and law.sigma:
                 here = d.noise.here(site, site.parameter)
                 put(site, site.parameter + scale * law.displace(here, d.source(site, 0)))

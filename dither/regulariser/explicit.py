@@ -1,4 +1,4 @@
-"""The regulariser a noise is equal to at second order, and σ chosen from it.
+"""The regulariser a noise is equal to at second order.
 
     R = ½ · E_batch Σ_sites Σ_c Var⟨g_c, δ⟩,     g_c = J_siteᵀ S_c,     S Sᵀ = ∂²ℓ/∂z²
     (★)
@@ -9,7 +9,6 @@ docs/math.md.
 
 from __future__ import annotations
 
-import math
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from dither import loss as losses
 from dither.attach.inject import Injection
 from dither.attach.reading import reading
-from dither.calling import check_devices, evaluating, mixing, ordinary, tensors, twice
+from dither.calling import check_devices, mixing, ordinary, tensors, twice
 from dither.errors import DitherError
 from dither.regulariser.padding import padded
 from dither.regulariser.pull import Pull
@@ -69,18 +68,27 @@ def explicit(
     """
     if curvature not in ("gauss_newton", "full"):
         raise DitherError(f"curvature is 'gauss_newton' or 'full': got {curvature!r}")
-    if samples is not None and (not isinstance(samples, Integral) or samples < 1):
-        raise DitherError(f"samples is None (exact) or a whole number ≥ 1: got {samples!r}")
+    check_samples(samples)
     return _explicit(noise, x, y, losses.get(loss), samples, curvature == "full", unit=False)
 
 
 def _explicit(
-    noise: Injection, x: Any, y: Tensor, loss: Any, samples: int | None, full: bool, *, unit: bool
+    noise: Injection,
+    x: Any,
+    y: Tensor,
+    loss: Any,
+    samples: int | None,
+    full: bool,
+    *,
+    unit: bool,
+    own: bool = False,
 ) -> Explicit:
     check_usable(noise, y, loss)
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
-            return _explicit(noise, ordinary(x), ordinary(y), loss, samples, full, unit=unit)
+            return _explicit(
+                noise, ordinary(x), ordinary(y), loss, samples, full, unit=unit, own=own
+            )
     model = noise.model
     if any(p.is_inference() for p in model.parameters()):
         raise DitherError(
@@ -100,7 +108,12 @@ def _explicit(
         pull = Second(noise, loss, samples, differentiable)
     else:
         pull = Pull(
-            noise, loss, samples, coupled=bool(coupled), differentiable=differentiable, unit=unit
+            noise,
+            loss,
+            samples,
+            coupled=bool(coupled) or own,
+            differentiable=differentiable,
+            unit=unit,
         )
     with (
         torch.enable_grad(),
@@ -115,30 +128,25 @@ def _explicit(
     return Explicit(value, sum(by_site.values(), torch.zeros_like(value)), by_site)
 
 
-def balance(
-    noise: Injection, x: Any, y: Tensor, loss: Any = "cross_entropy", *, ratio: float = 0.1
-) -> dict[str, float]:
-    """{site: σ} at which R = ratio · loss on this batch, in equal shares between the sites.
-
-    R is proportional to each σ², so one exact R at σ = 1 is enough: σ_s = √(ratio · loss / (sites
-    · R_s)). Taken in eval mode. The keys work as patterns: `inject(model, {site: Additive(s) for
-    site, s in balance(…).items()})`. Raises DitherError where a site has no R at any σ (its
-    tensor does not reach the output).
+def explicit_at_unit(
+    noise: Injection,
+    x: Any,
+    y: Tensor,
+    loss: Any,
+    samples: int | None,
+    *,
+    own: bool = False,
+) -> Explicit:
+    """`explicit` at σ = 1 of every site, whatever σ its noise has; `loss` is one of
+    `dither.loss`. With `own`, sampled R of parameters is from their own gradients, as where samples
+    are coupled: unbiased by the random signs, at the cost of one backward, with a wider spread.
     """
-    if not (isinstance(ratio, int | float) and math.isfinite(ratio) and ratio > 0):
-        raise DitherError(
-            f"ratio must be a number > 0, the share of the loss that R shall have: got {ratio!r}"
-        )
-    check_usable(noise, y, losses.get(loss))
-    with evaluating(noise.model), torch.no_grad():
-        value, _, by_site = _explicit(noise, x, y, losses.get(loss), None, full=False, unit=True)
-    if not all(bool(r.isfinite()) for r in (value, *by_site.values())):
-        raise DitherError("loss or R is not finite on this batch: look at the model and at x")
-    dead = [name for name, r in by_site.items() if not r > 0]
-    if dead:
-        raise DitherError(
-            f"no σ gives R at {', '.join(map(repr, dead))}: on this batch the loss does not depend "
-            "on it at second order; leave it out, or pass another batch"
-        )
-    target = ratio * value / len(by_site)
-    return {name: math.sqrt(target / r) for name, r in by_site.items()}
+    check_samples(samples)
+    own = own and samples is not None
+    return _explicit(noise, x, y, loss, samples, full=False, unit=True, own=own)
+
+
+def check_samples(samples: Any) -> None:
+    """Raises DitherError unless it is None or a whole number ≥ 1."""
+    if samples is not None and (not isinstance(samples, Integral) or samples < 1):
+        raise DitherError(f"samples is None (exact) or a whole number ≥ 1: got {samples!r}")

@@ -327,3 +327,67 @@ def test_state_waits_for_a_model():
     first.detach()
     noise = second.attach(plain())
     assert (noise.step, noise.seeds) == (3, (3,))
+
+
+# ---------------------------------------------------------------------------------- kept at a share
+
+
+KEPT = {"0": dither.Multiplicative(dither.schedule.Balanced(0.1, every=2))}
+
+
+def kept_by_hand(model: nn.Module, epochs: int) -> dict:
+    """The loop of `dither.rebalance`, of which Lightning's callback is the same."""
+    model.train()
+    with dither.inject(model, KEPT, seed=SEED) as noise:
+        sgd = torch.optim.SGD(model.parameters(), LR)
+        for _ in range(epochs):
+            for x, y in zip(X.split(BATCH), Y.split(BATCH), strict=True):
+                dither.rebalance(noise, x, y)
+                sgd.zero_grad()
+                loss(model, x, y).backward()
+                sgd.step()
+        return noise.kept
+
+
+def test_lightning_keeps_a_share_as_the_loop_does():
+    pytest.importorskip("lightning.pytorch")
+    from dither.integrations.lightning import Noise
+
+    model, wanted = plain(), plain()
+    kept = kept_by_hand(wanted, 12)
+    callback = Noise(KEPT, module="net", seed=SEED)
+    fitted(model, callback, 1, 12)
+    assert callback.noise.kept == kept
+    assert all(kept["sigma"].values())
+    same(model, wanted)
+
+
+def test_transformers_keeps_a_share_and_goes_on_from_a_checkpoint(tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    from dither.integrations.transformers import Noise
+
+    what = {f"net.{name}": noise for name, noise in KEPT.items()}
+    whole, first, second = Named(), Named(), Named()
+    one, two = Noise(what, seed=SEED), Noise(what)
+    trained(whole, one, tmp_path / "whole", 1, 48)
+    trained(first, Noise(what, seed=SEED), tmp_path / "parts", 1, 40)
+    folder = tmp_path / "parts"
+    trained(second, two, folder, 1, 48, resume_from_checkpoint=str(folder / "checkpoint-40"))
+    assert all(one.noise.kept["sigma"].values())
+    assert two.noise.kept == one.noise.kept
+    same(second, whole)
+    clean(second)
+
+
+def test_a_batch_that_is_no_pair_is_told():
+    pytest.importorskip("transformers")
+    from dither.integrations.attached import pair
+    from dither.integrations.transformers import following
+
+    assert pair([1, 2]) == (1, 2)
+    assert pair({"x": 1, "labels": 2}) == ({"x": 1}, 2)
+    labels = torch.arange(6).view(2, 3)
+    assert following({"labels": labels})[1].tolist() == [[1, 2, -100], [4, 5, -100]]
+    with pytest.raises(dither.DitherError, match=r"neither a pair nor .* got Tensor.*batch=lambda"):
+        pair(X)

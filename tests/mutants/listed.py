@@ -329,8 +329,8 @@ MUTANTS = [
     ),
     Mutant(
         "dither/regulariser/expected.py",
-        "return Estimate.of((pairs[0] + pairs[1]) / 2)",
-        "return Estimate.of(torch.cat(pairs))",
+        "return (pairs[0] + pairs[1]) / 2",
+        "return torch.cat(tuple(pairs))",
         "regulariser/test_expected.py::test_the_standard_error_is_that_of_many_repetitions",
         "the halves of a pair count as independent draws",
     ),

@@ -1,4 +1,4 @@
-"""R as a whole: invariances, layouts, balance."""
+"""R as a whole: invariances, layouts."""
 
 from dataclasses import dataclass
 
@@ -228,37 +228,6 @@ def test_dropout_in_train_mode_keeps_its_draw_for_what_no_rule_meets():
     close(R, sum(regulariser(injected, x, y, CE).values()))
 
 
-# ---------------------------------------------------------------------------------------- balance
-
-
-@pytest.mark.parametrize(
-    "noise", ["additive", "multiplicative", "node", "weight", "weight cycle by layer"]
-)
-def test_balance_gives_R_the_wanted_ratio_in_equal_shares(noise):
-    ratio = 0.2
-    model, x, y = mlp()
-    what, how = NOISES[noise]
-    injected = dither.inject(model, what, seed=0, **how)
-    sigmas = dither.balance(injected, x, y, ratio=ratio)
-    assert list(sigmas) == list(injected.sites)
-    injected.remove()
-    again = dither.inject(model, {k: type(what)(sigma=s) for k, s in sigmas.items()}, seed=0, **how)
-    loss, R, by_site = dither.explicit(again, x, y)
-    close(R, ratio * loss)
-    for r in by_site.values():
-        close(r, ratio * loss / len(sigmas))
-
-
-def test_balance_works_from_sigma_zero_and_in_train_mode_with_batch_norm():
-    case = next(c for c in CASES if c.name == "resnet")
-    model, x, y = case.build("cross_entropy")
-    sigmas = dither.balance(dither.inject(model, Additive(0.0)), x, y)
-    assert dither.balance(dither.inject(model.train(), Additive(0.0)), x, y) == sigmas
-    assert model.training
-    assert model.bn1.training
-    assert min(sigmas.values()) > 0
-
-
 def test_a_two_point_node_moves_the_loss_by_its_half_curvature():
     """δ = ±σw exactly: ½(ℓ(+) + ℓ(−)) − ℓ = R + O(σ⁴) on a linear softmax model, which has no
     residual part.
@@ -286,6 +255,13 @@ def test_a_two_point_node_moves_the_loss_by_its_half_curvature():
         (lambda *of: dither.explicit(*of, samples=0), r"None \(exact\) .*≥ 1: got 0"),
         (lambda *of: dither.explicit(*of, samples=1.5), "samples is None .* got 1.5"),
         (lambda *of: dither.balance(*of, ratio=0), "ratio must be a number > 0.*got 0"),
+        (
+            lambda *of: dither.balance(*of, loss=lambda z, y: z.square().sum(1) - 99.0),
+            "which must be ≥ 0: got a loss of -9",
+        ),
+        (lambda *of: dither.balance(*of, draws=3), "≥ 4, .*or 0 .*: got 3"),
+        (lambda *of: dither.balance(*of, bound=-1), "bound must be a number > 0.*got -1"),
+        (lambda *of: dither.balance(*of, samples=0), "whole number ≥ 1: got 0"),
         (lambda n, x, y: dither.balance(n, x * torch.nan, y), "not finite on this batch"),
     ],
 )
