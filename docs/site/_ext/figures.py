@@ -162,5 +162,6 @@ def prose(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text in which no character means anything to Markdown."""
-    return SPECIAL.sub(r"\\\1", text)
+    """Text in which no character means anything to Markdown, but for `code`."""
+    parts = re.split(r"(`[^`\n]+`)", text)
+    return "".join(part if i % 2 else SPECIAL.sub(r"\\\1", part) for i, part in enumerate(parts))
