@@ -73,6 +73,8 @@ def ordinary(x: Any) -> Any:
         return x.clone() if x.is_inference() else x
     if isinstance(x, Mapping):
         return {name: ordinary(part) for name, part in x.items()}
+    if isinstance(x, PackedSequence):
+        return PackedSequence(*map(ordinary, x))
     return tuple(map(ordinary, x)) if isinstance(x, tuple | list) else x
 
 
@@ -139,6 +141,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, mode in modes.items():
+            own = type(module).train is not nn.Module.train  # as of adapters that merge in eval
+            if own and module.training != mode:
+                module.train(mode)
             module.training = mode
 
 

@@ -4,7 +4,6 @@ are folded into one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,22 +78,3 @@ def elementwise_layouts(out: torch.Size, shape: torch.Size, batch: int) -> list[
     if len(out) > 2 and out[0] * out[1] == batch and own[:2] == (out[0], 1) and out[1] > 1:
         found.append(Layout("both", 0, batch))
     return found[:1] if batch == 1 else found
-
-
-def belongs(g: Tensor, layout: Layout, features: int, i: int = 0) -> bool:
-    """Whether a gradient that comes from sample i alone stays with sample i in this layout."""
-    parts = layout.first(g) if features < 0 else layout(g, features)
-    return not bool(parts[:i].any() or parts[i + 1 :].any())
-
-
-def start_at(z: Tensor, i: int) -> Tensor:
-    """A random column that is zero but at sample i."""
-    start = torch.zeros_like(z)
-    start[i] = torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(i)).to(z)
-    return start
-
-
-def tells(g: Tensor) -> bool:
-    """Whether a gradient says where it has come from: not if it is 0, or not finite."""
-    size = g.detach().abs().sum().item()
-    return size > 0 and math.isfinite(size)

@@ -117,11 +117,6 @@ class Replay:
         most = max(1, min(self.total, ELEMENTS // max(1, self.largest)))
         return math.ceil(self.total / math.ceil(self.total / most))  # chunks of about one size
 
-    @property
-    def mark(self) -> tuple:
-        """By which the same graph, gone through in the same way, is known again."""
-        return self.recorded, *((s.node.name(), *s.shapes) for s in self.steps)
-
     def __call__(self, columns: Tensor) -> None:
         """Pull columns [K, *z.shape] back; the taps catch them."""
         if not self.steps:

@@ -244,7 +244,7 @@ class AnyLoss:
         return value
 
     def columns(self, z: Tensor, y: Tensor) -> Columns:
-        self._check_apart(z, y)
+        self.check_apart(z, y)
         h = self._curvature(z, y)
         if h.numel() and not h.any() and self._linear(z, y):
             raise DitherError(
@@ -254,7 +254,7 @@ class AnyLoss:
         found = polarised(h, z.shape) if h.requires_grad else eigen(h, z.shape)
         return of_type(found, z.dtype)
 
-    def _check_apart(self, z: Tensor, y: Tensor) -> None:
+    def check_apart(self, z: Tensor, y: Tensor) -> None:
         """Raises DitherError if a sample's loss depends on the output of another one. A random half
         of the losses is differentiated. Its gradient must be 0 at the outputs of the other half,
         and that of all losses at its own. A dependent pair is missed with probability ½.

@@ -42,8 +42,8 @@ class Sigmas(dict[str, float]):
     change   E[Δℓ] at these σ, with its standard error; None if it was not sampled
     bounds   {site: the largest σ}
     bounded  the sites whose σ is their bound
-    by       what the σ are chosen by: "R" (which is within 1.25 of the mean change), "mean
-             change", or "bound" where every site has come to its bound first
+    by       what the σ are chosen by: "R" (within 1.25 of the mean change, or two standard errors
+             of it), "mean change", or "bound" where every site has come to its bound first
     learnt   by how much the loss is higher with other samples' targets; None if there are none
     """
 
@@ -67,9 +67,9 @@ class Sigmas(dict[str, float]):
     def by(self) -> str:
         asked = self.ratio * self.loss
         reached = self.R if self.change is None else self.change.value
-        if len(self.bounded) == len(self) and reached < asked / FACTOR:
+        if len(self.bounded) == len(self) and (self.change is None or reached < asked / FACTOR):
             return "bound"
-        return "R" if abs(self.R - asked) <= 1e-6 * asked else "mean change"
+        return "R" if self.change is None or abs(self.R - asked) <= 1e-6 * asked else "mean change"
 
     def __str__(self) -> str:
         unit = self.loss or 1.0
@@ -105,7 +105,7 @@ def balance(
 
     ratio    the share of the loss, > 0.
     samples  None: exact R. n: from n columns with random signs (`explicit`), for large models.
-    draws    in antithetic pairs, for each E[Δℓ]; 1 to 20 of them are sampled. 0: by R alone.
+    draws    in antithetic pairs, for each E[Δℓ]; 1 to 40 of them are sampled. 0: by R alone.
     bound    no σ_s displaces its tensor by more than `bound` times the tensor's own size, rms(δ) ≤
              bound · rms. ½ is a quarter of the signal's power, the noise of dropout at .2: training
              survives it at every layer of nets of 1 to 8 layers, and not always the double. A bias

@@ -19,7 +19,9 @@ from dither.estimate import Estimate
 from dither.noise.draw import Source, key
 from dither.precision import double, wide
 from dither.regulariser.explicit import explicit
+from dither.regulariser.independence import check_same, refuse_writing
 from dither.regulariser.usable import check_usable
+from dither.torch_internals import version
 
 ROWS = 8192  # of a stacked batch, at most: several draws in one forward
 ELEMENTS = 2**22  # of its largest site, or of x, at most
@@ -92,9 +94,14 @@ class Changes:
         self, noise: Injection, x: Any, y: Tensor, loss: Any, draws: int, seed: int
     ) -> None:
         self.noise, self.x, self.y, self.loss, self.seed = noise, x, y, loss, seed
-        quiet = Draw(noise, seed, 0, off=True)
+        quiet, versions = Draw(noise, seed, 0, off=True), [version(t) for t in tensors(x)]
+        with reading(noise, Draw(noise, seed, 0, off=True)):
+            once = output(noise.model, x)
+        if [version(t) for t in tensors(x)] != versions:
+            raise refuse_writing(noise.model)
         with reading(noise, quiet):
             self.z = output(noise.model, x)
+            check_same(noise.model, self.z, once)
             self.clean: Tensor = loss.per_sample(wide(self.z), y)
             self.together = _together(noise, x, self.z, quiet, draws)
 
@@ -207,9 +214,9 @@ def _together(noise: Injection, x: Any, z: Tensor, seen: Draw, most: int) -> int
     n = min(most, ROWS // max(1, len(z)), ELEMENTS // max(1, x.numel(), seen.largest))
     if n < 2:
         return 1
-    others = x.flip(0) * 5 + 1 if x.is_floating_point() else x.flip(0)
     alone = seen.met
     try:
+        others = x.flip(0) * 5 + 1 if x.is_floating_point() else x.flip(0)
         for stacked, first in ((torch.cat([x, others]), True), (torch.cat([others, x]), False)):
             seen.met = []
             both = output(noise.model, stacked)
@@ -237,7 +244,7 @@ def _doubled(alone: tuple[Site, torch.Size], both: tuple[Site, torch.Size]) -> b
 
 
 def _stackable(x: Any, batch: int) -> bool:
-    return isinstance(x, Tensor) and x.shape[0] == batch and len(tensors(x)) == 1
+    return isinstance(x, Tensor) and x.dim() > 0 and len(x) == batch and len(tensors(x)) == 1
 
 
 def _repeated(x: Any, n: int) -> Any:

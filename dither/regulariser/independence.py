@@ -1,4 +1,6 @@
-"""What is said where exact R can't be had, as samples meet or a way to the output is not seen."""
+"""What is said where R or the second order can't be had: samples meet, a way to the output is not
+seen, a model gives another output each time.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +40,28 @@ def refuse_meeting(graph: Graph, name: str) -> DitherError:
     )
 
 
+def refuse_uncalled(noise: Injection) -> DitherError:
+    """No site was met in a forward."""
+    return DitherError(
+        f"none of the sites ({', '.join(noise.sites)}) was called in this forward: was a module "
+        "replaced after inject? Inject again"
+    )
+
+
+def refuse_writing(model: nn.Module) -> DitherError:
+    """A forward that must be run again has written to its input."""
+    return DitherError(
+        f"the forward of {type(model).__name__} writes to its input in place, and must be run more "
+        "than once here: let it work on a copy, x = x.clone()"
+    )
+
+
 def check_seen(graph: Graph, laws: dict[str, Any]) -> None:
     """Raises DitherError where R can't see the way from a site to the output."""
     for name in sorted(graph.unseen):
         raise DitherError(
             f"R can't be taken at {name!r}: the model's forward uses it with gradients off "
-            "(torch.no_grad, detach or torch.func inside); let gradients through, or use "
+            "(torch.no_grad or torch.func inside); let gradients through, or use "
             "dither.expected"
         )
     if graph.differentiates:
@@ -58,12 +76,15 @@ def check_seen(graph: Graph, laws: dict[str, Any]) -> None:
 
 def check_repeats(model: nn.Module, z: Tensor, x: Any) -> None:
     """Raises DitherError where a model in eval mode gives another output at a second call."""
-    if any(module.training for module in model.modules()):
-        return  # a dropout of the model's own is meant
-    again = output(model, x)  # with gradients on, as hooks of the model may want them
+    if not any(module.training for module in model.modules()):  # else its own dropout is meant
+        check_same(model, z, output(model, x))  # with gradients on: its hooks may want them
+
+
+def check_same(model: nn.Module, z: Tensor, again: Tensor) -> None:
+    """Raises DitherError where two outputs for one x, in eval mode, differ."""
     if again.shape != z.shape or not near(again, z, *model.parameters()):
         raise DitherError(
             f"{type(model).__name__} gives another output when it is called again in eval mode: it "
-            "draws by itself (F.dropout without training=?) or keeps a state; R is of a function "
-            "of x"
+            "draws by itself (F.dropout without training=?) or keeps a state; R and "
+            "E[Δℓ] are of a function of x"
         )

@@ -28,7 +28,14 @@ from dither.loss.columns import Columns, of_type
 from dither.noise.here import Here
 from dither.noise.noises import Additive, Weight
 from dither.precision import wide
-from dither.regulariser.independence import check_repeats, check_seen, refuse_meeting, rows
+from dither.regulariser.independence import (
+    check_repeats,
+    check_seen,
+    refuse_meeting,
+    refuse_uncalled,
+    refuse_writing,
+    rows,
+)
 from dither.regulariser.one_by_one import one_by_one
 from dither.signs import signs
 from dither.torch_internals import version
@@ -194,10 +201,7 @@ class Pull:
         """Raises DitherError where R can't see the sites."""
         activations = {t.name: self.laws[t.name] for t in graph.activations.values()}
         if noisy and not (activations or self.weights):
-            raise DitherError(
-                f"none of the sites ({', '.join(self.noise.sites)}) was called in this forward: "
-                "was a module replaced after inject? Inject again"
-            )
+            raise refuse_uncalled(self.noise)
         check_seen(graph, activations)
         if graph.recorded:
             otherwise = "; or take R without its gradient, under torch.no_grad()"
@@ -209,21 +213,22 @@ class Pull:
         Random signs make R unbiased whatever samples meet at an activation: sampled R asks of
         parameters alone.
         """
-        asked = graph.activations if self.samples is None else {}
-        if len(graph.z) < 2 or not graph.z.requires_grad or not (asked or graph.uses):
+        if not graph.z.requires_grad:
             return None
         mark = self.known_as = self.mark(graph)
         known = self.noise.layouts
+        if not (self.wrote or ("repeats", mark) in known):
+            check_repeats(self.noise.model, graph.z, x)
+            self.remember(("repeats", mark), True)
+        asked = graph.activations if self.samples is None else {}
+        if len(graph.z) < 2 or not (asked or graph.uses):
+            return None
         if mark not in known:
-            if not self.wrote:
-                check_repeats(self.noise.model, graph.z, x)
             learnt, violations = examine(graph)
             self.examined += 1
             self.judge(graph, violations)
-            while len(known) >= KNOWN:
-                known.pop(next(iter(known)))
             if learnt.lasts:  # else everything is asked again at the next call
-                known[mark] = learnt
+                self.remember(mark, learnt)
         else:
             learnt = known[mark]
         for use, layouts in zip(graph.uses, learnt.layouts, strict=True):
@@ -231,6 +236,13 @@ class Pull:
         if not learnt.replay:
             graph.replay = None
         return Compared(asked, graph.used, graph.eps)
+
+    def remember(self, mark: tuple, what: Any) -> None:
+        """Keep what was learnt of a kind of graph, the latest `KNOWN` of it."""
+        known = self.noise.layouts
+        while len(known) >= KNOWN:
+            known.pop(next(iter(known)))
+        known[mark] = what
 
     def mark(self, graph: Graph) -> tuple:
         """By which what was learnt of a graph is known again."""
@@ -255,10 +267,7 @@ class Pull:
     def check_input(self) -> None:
         """Raises DitherError where a forward that must be run again has written to its input."""
         if self.wrote:
-            raise DitherError(
-                f"the forward of {type(self.noise.model).__name__} writes to its input in place, "
-                "and must be run more than once here: let it work on a copy, x = x.clone()"
-            )
+            raise refuse_writing(self.noise.model)
 
     def judge(self, graph: Graph, found: Violations) -> None:
         """Refuse what meets at an activation; mistaken parameters are met one by one."""

@@ -23,9 +23,10 @@ from dither.engine.batch_axis import Layout
 from dither.engine.certificate import fitting
 from dither.engine.functions import check_twice
 from dither.engine.recording import Graph, Recording
+from dither.loss import AnyLoss
 from dither.noise.draw import Basis, Signs
 from dither.precision import wide
-from dither.regulariser.independence import check_repeats, check_seen
+from dither.regulariser.independence import check_repeats, check_seen, refuse_uncalled
 from dither.torch_internals import version
 
 
@@ -64,6 +65,8 @@ class Second:
         finally:
             self.recording = None
         laws = {site.name: self.noise.noise_at(site) for site, *_ in self.probes}
+        if not (laws or leaf):
+            raise refuse_uncalled(self.noise)
         check_seen(graph, {name: law for name, law in laws.items() if law.sigma != 0})
         check_twice(graph.doubtful, 'curvature="full"')
         if [version(t) for t in tensors(x)] == versions:  # else x is no more what it was
@@ -75,7 +78,11 @@ class Second:
         with leaves(self.noise) as leaf:
             z = self.record(x, leaf).z
             each = self.loss.per_sample(wide(z), y)
-            self.probes += [(self.noise.sites[n], w.detach(), w) for n, w in leaf.items()]
+            if isinstance(self.loss, AnyLoss):
+                self.loss.check_apart(wide(z), y)
+            for name, w in leaf.items():
+                held = w if self.differentiable else w.detach()
+                self.probes.append((self.noise.sites[name], held, w))
             by_site = {name: torch.zeros_like(each.mean()) for name in self.noise.sites}
             if self.probes and each.requires_grad:
                 probes = [p for *_, p in self.probes]

@@ -58,7 +58,7 @@ def displaced(noise, h, w=None):
 
 def root(noise, p):
     """D [elements, directions] at a parameter: δ = D ε."""
-    if type(noise).__name__ == "WeightMultiplicative":
+    if type(noise).__name__ == "DropConnect":
         return scale(noise) * torch.diag(p.detach().flatten())
     return scale(noise) * torch.eye(p.numel(), dtype=p.dtype)
 
