@@ -1,5 +1,6 @@
 """R stays a share of the loss along a training."""
 
+import itertools
 import math
 
 import pytest
@@ -106,10 +107,11 @@ def test_there_is_no_noise_before_something_is_learnt():
 def test_it_measures_every_so_many_steps_and_sooner_where_much_has_changed():
     run = Training(dither.Additive(Balanced(0.1, every=40)))
     run.run(1000)
-    gaps = {b - a for a, b in zip(run.measured, run.measured[1:], strict=False)}
-    assert gaps == {10, 40}
+    gaps = [b - a for a, b in itertools.pairwise(run.measured)]
+    assert set(gaps) == {10, 40}
     assert run.measured[0] == 0
-    assert run.measured[-1] - run.measured[-5] == 160
+    late = gaps[len(gaps) // 2 :]
+    assert late.count(40) > late.count(10)
 
 
 def test_a_resumed_training_goes_on_as_if_it_had_never_stopped():
