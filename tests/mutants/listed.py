@@ -71,7 +71,7 @@ MUTANTS = [
     ),
     Mutant(
         "dither/regulariser/independence.py",
-        "return noise.batch_dim if isinstance(law, Node) and not noise.stack else None",
+        "return noise.batch_dim if shared and not noise.stack else None",
         "return None",
         "regulariser/test_nodes.py",
         "samples that share one ε of a Node are taken as apart",
