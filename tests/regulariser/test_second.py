@@ -80,3 +80,69 @@ def test_slopes_of_noise_that_depends_on_its_parameter():
             R = dither.explicit(noise, x, y, "half_square", curvature=curvature).R
             found[curvature] = torch.autograd.grad(R, model.weight)[0]
     torch.testing.assert_close(found["full"], found["gauss_newton"])
+
+
+class Cut(nn.Module):
+    """Behind a, all of a way is cut, half of it, or none."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.a, self.b, self.how = nn.Linear(3, 6), nn.Linear(6, 3), how
+
+    def forward(self, x):
+        h = self.a(x)
+        match self.how:
+            case "detached":
+                h = h.detach()
+            case "half detached":
+                h = h + h.detach()
+            case "gradients off behind it":
+                with torch.no_grad():
+                    return self.b(h)
+            case "used twice, once with gradients off":
+                with torch.no_grad():
+                    again = self.a(x)
+                h = h + again
+            case "a gradient without its graph":
+                with torch.enable_grad():
+                    h = h if h.requires_grad else h.requires_grad_()
+                    (h,) = torch.autograd.grad((h**3).sum(), h)
+            case "straight through":
+                h = h + ((4 * h).round() / 4 - h).detach()
+            case "steps":
+                h = (h > 0).to(h) * h
+        return self.b(h)
+
+
+CUTS = [
+    "detached", "half detached", "gradients off behind it", "a gradient without its graph",
+    "used twice, once with gradients off", "straight through",
+]  # fmt: skip
+ASKS = [{}, {"samples": 1}, {"curvature": "full"}]
+
+
+@pytest.mark.parametrize("ask", ASKS, ids=str)
+@pytest.mark.parametrize("how", CUTS)
+def test_a_way_that_is_cut_behind_a_site_is_found(how, ask):
+    x = randn(B, 3)
+    for site in ({"a:out": dither.Additive(0.1)}, {"a.weight": dither.Weight(0.1)}):
+        with (
+            dither.inject(Cut(how).double(), site) as noise,
+            pytest.raises(
+                dither.DitherError,
+                match=r"R can't be taken at '.*(its gradients say|differentiates|gradients off)",
+            ),
+        ):
+            dither.explicit(noise, x, Y, **ask)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("how", ["nowhere", "steps"])
+def test_what_is_cut_nowhere_is_not_refused(how, dtype):
+    """Kinks and jumps are no cuts, in a hundred nets."""
+    for seed in range(100):
+        torch.manual_seed(seed)
+        model = nn.Sequential(Cut(how), nn.ReLU(), nn.Linear(3, 3)).to(dtype)
+        what = {"0.a:out": dither.Additive(0.1), "0.*": dither.Weight(0.1)}
+        with dither.inject(model, what) as noise, torch.no_grad():
+            dither.explicit(noise, randn(B, 3).to(dtype), Y)
