@@ -6,7 +6,7 @@ and random columns u_k of the output,
 
     ⟨u_k, z(δ) − z(−δ)⟩/2  =  Σ_s ⟨g_s(u_k), δ_s⟩  +  O(δ³),     g_s(u) = J_sᵀ u
 
-is asked at the first call with inputs of a shape, and of each site by itself where it fails for
+is asked at the first call with inputs of so many dimensions, and of each site by itself where it fails for
 all. What moves less than a fifth of the whole is not found.
 """
 
@@ -89,11 +89,12 @@ class _Otherwise(Exception):
 
 def check_cuts(noise: Injection, x: Any, *, unit: bool) -> None:
     """Raises DitherError where gradients do not tell what the sites do to the output. What was
-    asked once is not asked again for inputs of the same shapes. `unit`: all sites, whatever σ is.
+    asked once is not asked again for inputs of as many dimensions. `unit`: all sites, whatever σ
+    is.
     """
-    shapes = tuple((tuple(t.shape), t.dtype) for t in tensors(x))
+    inputs = tuple((t.dim(), t.dtype) for t in tensors(x))
     sites = {n: s for n, s in noise.sites.items() if unit or noise.noise_at(s).sigma != 0}
-    mark = ("cuts", shapes, tuple(sites))
+    mark = ("cuts", inputs, tuple(sites))
     if mark in noise.layouts or not sites or noise.stack:
         return
     reader, versions = Nudged(noise, sites), [version(t) for t in tensors(x)]
