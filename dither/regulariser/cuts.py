@@ -6,8 +6,8 @@ and random columns u_k of the output,
 
     ⟨u_k, z(δ) − z(−δ)⟩/2  =  Σ_s ⟨g_s(u_k), δ_s⟩  +  O(δ³),     g_s(u) = J_sᵀ u
 
-is asked at the first call with inputs of so many dimensions, and of each site by itself where it fails for
-all. What moves less than a fifth of the whole is not found.
+is asked at the first call with inputs of so many dimensions, and of each site by itself where it
+fails for all. What moves less than a fifth of the whole is not found.
 """
 
 from __future__ import annotations
