@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 
 from dither.errors import DitherError
 
 
-def _positive(self: Linear | Cosine | Until) -> None:
-    if not (isinstance(self.steps, int) and self.steps >= 1):
-        raise DitherError(
-            f"{type(self).__name__} needs a whole number of steps ≥ 1: got steps={self.steps!r}"
-        )
+def _checked(self: Constant | Linear | Cosine | Until) -> None:
+    """Raises DitherError unless every σ is a number ≥ 0, and `steps` a whole number ≥ 1."""
+    name = type(self).__name__
+    for which in ("sigma", "start", "end"):
+        value = getattr(self, which, 0.0)
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if not number or not 0 <= float(value) < math.inf:
+            raise DitherError(f"{name}: {which} is a σ, a number ≥ 0: got {value!r}")
+    steps = getattr(self, "steps", 1)
+    if not (isinstance(steps, Integral) and int(steps) >= 1):
+        raise DitherError(f"{name} needs a whole number of steps ≥ 1: got steps={steps!r}")
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class Constant:
     """σ at every step; the same as the number itself."""
 
     sigma: float
+    __post_init__ = _checked
 
     def __call__(self, step: int) -> float:
         return self.sigma
@@ -37,7 +44,7 @@ class Until:
 
     sigma: float
     steps: int
-    __post_init__ = _positive
+    __post_init__ = _checked
 
     def __call__(self, step: int) -> float:
         return self.sigma if step < self.steps else 0.0
@@ -50,7 +57,7 @@ class Linear:
     start: float
     end: float
     steps: int
-    __post_init__ = _positive
+    __post_init__ = _checked
 
     def __call__(self, step: int) -> float:
         return self.start + (self.end - self.start) * min(step / self.steps, 1.0)
@@ -63,7 +70,7 @@ class Cosine:
     start: float
     end: float
     steps: int
-    __post_init__ = _positive
+    __post_init__ = _checked
 
     def __call__(self, step: int) -> float:
         falling = (1 + math.cos(math.pi * min(step / self.steps, 1.0))) / 2
@@ -95,7 +102,13 @@ class Balanced:
         for name, value in (("ratio", self.ratio), ("bound", self.bound)):
             if isinstance(value, bool) or not isinstance(value, Real) or not float(value) > 0:
                 raise DitherError(f"Balanced: {name} is a number > 0: got {value!r}")
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+        if self.ratio == math.inf:
+            raise DitherError("Balanced: ratio is a share of the loss: got inf")
+        if (
+            isinstance(self.every, bool)
+            or not isinstance(self.every, Integral)
+            or int(self.every) < 1
+        ):
             raise DitherError(f"Balanced: every is a whole number of steps ≥ 1: got {self.every!r}")
 
     def __call__(self, step: int) -> float:

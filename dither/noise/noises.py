@@ -66,7 +66,17 @@ def checked(self) -> None:
 
 def at(noise: Any, step: int) -> Any:
     """The noise with σ of its schedule at `step`. A noise with constant σ is returned as it is."""
-    return replace(noise, sigma=float(noise.sigma(step))) if callable(noise.sigma) else noise  # pyright: ignore
+    if not callable(noise.sigma):
+        return noise
+    value: Any = noise.sigma(step)
+    try:
+        sigma = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise DitherError(
+            f"σ of {type(noise).__name__} at step {step} must be a number: its function gave "
+            f"{value!r}"
+        ) from None
+    return replace(noise, sigma=sigma)  # pyright: ignore
 
 
 def plus(noise: Any, site: Here, rng: Any, scale: float = 1) -> Tensor:

@@ -39,7 +39,8 @@ class Sigmas(dict[str, float]):
     loss     of the batch, without noise
     ratio    the share of it that was asked for
     R        at these σ, in the loss' units (sampled if `samples` was given)
-    change   E[Δℓ] at these σ, with its standard error; None if it was not sampled
+    change   E[Δℓ] at these σ, with its standard error, of draws of its own if σ was solved for;
+             None if it was not sampled
     bounds   {site: the largest σ}
     bounded  the sites whose σ is their bound
     by       what the σ are chosen by: "R" (within 1.25 of the mean change, or two standard errors
@@ -141,14 +142,16 @@ def balance(
             n = 2 * m * -(-draws // (2 * m)) if m <= draws else draws  # each in turn
             changes = Changes(noise, x, y, each, n, key(seed, "change"))
 
-            @cache
-            def mean(c: float) -> Estimate:
+            def sampled(c: float) -> Estimate:
                 laws = {n: replace(noise.sites[n].noise, sigma=s) for n, s in at(c).items()}
                 return Estimate.of(changes(n, antithetic=True, laws=laws))
 
-            if not _speaks(mean(c), target):
-                c = _crossing(lambda c: mean(c).value, target, c, last)
+            mean = cache(sampled)
             change = mean(c)
+            if not _speaks(change, target):
+                c = _crossing(lambda c: mean(c).value, target, c, last)
+                changes.seed = key(seed, "told")  # what was solved with its draws is told by others
+                change = sampled(c)
     sigmas = at(c)
     found = Sigmas(
         sigmas,

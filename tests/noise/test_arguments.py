@@ -24,6 +24,11 @@ BAD = {
     "dropout": (lambda: dropout(1.0), r"p of dropout .*\[0, 1\): got 1.0"),
     "nodes": (lambda: Node(1.0, nodes=0), "Node .*nodes ≥ 1: got nodes=0"),
     "std": (lambda: Node(1.0, std=-1.0), "std of Node's vectors .*≥ 0: got -1.0"),
+    "scheduled None": (lambda: at(Additive(lambda _: None), 3), "at step 3 must be a number.*None"),
+    "start": (lambda: schedule.Linear(None, 1.0, 10), "Linear: start is a σ.*got None"),
+    "end": (lambda: schedule.Cosine(0.0, -1.0, 10), "Cosine: end is a σ.*got -1.0"),
+    "constant": (lambda: schedule.Constant("x"), "Constant: sigma is a σ.*got 'x'"),
+    "share": (lambda: schedule.Balanced(float("inf")), "Balanced: ratio .*got inf"),
     "steps": (lambda: schedule.Linear(0.1, 0.2, 0), "Linear .*steps ≥ 1: got steps=0"),
     "half steps": (lambda: schedule.Cosine(0.1, 0.2, 1.5), "Cosine .*steps ≥ 1: got steps=1.5"),
 }
