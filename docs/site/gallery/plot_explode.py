@@ -55,6 +55,8 @@ axes.loglog(
     widths, layerwise, "^--", color="#4c72b0", label='layer-wise noise, draw="cycle": at least'
 )
 axes.set(xlabel="width", ylabel="largest safe σ", ylim=(0.05, 20))
+axes.set_xticks(widths, map(str, widths))
+axes.set_xticks([], minor=True)
 axes.legend(frameon=False)
 plt.show()
 
