@@ -6,14 +6,16 @@ and random columns u_k of the output,
 
     ⟨u_k, z(δ) − z(−δ)⟩/2  =  Σ_s ⟨g_s(u_k), δ_s⟩  +  O(δ³),     g_s(u) = J_sᵀ u
 
-is asked at the first call with inputs of so many dimensions, and of each site by itself where it
-fails for all. What moves less than a fifth of the whole is not found.
+is asked at the first call with inputs of so many dimensions: of sites in up to eight groups, and
+of each site by itself in a group where it fails. It is asked near the sites' tensors and not at
+them, as a net may lie at a kink (the ReLU of a unit that is 0), and where it fails three times
+anew. What moves less than a fifth of the whole is not found.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor
 
 from dither.attach.inject import Injection, put, take
-from dither.attach.reading import leaves, reading
+from dither.attach.reading import reading
 from dither.attach.site import Site
 from dither.calling import evaluating, output, tensors
 from dither.engine.recording import Recording
@@ -31,35 +33,46 @@ from dither.regulariser.one_by_one import near
 from dither.torch_internals import version, without_checkpoints
 
 COLUMNS = 4  # u
+ROUNDS = 3  # of draws, all of which must find a cut: a kink beside the point is no cut
+GROUPS = 8  # of sites, that are asked one after another
 SHARE = 0.2  # of the change, that may go unexplained: kinks and the third order
-FINER = 16  # a jump of the output on the way is left out by displacements so many times smaller
+NEAR = 4.0  # η · rms: how far from the sites' tensors
+SIZES = (
+    1 / 4,
+    1 / 32,
+)  # η · rms: of δ; a jump that the larger one meets the smaller one leaves out
 COARSE = 1e-4  # ε of a type in which differences say nothing
 
 
 class Nudged:
-    """A reader that taps the sites, and then displaces them by s·δ, δ as large as η · rms."""
+    """A reader that taps the sites, and then displaces them: by NEAR · η · `base`, and by
+    size · `unit`, both random and of the size of the tensor.
+    """
 
     def __init__(self, noise: Injection, sites: Mapping[str, Site]) -> None:
-        self.noise, self.sites = noise, sites
+        self.noise, self.sites, self.eta = noise, sites, 0.0
         self.recording: Recording | None = None
         self.rng = torch.Generator().manual_seed(secrets.randbits(62))
-        self.unit: list[tuple[str, Tensor]] = []  # δ/η of each call of an activation, in order
-        self.weights: dict[str, Tensor] = {}  # δ/η of each parameter
-        self.size, self.only, self.calls = 0.0, "", 0
+        self.only: Sequence[str]
+        self.met: list[tuple[str, Tensor, Tensor]] = []  # name, base, unit of each call, in order
+        self.weights: dict[str, tuple[Tensor, Tensor]] = {}  # the same of each parameter
+        self.size, self.only, self.calls = 0.0, (), 0
 
     def activation(self, site: Site, h: Tensor) -> Tensor | None:
         if site.name not in self.sites or not h.is_floating_point():
             return None
         if self.recording is not None:
-            self.unit.append((site.name, self.drawn(h)))
-            return self.recording.tap(site.name, h)[1]
-        if not self.size:
-            return None
-        name, unit = self.unit[self.calls] if self.calls < len(self.unit) else ("", h)
+            base, unit = self.drawn(h), self.drawn(h)
+            self.met.append((site.name, base, unit))
+            return self.recording.tap(site.name, h + NEAR * self.eta * base)[1]
+        name, base, unit = self.met[self.calls] if self.calls < len(self.met) else ("", h, h)
         self.calls += 1
         if name != site.name or unit.shape != h.shape:
             raise _Otherwise
-        return h + self.size * unit if self.only in ("", name) else None
+        return h + NEAR * self.eta * base + self.shift(name) * unit
+
+    def shift(self, name: str) -> float:
+        return self.size if name in self.only else 0.0
 
     def drawn(self, t: Tensor) -> Tensor:
         """N(0, 1) times the rms of t; 1 where t is 0."""
@@ -69,18 +82,20 @@ class Nudged:
         return draw.to(t) * (size or 1.0)
 
     @contextmanager
-    def moved(self, size: float, only: str) -> Iterator[None]:
-        """The sites displaced by size · δ/η; `only`: one of them."""
+    def moved(self, size: float = 0.0, only: Sequence[str] = ()) -> Iterator[dict[str, Tensor]]:
+        """The sites displaced, `only` some of them by `size` too; {parameter: what is read}."""
         self.size, self.only, self.calls = size, only, 0
-        shown = [self.sites[n] for n in self.weights if only in ("", n)]
+        shown = {}
         try:
-            for site in shown:
-                put(site, site.parameter + size * self.weights[site.name])
-            yield
+            for name, (base, unit) in self.weights.items():
+                held = self.sites[name].parameter.detach()
+                value = held + NEAR * self.eta * base + self.shift(name) * unit
+                shown[name] = value.requires_grad_(torch.is_grad_enabled())
+                put(self.sites[name], shown[name])
+            yield shown
         finally:
-            self.size = 0.0
-            for site in shown:
-                take(site)
+            for name in shown:
+                take(self.sites[name])
 
 
 class _Otherwise(Exception):
@@ -97,13 +112,17 @@ def check_cuts(noise: Injection, x: Any, *, unit: bool) -> None:
     mark = ("cuts", inputs, tuple(sites))
     if mark in noise.layouts or not sites or noise.stack:
         return
-    reader, versions = Nudged(noise, sites), [version(t) for t in tensors(x)]
-    with evaluating(noise.model), reading(noise, reader), without_checkpoints():
-        try:
-            cut = _cut(reader, x, versions)
-        except _Otherwise:
-            cut = None
-    if cut is not None:
+    versions = [version(t) for t in tensors(x)]
+    for _ in range(ROUNDS):
+        reader = Nudged(noise, sites)
+        with evaluating(noise.model), reading(noise, reader), without_checkpoints():
+            try:
+                cut = _cut(reader, x, versions)
+            except _Otherwise:
+                cut = None
+        if cut is None:
+            break
+    else:
         raise DitherError(
             f"R can't be taken at {cut!r}: displaced a little, it moves the output otherwise than "
             "its gradients say. The forward cuts a way behind it (detach, torch.no_grad, a "
@@ -116,8 +135,15 @@ def _cut(reader: Nudged, x: Any, versions: list[int]) -> str | None:
     """The first site that moves the output otherwise than its gradients say."""
     noise = reader.noise
     device = next((t.device for t in [*noise.model.parameters(), *tensors(x)]), None)
-    with torch.enable_grad(), leaves(noise) as leaf:
-        leaf = {n: p for n, p in leaf.items() if n in reader.sites and p.is_floating_point()}
+    held = {n: s.parameter for n, s in reader.sites.items() if s.side == "parameter"}
+    held = {n: p for n, p in held.items() if p.is_floating_point()}
+    types = [t.dtype for t in (*held.values(), *tensors(x), *noise.model.parameters())]
+    types = [t for t in types if t.is_floating_point]
+    if not types:
+        return None
+    reader.eta = max(torch.finfo(t).eps for t in types) ** (1 / 3)
+    reader.weights = {n: (reader.drawn(p), reader.drawn(p)) for n, p in held.items()}
+    with torch.enable_grad(), reader.moved() as leaf:
         reader.recording = recording = Recording({}, device, recorded=False)
         graph = recording(lambda: output(noise.model, x))
         reader.recording = None
@@ -126,46 +152,52 @@ def _cut(reader: Nudged, x: Any, versions: list[int]) -> str | None:
             return None
         if [version(t) for t in tensors(x)] != versions:
             return None  # x is no more what it was
-        reader.weights = {n: reader.drawn(p) for n, p in leaf.items()}
         u = torch.randn(COLUMNS, *z.shape, generator=reader.rng, dtype=torch.float64).to(z)
         said = {name: u.new_zeros(COLUMNS, dtype=torch.float64) for name in reader.sites}
 
-        def add(k: int, name: str, g: Tensor, delta: Tensor) -> None:
-            said[name][k] += (double(g) * double(delta)).sum()
+        def add(k: int, name: str, g: Tensor, unit: Tensor) -> None:
+            said[name][k] += (double(g) * double(unit)).sum()
 
-        if graph.z.requires_grad:
-            for k, column in enumerate(u):
-                graph.tell(
-                    column.unsqueeze(0),
-                    lambda n, g, k=k: add(k, *reader.unit[n][:1], g[0], reader.unit[n][1]),
-                    replay=None,
-                )
-                for name, g in graph.own(column, leaf).items():
-                    add(k, name, g, reader.weights[name])
+        for k, column in enumerate(u if graph.z.requires_grad else ()):
+            graph.tell(
+                column.unsqueeze(0),
+                lambda n, g, k=k: add(k, reader.met[n][0], g[0], reader.met[n][2]),
+                replay=None,
+            )
+            for name, g in graph.own(column, leaf).items():
+                add(k, name, g, reader.weights[name][1])
     with torch.no_grad():
-        if not near(output(noise.model, x), z):
-            return None  # another refusal's
-        eta = torch.finfo(z.dtype).eps ** (1 / 3)
-        sizes = (eta, eta / FINER)
-        if all(_differs(reader, x, z, u, said, e, "") for e in sizes):
-            for name in said:
-                if all(_differs(reader, x, z, u, said, e, name) for e in sizes):
-                    return name
+        with reader.moved():
+            if not near(output(noise.model, x), z):
+                return None  # another refusal's
+        names = list(said)
+        for first in range(min(GROUPS, len(names))):
+            group = names[first::GROUPS]
+            if _differs(reader, x, z, u, said, SIZES[0], group):
+                for name in group:
+                    if all(_differs(reader, x, z, u, said, s, [name]) for s in SIZES):
+                        return name
     return None
 
 
 def _differs(
-    reader: Nudged, x: Any, z: Tensor, u: Tensor, said: Mapping[str, Tensor], eta: float, only: str
+    reader: Nudged,
+    x: Any,
+    z: Tensor,
+    u: Tensor,
+    said: Mapping[str, Tensor],
+    size: float,
+    only: Sequence[str],
 ) -> bool:
     """Whether half the change between +δ and −δ is another than the gradients say; their sign may
     be turned (gradient reversal), as R is of squares.
     """
-    ends = []
+    ends, size = [], size * reader.eta
     for sign in (1.0, -1.0):
-        with reader.moved(sign * eta, only):
+        with reader.moved(sign * size, only):
             ends.append(double(output(reader.noise.model, x)))
     found = (double(u) * (ends[0] - ends[1]) / 2).flatten(1).sum(1)
-    told = eta * torch.stack([t for n, t in said.items() if only in ("", n)]).sum(0)
+    told = size * torch.stack([t for n, t in said.items() if n in only]).sum(0)
     floor = 64 * torch.finfo(z.dtype).eps * double(z).norm() * COLUMNS**0.5
     most = torch.maximum(found.norm(), told.norm())
     off = torch.minimum((found - told).norm(), (found + told).norm())
