@@ -7,7 +7,8 @@ the shadow while `parameters()`, `state_dict()` and the optimiser see W.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -85,6 +86,20 @@ def put(site: Site, value: Tensor, again: Callable[[], Tensor] | None = None) ->
         owner.__dict__[name] = value
         _flat(owner)
     forget_parametrised()
+
+
+@contextmanager
+def showing(values: Iterable[tuple[Site, Tensor]]) -> Iterator[None]:
+    """Inside, the owners of each site's parameter read the value beside it."""
+    shown: list[Site] = []
+    try:
+        for site, value in values:
+            put(site, value)
+            shown.append(site)
+        yield
+    finally:
+        for site in reversed(shown):
+            take(site)
 
 
 def take(site: Site) -> None:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from dither import loss as losses
 from dither.attach.inject import Injection, inject
 from dither.attach.reading import Idle, reading
+from dither.attach.shadow import showing
 from dither.calling import check_devices, output
 from dither.errors import DitherError
 from dither.estimate import Estimate
@@ -280,7 +281,7 @@ class _Probe:
             for index in range(pairs):
                 for reflect in (False, True):
                     reader = Draw(noise, self.seed, index, reflect=reflect, of=pairs)
-                    with reading(noise, reader), reader.shadows():
+                    with reading(noise, reader), showing(reader.parameters()):
                         z = output(self.model, self.x)
                     square.append((z - self.z).double().square().sum() / (2 * len(z)))
                     if self.y is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from numbers import Integral
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from dither import loss as losses
 from dither.attach.hooks import real
-from dither.attach.inject import Injection, put, take
+from dither.attach.inject import Injection
 from dither.attach.reading import reading
+from dither.attach.shadow import showing
 from dither.attach.site import Site
 from dither.calling import check_devices, evaluating, output, tensors
 from dither.errors import DitherError
@@ -121,7 +123,7 @@ class Changes:
         while len(found) < draws:
             n = min(self.together, draws - len(found))
             reader = Draw(self.noise, self.seed, len(found), reflect=reflect, of=draws, laws=laws)
-            with reading(self.noise, reader), reader.shadows():
+            with reading(self.noise, reader), showing(reader.parameters()):
                 z = output(self.noise.model, _repeated(self.x, n))
             if z.shape[0] != n * batch:  # dimension 0 of x is not the samples after all
                 self.together = 1
@@ -167,9 +169,13 @@ class Draw:
         call = self.calls[site.name] = self.calls.get(site.name, -1) + 1
         return h + law.displace(self.noise.here(site, h), self.source(site, call))
 
-    def shadows(self) -> _Shadows:
-        """Parameters displaced for the time of a forward."""
-        return _Shadows(self)
+    def parameters(self) -> Iterator[tuple[Site, Tensor]]:
+        """(site, W + δ) of each noisy parameter."""
+        for site in self.noise.sites.values():
+            law, scale = self.laws[site.name], self.scale(site) if site.side == "parameter" else 0.0
+            if scale and law.sigma:
+                here = self.noise.here(site, site.parameter)
+                yield site, site.parameter + scale * law.displace(here, self.source(site, 0))
 
     def scale(self, site: Site) -> float:
         """As `draw` has it, the one of "cycle" and "random" by lot, or in turn where the turns
@@ -180,24 +186,6 @@ class Draw:
             return noise.scale(site, 1)
         chosen = self.index if self.of % m == 0 else key(self.seed, "which", self.index)
         return float(site.name in noise.groups[chosen % m])
-
-
-class _Shadows:
-    def __init__(self, draw: Draw) -> None:
-        self.draw = draw
-
-    def __enter__(self) -> None:
-        d = self.draw
-        for site in d.noise.sites.values():
-            law, scale = d.laws[site.name], d.scale(site) if site.side == "parameter" else 0.0
-            if scale and law.sigma:
-                here = d.noise.here(site, site.parameter)
-                put(site, site.parameter + scale * law.displace(here, d.source(site, 0)))
-
-    def __exit__(self, *_: object) -> None:
-        for site in self.draw.noise.sites.values():
-            if site.side == "parameter":
-                take(site)
 
 
 def _together(noise: Injection, x: Any, z: Tensor, seen: Draw, most: int) -> int:

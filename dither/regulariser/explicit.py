@@ -20,7 +20,7 @@ from dither.attach.inject import Injection
 from dither.attach.reading import reading
 from dither.calling import check_devices, mixing, ordinary, tensors, twice
 from dither.errors import DitherError
-from dither.regulariser.cuts import check_cuts
+from dither.regulariser.gradient_check import check_gradients
 from dither.regulariser.padding import padded
 from dither.regulariser.pull import Pull
 from dither.regulariser.second import Second
@@ -127,7 +127,7 @@ def _explicit(
     ):
         value, by_site = pull.run(x, y)
     with padded(noise):
-        check_cuts(noise, x, unit=unit)  # last: other refusals say more
+        check_gradients(noise, x, unit=unit)  # last: other refusals say more
     if not differentiable:
         value, by_site = value.detach(), {name: r.detach() for name, r in by_site.items()}
     return Explicit(value, sum(by_site.values(), torch.zeros_like(value)), by_site)

@@ -159,7 +159,7 @@ class Through(Pairs):
 @pytest.mark.parametrize("model", [Pairs, OnePair, Through])
 def test_weights_of_models_that_mix_are_right(model, monkeypatch):
     """By their gradients: that those of `Through` are not the output's is let pass here."""
-    monkeypatch.setattr("dither.regulariser.explicit.check_cuts", lambda *_, **__: None)
+    monkeypatch.setattr("dither.regulariser.explicit.check_gradients", lambda *_, **__: None)
     model, x = model().double(), randn(B, 3)
     noise = dither.inject(model, dither.Weight(0.2), seed=0)
     agree(noise, x, Y)

@@ -1,0 +1,134 @@
+"""Whether gradients tell what the sites do to the output: what is cut is found, what is not is let
+pass.
+"""
+
+import pytest
+import torch
+from torch import nn
+
+import dither
+from dither.regulariser.gradient_check import check_gradients
+
+B = 8
+Y = torch.arange(B) % 3
+
+
+def randn(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+class Cut(nn.Module):
+    """Behind a, all of a way is cut, half of it, or none."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.a, self.b, self.how = nn.Linear(3, 6), nn.Linear(6, 3), how
+
+    def forward(self, x):
+        h = self.a(x)
+        match self.how:
+            case "detached":
+                h = h.detach()
+            case "half detached":
+                h = h + h.detach()
+            case "gradients off behind it":
+                with torch.no_grad():
+                    return self.b(h)
+            case "used twice, once with gradients off":
+                with torch.no_grad():
+                    again = self.a(x)
+                h = h + again
+            case "a gradient without its graph":
+                with torch.enable_grad():
+                    h = h if h.requires_grad else h.requires_grad_()
+                    (h,) = torch.autograd.grad((h**3).sum(), h)
+            case "straight through":
+                h = h + ((4 * h).round() / 4 - h).detach()
+            case "steps":
+                h = (h > 0).to(h) * h
+        return self.b(h)
+
+
+CUTS = [
+    "detached", "half detached", "gradients off behind it", "a gradient without its graph",
+    "used twice, once with gradients off", "straight through",
+]  # fmt: skip
+ASKS = [{}, {"samples": 1}, {"curvature": "full"}]
+
+
+@pytest.mark.parametrize("ask", ASKS, ids=str)
+@pytest.mark.parametrize("how", CUTS)
+def test_a_way_that_is_cut_behind_a_site_is_found(how, ask):
+    x = randn(B, 3)
+    for site in ({"a:out": dither.Additive(0.1)}, {"a.weight": dither.Weight(0.1)}):
+        with (
+            dither.inject(Cut(how).double(), site) as noise,
+            pytest.raises(
+                dither.DitherError,
+                match=r"R can't be taken at '.*(its gradients say|differentiates|gradients off)",
+            ),
+        ):
+            dither.explicit(noise, x, Y, **ask)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("how", ["nowhere", "steps"])
+def test_what_is_cut_nowhere_is_not_refused(how, dtype):
+    """Kinks and jumps are no cuts, in a hundred nets."""
+    for seed in range(100):
+        torch.manual_seed(seed)
+        model = nn.Sequential(Cut(how), nn.ReLU(), nn.Linear(3, 3)).to(dtype)
+        what = {"0.a:out": dither.Additive(0.1), "0.*": dither.Weight(0.1)}
+        with dither.inject(model, what) as noise, torch.no_grad():
+            dither.explicit(noise, randn(B, 3).to(dtype), Y)
+
+
+def test_blank_images_and_biases_of_0_lie_at_a_kink():
+    """All blank positions of a map have one value, the bias."""
+    for seed in range(60):
+        torch.manual_seed(seed)
+        conv = nn.Conv2d(1, 16, 3, padding=1)
+        nn.init.zeros_(conv.bias)
+        model = nn.Sequential(conv, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(784, 10))
+        x = torch.rand(4, 1, 14, 14) * (torch.rand(4, 1, 14, 14) > 0.8)
+        with dither.inject(model, {"0.*": dither.Weight(0.1), "0": dither.Additive(0.1)}) as noise:
+            check_gradients(noise, x, unit=True)
+
+
+def test_a_turned_gradient_is_let_pass():
+    """R is of squares: gradient reversal changes nothing."""
+
+    class Reversed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, h):
+            return h.view_as(h)
+
+        @staticmethod
+        def backward(ctx, g):
+            return -g
+
+    class Net(Cut):
+        def forward(self, x):
+            return self.b(Reversed.apply(self.a(x)))
+
+    x, found = randn(B, 3), []
+    for make in (Net, Cut):
+        torch.manual_seed(0)
+        with dither.inject(make("nowhere").double(), {"a.weight": dither.Weight(0.1)}) as noise:
+            found.append(dither.explicit(noise, x, Y).R.item())
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float64, 0.1), (torch.float32, 0.3)])
+def test_a_small_share_that_is_cut_is_found(dtype, share):
+    class Net(Cut):
+        def forward(self, x):
+            h = self.a(x)
+            return self.b((1 - share) * h + share * h.detach())
+
+    torch.manual_seed(0)
+    with (
+        dither.inject(Net("").to(dtype), {"a:out": dither.Additive(0.1)}) as noise,
+        pytest.raises(dither.DitherError, match=r"'a:out': .*its gradients say"),
+    ):
+        dither.explicit(noise, randn(B, 3).to(dtype), Y)
