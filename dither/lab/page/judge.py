@@ -19,6 +19,7 @@ import polars as pl
 from dither.errors import DitherError
 from dither.lab import catalogue, rule
 from dither.lab.figure import Claim, Figure, Run, Task
+from dither.lab.page.picture import lighter
 from dither.lab.page.report import DPI
 from dither.lab.runs import provenance
 from dither.lab.runs.store import Store, json_text, write
@@ -216,7 +217,8 @@ def _saved(picture: Any, kind: str) -> bytes:
     )
     picture.savefig(buffer, format=kind, dpi=DPI, metadata=silent)
     if kind == "svg":
-        return buffer.getvalue().replace(DEJAVU, FONTS)
+        head, svg, rest = buffer.getvalue().replace(DEJAVU, FONTS).decode().partition("<svg")
+        return f"{head}{lighter(svg + rest)}".encode()
     from PIL import Image  # a dependency of matplotlib; loaded only here
 
     small = io.BytesIO()  # 256 colours are enough for lines: a third of the bytes

@@ -32,7 +32,7 @@ def _inline(svg: str, name: str, title: str) -> tuple[str, float]:
     svg = re.sub(
         r"<metadata>.*?</metadata>|<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.S
     )
-    svg = _lighter(svg)
+    svg = lighter(svg)
     prefix = re.sub(r"\W+", "-", name)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
@@ -44,7 +44,7 @@ def _inline(svg: str, name: str, title: str) -> tuple[str, float]:
     return f"{head} {label}>{rest}", width
 
 
-def _lighter(svg: str) -> str:
+def lighter(svg: str) -> str:
     """The same picture in fewer bytes: coordinates with one decimal of a point, one class for each
     style, and no id that nothing refers to.
     """

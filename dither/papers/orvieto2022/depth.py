@@ -119,7 +119,7 @@ figure = Figure(
         Claim("O8 depth", "App. E: noise on all weights: R_σ − R_eff grows at least as the width "
               "(log–log slope of .9 and more from d = 100 on) at every depth", explodes),
         Claim("O9 depth", "App. E: with layer-wise noise R_σ is R_eff at every depth and width, to "
-              "1e-6 of R", flat),
+              "1e-6 of R (a theorem: it cannot fail, and checks the code)", flat, counts=False),
     ],
     departures=[
         "the paper derives this and shows no figure; σ = 0.1 and Fig. 1's data, d₂ = 1",

@@ -2,11 +2,12 @@
 
 import io
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from dither.lab.page import picture
+from dither.lab.page import judge, picture
 
 mpl = pytest.importorskip("matplotlib.figure")
 NUMBER = r"-?\d+(?:\.\d+)?"
@@ -67,3 +68,17 @@ def test_the_lighter_of_two_pictures_is_shown(svg, tmp_path, monkeypatch):
         (tmp_path / "figure.png").write_bytes(png + bytes(size))
         assert picture.of(tmp_path, "p/fig1", "A title")[0].startswith(shown)
     assert picture.of(tmp_path / "none", "p/fig1", "A title") == ("", 0.0)
+
+
+def test_a_saved_picture_is_a_file_by_itself():
+    drawn = mpl.Figure(figsize=(3, 2))
+    drawn.subplots().plot([0, 1, 2], [0, 2, 1])
+    saved = judge._saved(drawn, "svg")
+    root = ElementTree.fromstring(saved)
+    svg = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{svg}svg"
+    assert root.get("width") == "216pt"
+    rules = "".join(style.text or "" for style in root.iter(f"{svg}style"))
+    classes = {e.get("class") for e in root.iter() if e.get("class")}
+    assert classes
+    assert all(f".{name}{{" in rules for name in classes)
