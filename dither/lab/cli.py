@@ -199,24 +199,56 @@ def reproduce(
 @app.command()
 def compare(
     file: Annotated[str, typer.Argument(metavar="FILE.py")],
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N|A:B", help="How many, or from A to B − 1.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(metavar="N", help="Epochs of each run.")] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Processes; as many as there are cores, up to 8."),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Default: results/compare/FILE.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Train finished runs once more.")] = False,
 ) -> None:
     """Compare noises on your own problem. FILE.py defines make_model, data and methods, and if need
-    be settings = {"seeds": 5, "epochs": 10, …}: the arguments of dither.compare.
+    be settings = {"seeds": 5, "epochs": 10, …}: the arguments of dither.compare. Stop it when you
+    like: it goes on from there.
     """
+    from pathlib import Path
+
+    from dither.lab.runs import provenance
+    from dither.lab.runs.screen import Bars, Lines
+
     console = _console()
     given = _run_file(file)
     from dither.lab.compare import compare as run
 
-    def progress(method: str, seed: int, done: int, total: int) -> None:
-        console.print(f"\\[{done}/{total}] {_plain(method)} · seed {seed}", highlight=False)
-
-    settings = {"progress": progress, **given.get("settings", {})}
+    folder = Path(out) if out else Path("results/compare") / Path(file).stem
+    typed = {"seeds": _seeds(seeds), "epochs": epochs, "again": again or None}
+    settings = {
+        "jobs": min(provenance.cores(), 8) if jobs is None else jobs,
+        "out": folder,
+        "progress": Bars(console) if console.is_terminal else Lines(console),
+        **given.get("settings", {}),
+        **{name: value for name, value in typed.items() if value is not None},
+    }
     everything = given["make_model"], given["data"], given["methods"]
     try:
         inspect.signature(run).bind(*everything, **settings)
     except TypeError as error:
         raise DitherError(f"{file}: settings don't fit dither.compare: {error}") from None
-    print(run(*everything, **settings))
+    try:
+        found = run(*everything, **settings)
+    except KeyboardInterrupt as stop:
+        raise typer.Exit(_fail(str(stop) or "stopped", 130)) from None
+    page = found.save(folder)
+    console.print(str(found), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"The page: {page.resolve()}", highlight=False, markup=False, soft_wrap=True)
+    if found.failures:
+        failed = f"{len(found.failures)} run{'s' * (len(found.failures) != 1)} failed"
+        raise DitherError(f"{failed} (named above); what is finished is kept")
 
 
 def _run_file(file: str) -> dict[str, Any]:
@@ -227,6 +259,7 @@ def _run_file(file: str) -> dict[str, Any]:
 
     if not Path(file).is_file():
         raise DitherError(f"compare: there is no file {file!r}; give a Python file")
+    sys.path.insert(0, str(Path(file).resolve().parent))  # for its own modules, also in workers
     try:
         given = runpy.run_path(file, run_name="dither_compare")
     except Exception as error:

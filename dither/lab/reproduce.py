@@ -77,7 +77,7 @@ def reproduce(
     seeds     how many, or which; None: the number that each figure has for the scale
     only      labels of runs, or globs. Other runs are not computed, and claims that need one are
               not judged
-    jobs      processes; above 1 the calling script needs `if __name__ == "__main__":`
+    jobs      processes
     cluster   the address of a Dask scheduler, or "local"
     again     compute finished runs once more
 

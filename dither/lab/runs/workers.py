@@ -30,6 +30,7 @@ from dither.lab.runs.execute import execute
 from dither.lab.runs.interrupts import heed
 from dither.lab.runs.jobs import Job, Outcome
 from dither.lab.runs.screen import Screen
+from dither.lab.runs.spawning import without_main
 from dither.lab.runs.store import frame
 
 DIED = "its process died (killed, out of memory, or a crash in native code)"
@@ -121,7 +122,10 @@ class Processes:
         flight: dict[cf.Future[Outcome], Job] = {}
         over = False
         try:
-            with _uninterrupted():  # processes start at the first submit, and inherit this
+            with (
+                _uninterrupted(),
+                without_main(),
+            ):  # processes start at the first submit, and inherit this
                 _fill(flight, waiting, width, lambda job: pool.submit(_remote, job), screen)
             yield from _flow(flight, waiting, width, lambda job: pool.submit(_remote, job), screen)
             over = True

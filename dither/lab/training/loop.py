@@ -13,13 +13,14 @@ its training accuracy ends with (step, "stopped", epoch). Other replicas continu
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from dither import loss as losses
 from dither.calling import output
@@ -53,7 +54,7 @@ def train(
     keeper: Keeper | None = None,
 ) -> "dict[int, Rows]":
     """Train a run with each seed, from its last checkpoint if the keeper has one."""
-    if run.schedule not in SCHEDULES:
+    if not callable(run.schedule) and run.schedule not in SCHEDULES:
         raise DitherError(f"run: schedule {run.schedule!r} is none of {', '.join(SCHEDULES)}")
     seeds = tuple(dict.fromkeys(seeds))
     stacked = run.stacked and len(seeds) > 1 and _stackable(run)
@@ -62,7 +63,8 @@ def train(
     for i, group in enumerate(groups):
         with torch.random.fork_rng():  # dropout layers draw from torch's default generator
             torch.manual_seed(draw.key("dropout", *group))
-            training = Training(run, group, stacked, device)
+            own = getattr(run, "program", None)  # a user's
+            training = own(group) if own is not None else Training(run, group, stacked, device)
             if keeper is not None and (state := keeper.load(group)) is not None:
                 training.restore(state)
                 keeper.say(f"goes on from step {training.step} of {training.steps}")
@@ -77,6 +79,7 @@ class Training:
 
     def __init__(self, run: "Run", seeds: tuple[int, ...], stacked: bool, device: str) -> None:
         self.run, self.seeds, self.stacked = run, seeds, stacked
+        self.device = torch.device(device)
         self.data = _tensors(run, seeds, stacked).to(device)
         spec = run.model
         self.model = spec.build_stacked(seeds) if stacked else spec.build(seeds[0])
@@ -88,7 +91,8 @@ class Training:
         if self.noise is not None and run.objective != "noise":
             self.noise.pause()
         nodes = list(self.noise.parameters()) if self.noise is not None else []
-        self.optimiser = run.optimiser.build(self.model.parameters(), nodes)
+        self.optimiser = self.built(self.model.parameters(), nodes)
+        self.rates = [group["lr"] for group in self.optimiser.param_groups]
         langevin = isinstance(run.optimiser, Langevin)
         self.after = run.optimiser.after(self.optimiser, mine) if langevin else None
         self.loss = _Loss(losses.get(run.loss), seeds)
@@ -104,6 +108,10 @@ class Training:
         self.seen = 0  # batches of this epoch
         self.shuffled: list[Tensor] = []  # the states of `orders` before this epoch was drawn
         self.looked = False
+
+    def built(self, parameters: Iterable[nn.Parameter], nodes: list[nn.Parameter]) -> Optimizer:
+        """The optimiser of a new model and the vectors of its noise."""
+        return self.run.optimiser.build(parameters, nodes)
 
     def __call__(self, progress: "_Part", keeper: Keeper | None = None) -> "dict[int, Rows]":
         if not self.looked:
@@ -184,9 +192,9 @@ class Training:
 
     def descend(self, x: Tensor, y: Tensor) -> Tensor:
         """One optimiser step on one batch. Returns the objective, per replica [S]."""
-        factor = SCHEDULES[self.run.schedule](self.step, self.steps)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.run.optimiser.lr * factor
+        factor = self.factor()
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
         each = self.slopes(x, y)
         if getattr(self.run.optimiser, "again", False):  # it evaluates the gradient twice or more
             self.optimiser.step(lambda: float(self.slopes(x, y).sum()))
@@ -194,13 +202,17 @@ class Training:
             self.optimiser.step()
         return each
 
+    def factor(self) -> float:
+        """The factor on the learning rate at this step."""
+        return SCHEDULES[self.run.schedule](self.step, self.steps)
+
     def slopes(self, x: Tensor, y: Tensor) -> Tensor:
         """Add the gradient of the objective to the parameters'. Returns it per replica [S]."""
         y = y.flatten(0, 1) if self.stacked else y
         narrow = self.run.precision == "bf16"
         if narrow and x.ndim == 4:  # faster for bf16 convolutions
             x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=narrow):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=narrow):
             total, each = self.objective(x, y)
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()

@@ -5,11 +5,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from typer.testing import CliRunner
 
 import dither
-from dither.lab.cli import app
-from dither.lab.compare import Comparison, Method, compare
+from dither.lab.compare import Method, compare, dropout
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +21,11 @@ def digits():
 
 def make_model():
     return nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+
+
+def measured(found, method):
+    """All but the time of a step."""
+    return {q: v for q, v in found.values[method].items() if q != "ms/step"}
 
 
 def run(digits, methods, **settings):
@@ -43,8 +46,8 @@ def test_a_comparison_repeats_itself_and_leaves_the_random_state(digits):
     one, two = run(digits, methods), run(digits, methods)
     assert torch.equal(state, torch.get_rng_state())
     for method in methods:
-        for quantity, values in one.values[method].items():
-            np.testing.assert_array_equal(values, two.values[method][quantity])
+        for quantity, values in measured(one, method).items():
+            np.testing.assert_array_equal(values, two.values[method][quantity], quantity)
     assert (one.difference("gni", "loss/test") != 0).all()
 
 
@@ -74,33 +77,26 @@ def test_regression_has_no_accuracy(digits):
     found = compare(
         lambda: nn.Linear(64, 1), data, {"none": None}, seeds=1, epochs=1, loss="half_square"
     )
-    assert set(found.values["none"]) == {"loss/train", "loss/test"}
+    assert set(found.quantities) == {"loss/train", "loss/test", "ms/step"}
 
 
-def test_differences_are_paired():
-    one, two = np.array([1.0, 2.0, 3.0]), np.array([1.5, 2.5, 3.5])
-    found = Comparison({"a": {"q": one}, "b": {"q": two}}, (0, 1, 2))
-    assert found.difference("b", "q") == pytest.approx([0.5] * 3)
-    assert "+0.500 ± 0.000" in str(found)
+def with_part(i, part):
+    """Data of two samples with one part replaced."""
+    data = [torch.ones(2, 4), torch.ones(2), torch.ones(2, 4), torch.ones(2)]
+    return (*data[:i], part, *data[i + 1 :])
 
 
-def test_calibration_is_that_of_a_loop(digits):
-    from types import SimpleNamespace
+MADE: list[nn.Module] = []
 
-    from dither.lab.compare import Calibration
 
-    generator = torch.Generator().manual_seed(1)
-    z, y = torch.randn(500, 3, generator=generator) * 2, torch.randint(3, (500,))
-    state = SimpleNamespace(outputs=lambda split: (z[None], y[None]))
-    p = z.softmax(-1)
-    confidence, answer = p.max(1)
-    error = 0.0
-    for low in range(15):
-        inside = (confidence > low / 15) & (confidence <= (low + 1) / 15)
-        if inside.any():
-            right = (answer == y)[inside].double().mean()
-            error += inside.double().mean() * abs(right - confidence[inside].double().mean())
-    assert Calibration()(state)["calibration error"] == pytest.approx(float(error), abs=1e-5)
+def other_weights():
+    MADE.append(make_model())
+    with torch.no_grad():
+        MADE[-1][0].bias[0] = len(MADE)
+    return MADE[-1]
+
+
+ONE = nn.Linear(64, 10)
 
 
 @pytest.mark.parametrize(
@@ -108,17 +104,55 @@ def test_calibration_is_that_of_a_loop(digits):
     [
         ({"methods": {}}, "at least one method"),
         ({"methods": {"a": 0.1}}, r"method 'a' must be None, a noise, .* got 0.1"),
-        ({"data": (torch.ones(2), torch.ones(2))}, "four tensors"),
+        ({"data": (torch.ones(2), torch.ones(2))}, "of data sets or loaders of torch: got 2 parts"),
+        ({"data": None}, "of data sets or loaders of torch: got NoneType"),
         ({"seeds": []}, "at least one seed"),
         ({"seeds": 1.5}, "whole number or a sequence of them: got 1.5"),
         ({"methods": [None]}, "methods is a mapping"),
         ({"epochs": 1.5}, "epochs is a whole number ≥ 1: got 1.5"),
-        ({"optimiser": torch.optim.SGD}, "the optimiser is one of dither.lab, .*SGD"),
+        ({"optimiser": 0.1}, "the optimiser is a function of the parameters.* got 0.1"),
+        ({"optimiser": lambda p: None}, "it gave NoneType"),
+        ({"optimiser": torch.optim.SGD([torch.ones(1)])}, "is built anew for each run.*SGD"),
+        ({"schedule": "cosin"}, "schedule is 'constant'.* got 'cosin'"),
+        ({"seeds": [1, 1]}, "a seed occurs twice"),
+        ({"batch": 0}, "batch is a whole number ≥ 1: got 0"),
+        ({"jobs": 0}, "jobs is a whole number of processes ≥ 1: got 0"),
+        ({"validation": 1}, "validation is a share .* got 1"),
+        ({"patience": 2}, "patience needs a validation part"),
+        ({"match": -1}, "match is R as a share of the loss, a number > 0: got -1"),
+        ({"measures": ["acuracy"]}, "there is no 'acuracy'; there are loss, accuracy"),
+        ({"measures": [3]}, "3 is neither a name"),
+        ({"measures": {"m": lambda model, x, y: "a"}}, "'m' must give a number .* got 'a'"),
+        ({"step": 3}, "step is a function"),
+        ({"step": lambda *a: 1 / 0}, "a step on two samples fails with ZeroDivisionError"),
+        ({"methods": {"none": Method(objective="noize")}}, "objective is 'noise'.* got 'noize'"),
+        ({"methods": {"none": Method(objective="sampled")}}, "penalises a noise: give one"),
+        ({"methods": {"none": dropout(0.1)}}, "the model has no dropout layer"),
+        ({"methods": {3: None}}, "the name of a method is a string: got 3"),
+        (
+            {"make_model": lambda: nn.Linear(63, 10)},
+            "a step on two samples fails with RuntimeError",
+        ),
+        ({"make_model": lambda: nn.Linear(64, 9)}, "classes up to 9, and the model has 9 outputs"),
+        ({"make_model": lambda: ONE}, "gives the same module twice"),
+        ({"make_model": other_weights}, "gives other weights at each call"),
         ({"methods": {"none": None, "a": {"nope": dither.Additive(0.1)}}}, "'nope' matches no"),
         ({"make_model": nn.Linear(4, 2)}, "a function that gives a new nn.Module"),
         ({"make_model": lambda: None}, "a function that gives a new nn.Module: got None"),
-        ({"data": (torch.ones(0, 4), torch.ones(0), torch.ones(1, 4), torch.ones(1))}, "0 inputs"),
-        ({"data": (torch.full((2, 4), torch.nan), *[torch.ones(2)] * 3)}, "not finite"),
+        (
+            {"data": (torch.ones(0, 4), torch.ones(0), torch.ones(1, 4), torch.ones(1))},
+            r"x_train has the shape \[0, 4\]",
+        ),
+        ({"data": (torch.full((2, 4), torch.nan), *[torch.ones(2)] * 3)}, "not finite in 2 of 2"),
+        ({"data": with_part(1, torch.full((2,), torch.nan))}, "y_train is not finite in 2 of 2"),
+        ({"data": with_part(3, torch.ones(3))}, "got 2 inputs and 3 targets to test on"),
+        ({"data": with_part(3, torch.tensor([0, 1]))}, "y_train and y_test are of different kinds"),
+        ({"data": with_part(0, torch.ones(2, 4, dtype=torch.complex64))}, "of real numbers: got"),
+        ({"data": with_part(0, torch.ones(2, 4).to_sparse())}, r"got torch.float32 \(sparse\)"),
+        ({"data": with_part(0, torch.ones(2, 4, device="meta"))}, r"\(meta\)"),
+        ({"data": with_part(0, None)}, "x_train must be numbers: got NoneType"),
+        ({"data": with_part(0, torch.tensor(1.0))}, r"x_train has the shape \[\]"),
+        ({"data": with_part(1, np.array(["a", "b"]))}, "y_train must be numbers"),
     ],
 )
 def test_bad_input_is_told_before_training(digits, change, says):
@@ -142,44 +176,5 @@ def test_labels_of_any_whole_type_and_models_that_give_a_tuple(digits):
     as_given = run(digits, {"none": None}, seeds=1, epochs=1)
     other = (x, y.int(), x_test, y_test.byte())
     found = compare(Pair, other, {"none": None}, seeds=1, epochs=1, batch=32)
-    for quantity, values in as_given.values["none"].items():
+    for quantity, values in measured(as_given, "none").items():
         np.testing.assert_allclose(found.values["none"][quantity], values, rtol=1e-5)
-
-
-FILE = """
-import torch, dither
-from torch import nn
-def make_model(): return nn.Linear(4, 2)
-x, y = torch.randn(20, 4), torch.randint(2, (20,))
-data = x, y, x, y
-methods = {"none": None, "gni": dither.Additive(0.1)}
-settings = {"seeds": 1, "epochs": 1}
-"""
-
-
-def test_the_command(tmp_path):
-    file = tmp_path / "mine.py"
-    file.write_text(FILE)
-    result = CliRunner().invoke(app, ["compare", str(file)])
-    assert result.exit_code == 0, result.output
-    assert "[2/2] gni · seed 0" in result.stdout
-    assert "accuracy/test" in result.stdout
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("x = 1", "does not define make_model and data and methods"),
-        ("x = 1\ny = 1/0", "line 2: ZeroDivisionError"),
-        ("x =", "line 1: SyntaxError"),
-        (FILE + "settings['sedes'] = 2", "settings don't fit"),
-        (FILE + "methods['none'] = 3", "method 'none' must be None"),
-    ],
-)
-def test_the_command_tells_what_is_wrong_with_a_file(tmp_path, text, says):
-    file = tmp_path / "mine.py"
-    file.write_text(text)
-    result = CliRunner().invoke(app, ["compare", str(file)])
-    assert result.exit_code == 1
-    assert says in " ".join(result.stderr.split())
-    assert "Traceback" not in result.stderr
