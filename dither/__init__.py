@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dither.estimate import Estimate as Estimate
     from dither.lab.compare import compare as compare
     from dither.lab.reproduce import reproduce as reproduce
+    from dither.lab.sweep import sweep as sweep
     from dither.noise.laws import dropout as dropout
     from dither.noise.laws import gaussian as gaussian
     from dither.noise.laws import two_gaussian as two_gaussian
@@ -58,16 +59,17 @@ _HOME = {
     "DitherError": "dither.errors",
     "compare": "dither.lab.compare",
     "reproduce": "dither.lab.reproduce",
+    "sweep": "dither.lab.sweep",
 }
 _MODULES = ("loss", "measures", "noise", "schedule")
 
-_LAB = ("compare", "reproduce")  # what the packages of dither[lab] are for
+_LAB = ("compare", "reproduce", "sweep")  # what the packages of dither[lab] are for
 
 __all__ = [*_HOME, *_MODULES]
 
 
 def _without_lab(name: str, package: str | None) -> Any:
-    """What stands for `compare` and `reproduce` where only the library is installed."""
+    """What stands for `compare`, `reproduce` and `sweep` where only the library is installed."""
 
     def absent(*_: Any, **__: Any) -> Any:
         from dither.errors import DitherError

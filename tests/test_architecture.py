@@ -38,7 +38,7 @@ NAMES_ONLY = ["__init__", "__main__"]  # they pass names on, and are above all
 # The floors of the laboratory, the highest first. A floor may import itself and all below it.
 FLOORS = [
     "cli",
-    "check listing",
+    "check listing sweep",
     "compare reproduce",
     "page",
     "runs",
@@ -165,7 +165,7 @@ def test_importing_dither_leaves_the_laboratory_alone():
 
 
 def test_only_the_library_is_installed():
-    """As without the packages of dither[lab]: all but `compare` and `reproduce` work."""
+    """As without the packages of dither[lab]: all but `compare`, `reproduce` and `sweep` work."""
     lab = "polars pooch sklearn scipy mlxtend matplotlib typer rich jinja2 torchmetrics foolbox"
     code = (
         "import sys\n"
@@ -177,7 +177,7 @@ def test_only_the_library_is_installed():
         "noise = dither.inject(net, dither.Additive(.1))\n"
         "assert dither.explicit(noise, x, y).R > 0\n"
         "dither.measures.trace(net.eval(), 'cross_entropy', (x, y))\n"
-        "for name in ('compare', 'reproduce'):\n"
+        "for name in ('compare', 'reproduce', 'sweep'):\n"
         "    try: getattr(dither, name)()\n"
         "    except dither.DitherError as e: assert \"pip install 'dither[lab]'\" in str(e), e\n"
         "    else: raise AssertionError(name)\n"

@@ -89,10 +89,11 @@ class Accuracy:
     """The share of right answers on both parts; of sequences, over the labels that count."""
 
     def __call__(self, look: Look) -> dict[str, float]:
-        return {f"accuracy/{split}": _accuracy(*look.outputs(split)) for split in look.splits()}
+        return {f"accuracy/{split}": accuracy(*look.outputs(split)) for split in look.splits()}
 
 
-def _accuracy(z: Tensor, y: Tensor) -> float:
+def accuracy(z: Tensor, y: Tensor) -> float:
+    """The share of right answers among the labels that count, from outputs z and classes y."""
     classes = z if z.shape[:-1] == y.shape else z.movedim(1, -1)
     counted = y != IGNORED
     return float((classes.argmax(-1) == y)[counted].double().mean())
