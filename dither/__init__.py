@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dither import measures as measures
+    from dither import nn as nn
     from dither import schedule as schedule
     from dither.attach.after import anti_pgd as anti_pgd
     from dither.attach.after import langevin as langevin
@@ -61,7 +62,7 @@ _HOME = {
     "reproduce": "dither.lab.reproduce",
     "sweep": "dither.lab.sweep",
 }
-_MODULES = ("loss", "measures", "noise", "schedule")
+_MODULES = ("loss", "measures", "nn", "noise", "schedule")
 
 _LAB = ("compare", "reproduce", "sweep")  # what the packages of dither[lab] are for
 

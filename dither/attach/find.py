@@ -53,12 +53,29 @@ def replicas(name: str) -> DitherError:
     )
 
 
+def placed(model: nn.Module) -> dict[str, Any]:
+    """{pattern: noise} of the noises of `dither.nn` in a model. Raises DitherError without."""
+    found = {
+        f"{name}:out" if name else "output": module.placed_noise
+        for name, module in model.named_modules()
+        if hasattr(module, "placed_noise")
+    }
+    if not found:
+        raise DitherError(
+            f"inject needs a noise such as Additive(0.1): none was given, and "
+            f"{type(model).__name__} has no module of dither.nn"
+        )
+    return found
+
+
 def find_sites(model: nn.Module, what: Any) -> Sites:
-    """The sites of `what`: a noise, or a mapping from patterns to noises.
+    """The sites of `what`: a noise, a mapping from patterns to noises, or None for the noises of
+    `dither.nn` in the model.
 
     Raises DitherError if a pattern matches nothing (it names near misses), if two patterns claim
     one site, or if something is no noise.
     """
+    what = placed(model) if what is None else what
     if isinstance(what, Mapping):
         sites: list[Site] = []
         claimed: dict[str, str] = {}

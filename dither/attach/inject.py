@@ -34,7 +34,7 @@ STATISTICS = ("update", "keep")
 
 def inject(
     model: nn.Module,
-    what: Any,
+    what: Any = None,
     *,
     seed: int | Sequence[int] | None = None,
     draw: str = "each",
@@ -51,6 +51,7 @@ def inject(
     mapping from patterns to noises. A pattern is a glob over module names, with ":in" or ":out" to
     name the side; "input" and "output" are those of the whole model. For Weight a pattern is a glob
     over parameter names. If a module takes or gives several tensors, the first real one gets noise.
+    Without `what` the noises of `dither.nn` in the model are taken over, with their vectors.
 
     seed      the seed of the draws; None takes one from torch's default generator. A list gives
               one per replica of a stacked model.
@@ -97,7 +98,8 @@ def inject(
         for site in noise.sites.values():
             if isinstance(site.noise, Node):
                 w = _vectors(noise, site, shapes.get(site.name))
-                w.register_post_accumulate_grad_hook(averaged)  # DDP does not know of them
+                if not hasattr(site.module, "placed_noise"):  # else it is the model's parameter
+                    w.register_post_accumulate_grad_hook(averaged)  # DDP does not know of them
                 noise.nodes[label(site.name)] = w
         _attach(noise)
         undo.pop_all()
@@ -176,6 +178,8 @@ def _vectors(noise: Injection, site: Site, shape: tuple[int, ...] | None) -> nn.
     """A Node's w [*S, n, *features] ~ N(0, 1/fan_in), drawn from the seed and the site's name."""
     module: Any = site.module
     node = site.noise
+    if getattr(module, "placed_noise", None) is node:
+        return module.w
     linear = hasattr(module, "in_features") and hasattr(module, "out_features")
     if linear:
         features = (module.in_features if site.side == "in" else module.out_features,)
