@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dither.noise.laws import two_gaussian as two_gaussian
     from dither.noise.laws import two_point as two_point
     from dither.noise.laws import uniform as uniform
+    from dither.noise.masked import Masked as Masked
     from dither.noise.noises import Additive as Additive
     from dither.noise.noises import DropConnect as DropConnect
     from dither.noise.noises import Multiplicative as Multiplicative
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NOISES = (
-    *("Additive", "DropConnect", "DropPath", "Locked", "Multiplicative"),
+    *("Additive", "DropConnect", "DropPath", "Locked", "Masked", "Multiplicative"),
     *("Neftune", "Node", "Relative", "Weight"),
 )
 _LAWS = ("dropout", "gaussian", "two_gaussian", "two_point", "uniform")

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from dither.attach.find import find_sites, unwrapped
 from dither.attach.hooks import DisplaceInput, DisplaceOutput, Enter, Leave, ShapeReader
 from dither.attach.injection import Injection
+from dither.attach.masks import masked
 from dither.attach.ranks import averaged
 from dither.attach.shadow import Statistics, put, take
 from dither.attach.site import CONV, Site, label
@@ -43,6 +44,7 @@ def inject(
     statistics: str = "update",
     example: Any = None,
     batch_dim: int = 0,
+    mask: Any = None,
 ) -> Injection:
     """Add noise to a model without editing it.
 
@@ -69,6 +71,9 @@ def inject(
               module (a convolution's input).
     batch_dim the dimension of the sites' tensors that counts the samples (Node draws one ε per
               sample).
+    mask      which positions get noise, [B, T]: the name of an argument of the model, such as
+              "attention_mask", or a function of its arguments. Each noise on an activation is put
+              under it (`Masked`).
 
     One forward of `model` in train mode is one step (see `Injection.hold`). Raises DitherError for
     patterns that match nothing, sharded weights, and unknown shapes.
@@ -81,7 +86,7 @@ def inject(
         raise DitherError(f"inject: batch_dim is a whole number ≥ 0: got {batch_dim!r}")
     _check(model, what)
     root = unwrapped(model)
-    sites = find_sites(root, what)
+    sites = find_sites(root, what if mask is None else masked(root, what, mask))
     if (draw, by) != ("each", "tensor") and not any(s.side == "parameter" for s in sites.values()):
         raise DitherError(
             f"inject: draw={draw!r} and by={by!r} say how weight noise is drawn; there is none here"

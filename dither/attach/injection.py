@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from dither.attach import masks
 from dither.attach.clock import Clock, Phase
 from dither.attach.compiled import Traced, register
 from dither.attach.find import check_whole, replicas
@@ -30,6 +31,7 @@ from dither.attach.weights import Weights
 from dither.calling import unfused
 from dither.noise.draw import Source
 from dither.noise.here import Here
+from dither.noise.masked import Masked
 from dither.noise.noises import Node, plus
 from dither.schedule import Balanced
 from dither.torch_internals import calls, forget_compiled, in_backward
@@ -85,6 +87,7 @@ class Injection(Clock, Weights, nn.Module):
         self.reader: Reader | None = None  # gets the sites' tensors in place of the noise
         self.kept: dict[str, dict[str, Any]] = {}  # σ of schedule.Balanced, and what it is from
         self.layouts: dict[Any, Any] = {}  # batch dimensions that `explicit` found
+        self.masks: dict[Any, Tensor] = {}  # of the last forward, for noises under a mask
         self._inside: list[int] = []  # the modules whose forward is running, outermost first
         self._calls: dict[int, int] = {}
         self._unfused = ExitStack()
@@ -283,7 +286,13 @@ class Injection(Clock, Weights, nn.Module):
     def here(self, site: Site, h: Tensor) -> Here:
         """The site as `displace` and `variance` of a noise see it."""
         w = self.nodes[label(site.name)] if isinstance(site.noise, Node) else None
-        return Here(h, w, self.stack, self.batch_dim, site.name)
+        mask = self.masks.get(site.noise.mask) if isinstance(site.noise, Masked) else None
+        return Here(h, w, self.stack, self.batch_dim, site.name, mask)
+
+    def read_masks(self, args: tuple, kwargs: dict) -> None:
+        """A forward of the model starts: find the masks among its arguments."""
+        kinds = [s.noise for s in self.ordered if isinstance(s.noise, Masked)]
+        self.masks = {k.mask: masks.read(self.model, k.mask, args, kwargs) for k in kinds}
 
     def source(self, site: Site, step: int, micro: int, call: int) -> Source:
         """The source of a draw. Before the first draw the ranks agree on the seeds."""
@@ -302,6 +311,7 @@ class Injection(Clock, Weights, nn.Module):
             return None
         real(site, h)
         if torch.compiler.is_compiling():
+            masks.check_compiled(site)
             traced = Traced(self.handle, site, self._next(site))
             return h + site.unit.displace(self.here(site, h), traced)
         site.seen = tuple(h.shape)
@@ -344,6 +354,7 @@ def _moment() -> dict[str, Any]:
         "mirror": False,
         "collecting": False,
         "layouts": {},
+        "masks": {},
         "_inside": [],
         "_calls": {},
         "_unfused": ExitStack(),

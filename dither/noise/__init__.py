@@ -15,6 +15,7 @@ from dither.noise.laws import gaussian as gaussian
 from dither.noise.laws import two_gaussian as two_gaussian
 from dither.noise.laws import two_point as two_point
 from dither.noise.laws import uniform as uniform
+from dither.noise.masked import Masked as Masked
 from dither.noise.noises import Additive as Additive
 from dither.noise.noises import DropConnect as DropConnect
 from dither.noise.noises import Multiplicative as Multiplicative

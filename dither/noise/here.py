@@ -16,7 +16,8 @@ from dither.precision import wide
 class Here:
     """A site in one call: its tensor h [B, …], or a parameter, and for a Node its vectors w [n, …].
 
-    In a stacked model of S replicas h is [S, B, …] and w is [S, n, …], and `stack` is 1.
+    In a stacked model of S replicas h is [S, B, …] and w is [S, n, …], and `stack` is 1. mask: the
+    positions [B, T] that get noise; None: all (`Masked`).
     """
 
     h: Tensor
@@ -24,6 +25,7 @@ class Here:
     stack: int = 0
     batch_dim: int = 0
     name: str = ""
+    mask: Any = None  # Tensor under a mask
 
     def wide(self) -> Here:
         """The same site, with tensors of half precision in single."""

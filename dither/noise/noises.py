@@ -255,8 +255,8 @@ class Neftune:
     """δ = α ε/√(T d) on the output of an embedding [B, T, d], one ε ~ law per element; Var⟨g, δ⟩ =
     α²‖g‖²/(T d).   Jain et al. 2023, algorithm 1, where ε ~ U(−1, 1) and α (here σ) is 5 to 15.
 
-    Name the embedding, `{"embed_tokens": Neftune(5)}`. T counts all positions, also padding. σ is
-    in the units of the embedding.
+    Name the embedding, `{"embed_tokens": Neftune(5)}`. T counts all positions; under a mask
+    (`Masked`) those of the sample that get noise. σ is in the units of the embedding.
     """
 
     sigma: Sigma
@@ -265,17 +265,26 @@ class Neftune:
     __post_init__ = checked
 
     def displace(self, site: Here, rng) -> Tensor:
-        return self.sigma * self._size(site) ** -0.5 * rng(self.law, site.h)
+        size = self._size(site)
+        if isinstance(size, Tensor):  # one for each sample
+            shape = [1] * site.h.dim()
+            shape[site.stack + site.batch_dim] = -1
+            size = size.view(shape)
+        return self.sigma * size**-0.5 * rng(self.law, site.h)
 
     def variance(self, g, site: Here) -> Tensor:  # [K, B]
         return self.sigma**2 * self.law.variance / self._size(site) * norm2(g)
 
     @staticmethod
-    def _size(site: Here) -> int:
-        """T d: the elements of a sample."""
+    def _size(site: Here) -> Any:
+        """T d: the elements of a sample; [B] under a mask."""
         sizes = list(site.h.shape[site.stack :])
         del sizes[site.batch_dim : site.batch_dim + 1]
-        return max(math.prod(sizes), 1)
+        if site.mask is None:
+            return max(math.prod(sizes), 1)
+        m = site.mask != 0  # [B, T…]
+        rest = math.prod(sizes[m.dim() - 1 :])
+        return (m.flatten(1).sum(1) * rest).clamp_min(1).to(site.h.dtype)
 
 
 def describe(noise: Any) -> str:
@@ -292,6 +301,9 @@ def describe(noise: Any) -> str:
             words.append(type(value).__name__.lower() if plain else repr(value))
         elif value != field.default:
             words.append(f"{field.name} {value}")
+    if hasattr(noise, "of"):  # under a mask
+        mask = noise.mask if isinstance(noise.mask, str) else "its mask"
+        return f"{describe(replace(noise.of, sigma=noise.sigma))} where {mask}"
     return " ".join(words)
 
 
