@@ -168,6 +168,7 @@ def test_importing_dither_leaves_the_laboratory_alone():
 def test_only_the_library_is_installed():
     """As without the packages of dither[lab]: all but `compare`, `reproduce` and `sweep` work."""
     lab = "polars pooch sklearn scipy mlxtend matplotlib typer rich jinja2 torchmetrics foolbox"
+    lab += " cloudpickle"
     code = (
         "import sys\n"
         f"sys.modules.update(dict.fromkeys({lab.split()!r}))\n"

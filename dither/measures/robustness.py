@@ -11,9 +11,7 @@ robustness: so the gradient is that of the mean. An attack fails too if gradient
 share is reported, and there is an attack on the margin, whose gradient does not saturate.
 """
 
-import importlib
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
@@ -98,7 +96,7 @@ def attack(
     step: float = 0.25,
     draws: int | None = None,
 ) -> Attacked:
-    """Accuracy under an ℓ_∞ attack of each strength ε, by foolbox; ε = 0 is the clean accuracy.
+    """Accuracy under an ℓ_∞ attack of each strength ε; ε = 0 is the clean accuracy.
 
     strengths  in the units of x.
     bounds     (lowest, highest) value an input can take, in the units of x: a standardised pixel
@@ -109,7 +107,7 @@ def attack(
     draws      None: the noise is off. n: it is on, and gradient and answer are those of the mean
                of the probabilities over n draws.
 
-    Costs a forward and a backward per step and image. Raises DitherError if foolbox is missing.
+    Costs a forward and a backward per step and image.
     """
     _check("attack", x, y)
     low, high = bounds
@@ -137,11 +135,14 @@ def attack(
     with quiet, _frozen(model):
         answer = _Answer(model, draws)
         none = torch.cat([_still(answer, each, a, b) for a, b in _parts(x, y)])
+        size, count = (1.0, 1) if method == "fgsm" else (step, steps)
         right = [
-            _foolbox(answer, each, a, b, strengths, bounds, method, steps, step)
-            for a, b in _parts(x, y)
+            torch.cat(
+                [_attacked(answer, each, a, b, e, bounds, size, count) for a, b in _parts(x, y)]
+            )
+            for e in strengths
         ]
-    table = torch.cat(right, 1).double()
+    table = torch.stack(right).double().cpu()
     accuracy = {e: Estimate.of(row) for e, row in zip(strengths, table, strict=True)}
     return Attacked(accuracy, none.double().mean().item())
 
@@ -179,45 +180,29 @@ class _Answer(nn.Module):
         return torch.stack(logs).logsumexp(0) - math.log(self.draws)
 
 
-def _foolbox(
+def _attacked(
     answer: nn.Module,
     each: Callable[[Tensor, Tensor], Tensor],
     x: Tensor,
     y: Tensor,
-    strengths: Sequence[float],
+    strength: float,
     bounds: tuple[float, float],
-    method: Method,
-    steps: int,
     step: float,
+    steps: int,
 ) -> Tensor:
-    """Whether the answer is right under attack, [strengths, B]."""
-    foolbox, ep = _load("foolbox"), _load("eagerpy")
-    if method == "fgsm":
-        kind, how = foolbox.attacks.LinfFastGradientAttack, {}
-    else:
-        kind = foolbox.attacks.LinfProjectedGradientDescentAttack
-        how = {"steps": steps, "rel_stepsize": step}
-
-    class On(kind):  # the same attack, on a loss of ours
-        def get_loss_fn(self, model: Any, labels: Any) -> Callable[[Any], Any]:
-            return lambda inputs: ep.astensor(each(model(inputs).raw, labels.raw).sum())
-
-    fooled = foolbox.PyTorchModel(answer, bounds=bounds, device=x.device)
-    epsilons = [float(e) for e in strengths]
-    _, _, success = On(random_start=False, **how)(fooled, x, y, epsilons=epsilons)
-    return ~success
-
-
-def _load(name: str) -> Any:
-    """An optional package. Only `attack` needs it."""
-    try:
-        with warnings.catch_warnings():  # foolbox 3.3 still imports scipy's old namespace
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return importlib.import_module(name)
-    except ImportError as error:
-        raise DitherError(
-            f"attack needs the package foolbox, and {name} is missing: pip install 'dither[lab]'"
-        ) from error
+    """Whether the answer is right after `steps` steps x ← x + step·ε sign ∇ℓ, [B]. Each step ends
+    with a projection on |x − x₀| ≤ ε and on the bounds. FGSM is one step of size 1.   Goodfellow et
+    al. 2015; Madry et al. 2018
+    """
+    low, high = (x - strength).clamp_min(bounds[0]), (x + strength).clamp_max(bounds[1])
+    at = x
+    for _ in range(steps):
+        at = at.detach().requires_grad_()
+        with torch.enable_grad():
+            (g,) = torch.autograd.grad(each(answer(at), y).sum(), at)
+        at = torch.clamp(at.detach() + step * strength * g.sign(), low, high)
+    with torch.no_grad():
+        return answer(at).argmax(-1) == y
 
 
 def _still(
@@ -298,7 +283,7 @@ def noisy(model: nn.Module, draws: int) -> Iterator[None]:
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter takes a gradient inside: foolbox calls backward, which would set them."""
+    """No parameter takes a gradient inside, which saves its part of the backward."""
     taking = [p for p in model.parameters() if p.requires_grad]
     for p in taking:
         p.requires_grad_(False)

@@ -1,6 +1,5 @@
 """Corruption and attack curves: formulas, bounds, noise, and what they leave behind."""
 
-import importlib
 import math
 
 import pytest
@@ -9,6 +8,7 @@ from torch import nn
 
 import dither
 from dither.errors import DitherError
+from dither.loss import get
 from dither.measures import robustness
 from dither.measures.robustness import attack, corrupt, corruption, vanishing
 
@@ -161,14 +161,29 @@ def test_images_need_labels():
         corruption(net, x, y, [0.0], draws=0)
 
 
-def test_a_missing_foolbox_is_a_sentence(monkeypatch):
-    def nowhere(name: str):
-        raise ImportError(name)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # foolbox imports an old namespace
+@pytest.mark.parametrize(("method", "target"), METHODS)
+def test_the_answers_are_those_under_foolboxs_attacks(method, target):
+    foolbox, ep = pytest.importorskip("foolbox"), pytest.importorskip("eagerpy")
+    net, x, y = problem(200)
+    strengths = [0.0, 0.05, 0.2, 0.5, 1.0]
+    each = get("cross_entropy").per_sample if target == "loss" else robustness.margin
+    if method == "fgsm":
+        kind, how = foolbox.attacks.LinfFastGradientAttack, {}
+    else:
+        kind = foolbox.attacks.LinfProjectedGradientDescentAttack
+        how = {"steps": 7, "rel_stepsize": 0.3}
 
-    net, x, y = problem()
-    monkeypatch.setattr(importlib, "import_module", nowhere)
-    with pytest.raises(DitherError, match=r"pip install 'dither\[lab\]'"):
-        attack(net, x, y, strengths=[0.1], bounds=BOUNDS)
+    class On(kind):
+        def get_loss_fn(self, model, labels):
+            return lambda inputs: ep.astensor(each(model(inputs).raw, labels.raw).sum())
+
+    theirs = foolbox.PyTorchModel(net.eval(), bounds=BOUNDS)
+    _, _, success = On(random_start=False, **how)(theirs, x, y, epsilons=strengths)
+    how = {"method": method, "target": target, "steps": 7, "step": 0.3}
+    ours = attack(net, x, y, strengths=strengths, bounds=BOUNDS, **how).accuracy
+    for strength, fooled in zip(strengths, success, strict=True):
+        assert ours[strength].value == float((~fooled).double().mean())
 
 
 @pytest.mark.parametrize("when", ["training", "always"])
