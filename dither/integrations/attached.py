@@ -6,12 +6,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from dither.attach.hooks import Hook
 from dither.attach.inject import Injection, inject
+from dither.calling import evaluating
 from dither.errors import DitherError
+from dither.noise.draw import key
+from dither.regulariser.balance import own_random_state
+from dither.regulariser.explicit import explicit
 from dither.regulariser.rebalance import rebalance
 from dither.schedule import Balanced
 
@@ -20,10 +25,19 @@ class Attached:
     """The noise that a callback puts on a model; arguments as in `dither.inject`."""
 
     def __init__(
-        self, what: Any, *, loss: Any = "cross_entropy", batch: Any = None, **how: Any
+        self,
+        what: Any,
+        *,
+        loss: Any = "cross_entropy",
+        batch: Any = None,
+        log_every: int | None = None,
+        **how: Any,
     ) -> None:
-        self.what, self.how = what, how
-        self.loss, self.batch = loss, batch  # for schedule.Balanced
+        number = isinstance(log_every, int) and not isinstance(log_every, bool)
+        if log_every is not None and not (number and log_every >= 1):
+            raise DitherError(f"log_every is a whole number of steps ≥ 1: got {log_every!r}")
+        self.what, self.how, self.log_every = what, how, log_every
+        self.loss, self.batch = loss, batch  # for schedule.Balanced and log_every
         self.noise: Injection | None = None
         self.steps = 0  # complete steps
         self.seen: Seen | None = None
@@ -45,9 +59,9 @@ class Attached:
 
     def watch(self) -> None:
         """Note the batches of the model's forwards, for loops that do not tell a callback; only
-        if a site has a `schedule.Balanced`.
+        if a site has a `schedule.Balanced`, or if R is logged.
         """
-        if self.noise is not None and self.balances:
+        if self.noise is not None and (self.balances or self.log_every):
             self.seen = Seen(self.noise)
             handle = self.noise.model.register_forward_pre_hook(self.seen, with_kwargs=True)
             self._seen.callback(handle.remove)
@@ -89,6 +103,26 @@ class Attached:
             self.noise.step = self.steps
             x, y = (self.batch or pair)(batch)
             rebalance(self.noise, x, y, self.loss)
+
+    def numbers(self, batch: Any) -> dict[str, float]:
+        """{"dither/R", "dither/R over loss", "dither/sigma SITE"} on a batch, every `log_every`
+        steps; else nothing. R is that of two random columns, in eval mode.
+        """
+        noise = self.noise
+        if noise is None or noise.held or not self.log_every or self.steps % self.log_every:
+            return {}
+        noise.step = self.steps + 1  # the σ of the step that comes
+        x, y = (self.batch or pair)(batch)
+        with (
+            own_random_state(key(noise.seeds[0], "log", self.steps)),
+            evaluating(noise.model),
+            torch.no_grad(),
+        ):
+            loss, R, _ = explicit(noise, x, y, self.loss, samples=2)
+        found = {"dither/R": float(R), "dither/R over loss": float(R / loss)}
+        sigmas = {n: float(noise.noise_at(site).sigma) for n, site in noise.sites.items()}
+        noise.step = self.steps
+        return found | {f"dither/sigma {name}": sigma for name, sigma in sigmas.items()}
 
     def hold(self) -> None:
         """Begin a step, unless one has begun. All forwards until `release` are one step of the
@@ -140,6 +174,6 @@ def pair(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, Mapping) and "labels" in batch:
         return {name: part for name, part in batch.items() if name != "labels"}, batch["labels"]
     raise DitherError(
-        "schedule.Balanced needs x and y, and a batch of this loop is neither a pair nor a mapping "
+        "R of the noise needs x and y, and a batch of this loop is neither a pair nor a mapping "
         f"with 'labels': got {type(batch).__name__}; say how, Noise(…, batch=lambda batch: (x, y))"
     )

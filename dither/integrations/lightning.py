@@ -25,9 +25,11 @@ class Noise(Callback):
     module     the name of the submodule that gets it, "" for the LightningModule itself; patterns
                and sites are named from there.
     name       tells several such callbacks of one Trainer apart.
-    loss       for `schedule.Balanced`, as in `dither.explicit`.
-    batch      for `schedule.Balanced`: the batch → (x, y); by default it is a pair, or a mapping
-               with "labels".
+    log_every  steps after which σ, R and R over the loss are logged, for whatever logger there is;
+               None: never. A log costs about one and a half steps.
+    loss       for `schedule.Balanced` and `log_every`, as in `dither.explicit`.
+    batch      for the same: the batch → (x, y); by default it is a pair, or a mapping with
+               "labels".
 
     The noise is attached after the model is moved and cast, and removed after the fit or an
     exception. A second fit continues it. Checkpoints hold seed, clock and Nodes' vectors; the first
@@ -70,6 +72,8 @@ class Noise(Callback):
     ) -> None:
         self.at = trainer.global_step
         self.attached.rebalance(batch)
+        if numbers := self.attached.numbers(batch):
+            pl_module.log_dict(numbers)
         self.attached.hold()
 
     def on_train_batch_end(

@@ -9,6 +9,7 @@ It counts the steps of the optimiser, and the Trainer's checkpoints hold its sta
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,12 @@ class Noise(TrainerCallback):
     what, how  as in `dither.inject`.
     name       tells several such callbacks of one Trainer apart.
     resume     the folder of the checkpoint to continue from, if it is outside `output_dir`.
-    loss       for `schedule.Balanced`, as in `dither.explicit`.
-    batch      for `schedule.Balanced`: the model's arguments → (x, y); by default y is "labels",
-               moved by one position for a causal language model. σ is measured after a step.
+    log_every  steps after which σ, R and R over the loss are logged; None: never. A log costs about
+               one and a half steps. They go to the Trainer's `log_history`; for TensorBoard or
+               W&B tell the callback where to, `noise.log = trainer.log`.
+    loss       for `schedule.Balanced` and `log_every`, as in `dither.explicit`.
+    batch      for the same: the model's arguments → (x, y); by default y is "labels", moved by one
+               position for a causal language model. σ is measured after a step.
 
     An optimiser of the Trainer's kind trains Nodes' vectors, at its rate and without weight decay.
     Their gradients are not clipped. Each checkpoint's folder holds seed, clock and vectors. The
@@ -43,6 +47,7 @@ class Noise(TrainerCallback):
 
     def __init__(self, what: Any, *, name: str = "", resume: str | None = None, **how: Any) -> None:
         self.attached, self.name, self.resume = Attached(what, **how), name, resume
+        self.log: Callable[[dict[str, float]], Any] | None = None  # such as trainer.log
         self.theirs: Any = None  # the Trainer's optimiser
         self.optimiser: Optimizer | None = None  # of the vectors
 
@@ -110,8 +115,14 @@ class Noise(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **of: Any) -> None:
         self.attached.release()
         seen = self.attached.seen
-        if seen is not None and seen.batch is not None:
-            self.attached.rebalance(seen.batch)
+        if seen is None or seen.batch is None:
+            return
+        self.attached.rebalance(seen.batch)
+        if numbers := self.attached.numbers(seen.batch):
+            if self.log is not None:
+                self.log(numbers)
+            else:
+                state.log_history.append({**numbers, "step": state.global_step})
 
     def on_save(self, args: Any, state: Any, control: Any, **of: Any) -> None:
         folder = _folder(args, state)

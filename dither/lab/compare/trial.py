@@ -32,8 +32,6 @@ from dither.lab.training.loop import Training
 from dither.lab.training.optimiser import SCHEDULES
 from dither.noise import draw
 from dither.regulariser.explicit import explicit
-from dither.regulariser.rebalance import rebalance
-from dither.schedule import Balanced
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +135,6 @@ class TrialTraining(Training):
             self.loader = _loader(self.problem.stream, run.batch, self.orders[0])
             self.per_epoch = len(self.loader)
             self.steps = (run.epochs or 0) * self.per_epoch
-        sites = self.noise.sites.values() if self.noise is not None else ()
-        self.balanced = any(isinstance(site.noise.sigma, Balanced) for site in sites)
         self.penalty = None if run.penalty is None else losses.get(run.penalty)
         self.seconds = 0.0
         self.best: tuple[float, int, dict[str, Any]] | None = None  # loss, epoch, weights
@@ -202,12 +198,12 @@ class TrialTraining(Training):
 
     def descend(self, x: Any, y: Any) -> Tensor:
         start = time.perf_counter()
-        if self.balanced and self.noise is not None:
-            rebalance(self.noise, x, y, self.loss.loss)
         if self.trial.step is not None:
+            self.rebalance(x, y)
             value = self.trial.step(self.model, x, y, self.optimiser)
             reached = torch.as_tensor(value, dtype=torch.float32).detach().reshape(1)
         elif self.scheduler is not None:
+            self.rebalance(x, y)
             reached = self.slopes(x, y)
             self.optimiser.step()
         else:

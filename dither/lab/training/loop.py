@@ -38,6 +38,8 @@ from dither.lab.training.watch import (
 from dither.noise import draw
 from dither.noise.noises import Weight
 from dither.regulariser.explicit import explicit
+from dither.regulariser.rebalance import rebalance
+from dither.schedule import Balanced
 
 if TYPE_CHECKING:
     from dither.lab.figure import Progress, Rows, Run
@@ -90,6 +92,8 @@ class Training:
         self.noise = injected(run, self.model, mine, self.data.x_train)
         if self.noise is not None and run.objective != "noise":
             self.noise.pause()
+        sites = () if self.noise is None else self.noise.ordered
+        self.balanced = any(isinstance(site.noise.sigma, Balanced) for site in sites)
         nodes = list(self.noise.parameters()) if self.noise is not None else []
         self.optimiser = self.built(self.model.parameters(), nodes)
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
@@ -195,12 +199,18 @@ class Training:
         factor = self.factor()
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
+        self.rebalance(x, y)
         each = self.slopes(x, y)
         if getattr(self.run.optimiser, "again", False):  # it evaluates the gradient twice or more
             self.optimiser.step(lambda: float(self.slopes(x, y).sum()))
         else:
             self.optimiser.step()
         return each
+
+    def rebalance(self, x: Tensor, y: Tensor) -> None:
+        """Set the σ that are kept at a share of the loss, if it is time to."""
+        if self.balanced and self.noise is not None:
+            rebalance(self.noise, x, y, self.loss.loss)
 
     def factor(self) -> float:
         """The factor on the learning rate at this step."""
@@ -324,12 +334,14 @@ class _Loss:
 
 def _stackable(run: "Run") -> bool:
     """Whether a stack can run it. A stack can't draw a tensor at random, penalise R of parameters,
-    record R of each replica, or use an optimiser that needs the gradient of all parameters
-    together.
+    record R of each replica, balance σ of each, or use an optimiser that needs the gradient of all
+    parameters together.
     """
     if getattr(run.optimiser, "again", False):
         return False
     noises = [n for _, n in run.noise] if isinstance(run.noise, tuple) else [run.noise]
+    if any(isinstance(getattr(n, "sigma", None), Balanced) for n in noises):
+        return False
     if run.objective == "noise":
         return run.draw != "random"
     return not any(isinstance(n, Weight) for n in noises) and not any(
