@@ -10,7 +10,6 @@ C, H, W] is one sample of C·H·W outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dither.errors import DitherError
-from dither.halves import random_half, silence
+from dither.loss.anyloss import AnyLoss, Unreduced
 from dither.loss.columns import (
     Columns,
     aligned,
     at_position,
     diagonal,
-    eigen,
-    of_type,
     places,
-    polarised,
     positions,
     squeezed,
     steps,
@@ -200,142 +196,6 @@ class Logistic:
         return diagonal(((F.logsigmoid(z) + F.logsigmoid(-z)) / 2).exp() * self._scale(z) ** 0.5)
 
 
-@dataclass(frozen=True)
-class AnyLoss:
-    """A user's loss f(z, y): [B] per sample, or its mean over the batch. Autograd computes H, which
-    may be indefinite. Raises DitherError if H is 0 everywhere (f is linear in z), as R would be 0.
-
-    For a value, H = Σ_k ± S_k S_kᵀ by eigenvalues. For a gradient eigenvectors can't be used: they
-    are not smooth at equal eigenvalues. Then H = Σ_k ¼(s e_k + H e_k/s)(…)ᵀ − ¼(s e_k − H
-    e_k/s)(…)ᵀ, which holds for any symmetric H and is differentiable. Costs D backward passes of
-    the loss alone and a [B, D, D] array, where D counts the outputs of one sample.
-    """
-
-    function: Callable[[Tensor, Tensor], Tensor]
-
-    def per_sample(self, z: Tensor, y: Tensor) -> Tensor:
-        value = self._value(z, y)
-        if value.shape == z.shape[:1]:
-            return value
-        if value.dim() == 0:
-            b = z.shape[0]
-            alone = [self._value(z[i : i + 1], sample(y, i, b)) for i in range(b)]
-            each = torch.stack([v.reshape(()) for v in alone])
-            if not torch.allclose(each.mean(), value, rtol=1e-4, atol=1e-8):
-                raise DitherError(
-                    "a loss that gives one number must be the mean over its samples: got "
-                    f"{value.item():.4g} where the samples' mean is {each.mean().item():.4g}; give "
-                    "one number per sample [B]"
-                )
-            return each
-        raise DitherError(
-            f"a loss must give one number per sample [B] or their mean: got "
-            f"{tuple(value.shape)} for B = {z.shape[0]}; use reduction='none' and sum what "
-            "belongs to a sample"
-        )
-
-    def _value(self, z: Tensor, y: Any) -> Tensor:
-        value = self.function(z, y)
-        if not isinstance(value, Tensor):
-            raise DitherError(
-                "a loss must give a tensor, one number per sample [B] or their mean: got "
-                f"{type(value).__name__}"
-            )
-        return value
-
-    def columns(self, z: Tensor, y: Tensor) -> Columns:
-        self.check_apart(z, y)
-        h = self._curvature(z, y)
-        if h.numel() and not h.any() and self._linear(z, y):
-            raise DitherError(
-                "the loss is linear in the outputs, so that its Hessian is 0: make the model give "
-                "the logits, and pass a loss of logits"
-            )
-        found = polarised(h, z.shape) if h.requires_grad else eigen(h, z.shape)
-        return of_type(found, z.dtype)
-
-    def check_apart(self, z: Tensor, y: Tensor) -> None:
-        """Raises DitherError if a sample's loss depends on the output of another one. A random half
-        of the losses is differentiated. Its gradient must be 0 at the outputs of the other half,
-        and that of all losses at its own. A dependent pair is missed with probability ½.
-        """
-        if len(z) < 2:
-            return
-        with torch.enable_grad():
-            at = z.detach().requires_grad_()
-            each = self.per_sample(at, y)
-            if not each.requires_grad:
-                return
-            half = random_half(len(z)).to(each)
-            (part,) = torch.autograd.grad((each * half).sum(), at, retain_graph=True)
-            (whole,) = torch.autograd.grad(each.sum(), at)
-        rest = part - silence(whole, half)
-        if rest.norm() > torch.finfo(z.dtype).eps ** 0.5 * whole.norm():
-            raise DitherError(
-                "the loss of one sample depends on the output of another: R needs a loss of each "
-                "sample by itself, f(z, y)[i] of z[i] and y[i]; a contrastive loss has no R"
-            )
-
-    def _linear(self, z: Tensor, y: Tensor) -> bool:
-        """Whether H is 0 at 0, −z and y too. A loss that is linear in parts, as Huber's, is curved
-        at one of them.
-        """
-        z = z.detach()
-        others = [torch.zeros_like(z), -z] + (
-            [y.view_as(z).to(z.dtype)] if squeezed(y) == squeezed(z) else []
-        )
-        return not any(self._hessian(at, y).any() for at in others)
-
-    def _curvature(self, z: Tensor, y: Tensor) -> Tensor:
-        """H in double precision: the differences it is made of (p − p² of a sure softmax) lose
-        their digits in single. A loss that cannot take it, as weights of its own are in single,
-        is differentiated as it is.
-        """
-        if z.dtype != torch.float64 and not z.is_mps:
-            try:
-                return self._hessian(z.double(), y)
-            except (RuntimeError, TypeError):
-                pass
-        return self._hessian(z, y)
-
-    def _hessian(self, z: Tensor, y: Tensor) -> Tensor:
-        keep = torch.is_grad_enabled() and z.requires_grad
-        with torch.enable_grad():
-            at = z if keep else z.detach().requires_grad_()
-            total = self.per_sample(at, y).sum()
-            if not total.requires_grad:
-                raise DitherError(
-                    "the loss has no gradient by the model's outputs: it must be computed from "
-                    "them with torch, without detach(), no_grad() or numpy"
-                )
-            (slope,) = torch.autograd.grad(total, at, create_graph=True)
-            rows = [
-                torch.autograd.grad(
-                    entry.sum(), at, create_graph=keep, retain_graph=True, allow_unused=True
-                )[0]
-                if entry.requires_grad
-                else None
-                for entry in slope.reshape(z.shape[0], -1).unbind(1)
-            ]
-        h = torch.stack(
-            [(torch.zeros_like(z) if r is None else r).reshape(z.shape[0], -1) for r in rows], 1
-        )
-        return (h + h.mT) / 2  # [B, D, D]
-
-
-def sample(y: Any, i: int, batch: int) -> Any:
-    """The targets of sample i: one row of each tensor of `batch` rows, also inside tuples, lists
-    and mappings. Anything else is returned as it is.
-    """
-    if isinstance(y, Tensor):
-        return y[i : i + 1] if y.dim() and len(y) == batch else y
-    if isinstance(y, Mapping):
-        return {name: sample(part, i, batch) for name, part in y.items()}
-    if isinstance(y, tuple | list):
-        return type(y)(sample(part, i, batch) for part in y)
-    return y
-
-
 def get(loss: Any) -> Any:
     """The loss object of a name, an object with `per_sample` and `columns`, a torch loss module,
     or a callable.
@@ -360,6 +220,8 @@ def get(loss: Any) -> Any:
         and loss.weight is loss.pos_weight is None
     ):
         return Logistic(mean=True)
+    if isinstance(loss, nn.Module) and getattr(loss, "reduction", None) in ("mean", "none"):
+        return AnyLoss(Unreduced(loss))
     if callable(loss) and not isinstance(loss, type):
         return AnyLoss(loss)  # pyright: ignore[reportArgumentType]
     if isinstance(loss, Tensor):

@@ -80,6 +80,7 @@ class Second:
             each = self.loss.per_sample(wide(z), y)
             if isinstance(self.loss, AnyLoss):
                 self.loss.check_apart(wide(z), y)
+                self.loss.check_kinks(wide(z), y)
             for name, w in leaf.items():
                 held = w if self.differentiable else w.detach()
                 self.probes.append((self.noise.sites[name], held, w))

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dither.loss.losses import Columns, CrossEntropy
+from dither.loss.columns import Columns
+from dither.loss.losses import CrossEntropy
 
 
 @dataclass(frozen=True)
