@@ -18,7 +18,7 @@ ROOMS = {
     "attach": ["noise"],
     "regulariser": ["attach", "engine", "loss", "noise"],
     "measures": ["regulariser", "attach", "engine", "loss", "noise"],
-    "integrations": ["regulariser", "attach"],
+    "integrations": ["regulariser", "attach", "noise"],
     "nn": ["attach", "noise"],
     "lab": LIBRARY,
     "papers": [*LIBRARY, "lab"],
