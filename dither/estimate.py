@@ -26,6 +26,9 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         return f"{self.value:.4g} ± {self.sem:.2g}"
 
+    def _repr_html_(self) -> str:
+        return str(self)
+
     def __sub__(self, other: float) -> Estimate:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Shifted by an exact number; the error stays."""
         return Estimate(self.value - float(other), self.sem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from fnmatch import fnmatchcase
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dither.attach.arguments import check_argument
 from dither.attach.site import CONV, Site, Sites
 from dither.errors import DitherError
 from dither.noise.noises import describe, lacks, side_of
@@ -19,6 +21,7 @@ SHARDED = ("FullyShardedDataParallel", "FSDPModule")  # fully_shard makes a subc
 
 
 SCRIPTED = torch.jit.ScriptModule
+_ONE_INPUT = re.compile(r"input(?::(?P<name>[^\W\d]\w*)|\[(?P<number>\d+)\])")
 WRAPPERS = ("DistributedDataParallel", "OptimizedModule", "DataParallel")
 
 
@@ -217,6 +220,10 @@ def _matches(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
     modules = _modules(model)
     if pattern in ("input", "output") and pattern not in modules:
         return [_site("", "in" if pattern == "input" else "out", noise, model)]
+    if (one := _ONE_INPUT.fullmatch(pattern)) and "input" not in modules:
+        which = one["name"] if one["name"] else int(one["number"])
+        check_argument(model, which)
+        return [Site(pattern, "in", noise, model, -1, which=which)]
     glob, _, side = (
         pattern.rpartition(":") if pattern.endswith((":in", ":out")) else (pattern, "", "")
     )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from dither.attach.arguments import located
 from dither.attach.shadow import check_held
 from dither.attach.site import Site
 from dither.attach.threads import OneAtATime
@@ -136,6 +137,10 @@ class DisplaceInput(Hook):
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         parts = (*args, *kwargs.values())
+        if self.site.which is not None:
+            at = located(module, self.site.which, args, kwargs)
+            t = self.noise.activation(self.site, at.value, module)
+            return None if t is None else at.replaced(t)
         place = first(enumerate(args))
         if any(isinstance(part, PackedSequence) for part in parts):
             return refuse(self.noise, self.site, module, parts)

@@ -51,8 +51,9 @@ def inject(
     `what` is a noise, put at its default sites (activations: the input of every Linear and
     convolution; Node: a Linear's output, a convolution's input; Weight: every parameter), or a
     mapping from patterns to noises. A pattern is a glob over module names, with ":in" or ":out" to
-    name the side; "input" and "output" are those of the whole model. For Weight a pattern is a glob
-    over parameter names. If a module takes or gives several tensors, the first real one gets noise.
+    name the side; "input" and "output" are those of the whole model, "input:name" and "input[1]"
+    one of its arguments. For Weight a pattern is a glob over parameter names. If a module takes or
+    gives several tensors, the first real one gets noise.
     Without `what` the noises of `dither.nn` in the model are taken over, with their vectors.
 
     seed      the seed of the draws; None takes one from torch's default generator. A list gives

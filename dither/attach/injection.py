@@ -7,7 +7,7 @@ written to, the graph keeps W + δ for the backward, and the optimiser updates W
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -118,6 +118,13 @@ class Injection(Clock, Weights, nn.Module):
             self.paused = before
             forget_compiled()
 
+    def set(self, sigmas: Mapping[str, Any]) -> None:
+        """Give sites other σ, {site: σ}, as `balance` returns them; draws and steps go on. Raises
+        DitherError for a site that this injection does not have.
+        """
+        self.sites.set(sigmas)
+        forget_compiled()
+
     def remove(self) -> None:
         """Take every hook off the model. Its output is then bit for bit what it was without noise.
         A second call does nothing.
@@ -138,6 +145,9 @@ class Injection(Clock, Weights, nn.Module):
 
     def __exit__(self, *_: object) -> None:
         self.remove()
+
+    def _repr_html_(self) -> str:
+        return self.sites.html(f"noise on {len(self.sites)} sites of {type(self.model).__name__}")
 
     def __repr__(self) -> str:
         return f"noise on {len(self.sites)} sites of {type(self.model).__name__}\n{self.sites}"

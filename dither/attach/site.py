@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dither.errors import DitherError
 from dither.noise.noises import describe
-from dither.text import grid
+from dither.text import grid, html
 
 CONV = nn.modules.conv._ConvNd
 
@@ -30,6 +30,7 @@ class Site:
     module: nn.Module
     index: int
     owners: tuple[tuple[nn.Module, str], ...] = ()
+    which: str | int | None = None  # of the model's arguments; None: the first real tensor
     seen: tuple[int, ...] | None = None  # shape at the last call
     step: int = 0
     micro: int = 0
@@ -78,11 +79,36 @@ class Sites(dict[str, Site]):
         super().__init__((s.name, s) for s in sites)
         self.skipped = skipped
 
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table's cells, its head first."""
+        return [("site", "of", "noise", "shape")] + [
+            (site.name, type(site.module).__name__, describe(site.noise), _shape(site))
+            for site in self.values()
+        ]
+
+    def set(self, sigmas: Mapping[str, Any]) -> None:
+        """Give sites other σ, {site: σ}. Raises DitherError for unknown sites and wrong σ, before
+        anything is changed.
+        """
+        if unknown := [name for name in sigmas if name not in self]:
+            raise DitherError(
+                f"set: there is no site {unknown[0]!r}; there are {', '.join(map(repr, self))}"
+            )
+        changed = {name: replace(self[name].noise, sigma=s) for name, s in sigmas.items()}
+        for name, noise in changed.items():
+            site = self[name]
+            if getattr(site.module, "placed_noise", None) is site.noise:
+                site.module.placed_noise = noise
+            site.noise = noise
+
+    def html(self, title: str) -> str:
+        """The table for a notebook."""
+        head, *rows = self.rows()
+        notes = [f"not a site: {name}: {why}" for name, why in self.skipped.items()]
+        return html(head, rows, title, notes)
+
     def __repr__(self) -> str:
-        rows = [("site", "of", "noise", "shape")]
-        for site in self.values():
-            rows.append((site.name, type(site.module).__name__, describe(site.noise), _shape(site)))
-        lines = grid(rows)
+        lines = grid(self.rows())
         lines += [f"not a site: {name}: {why}" for name, why in self.skipped.items()]
         return "\n".join(lines)
 

@@ -23,7 +23,7 @@ from dither.lab.compare import compare
 from dither.lab.compare.problem import Stack, problem
 from dither.lab.compare.quantities import accuracy
 from dither.noise.noises import is_noise
-from dither.text import grid
+from dither.text import grid, html
 
 __all__ = ["Sweep", "sweep"]
 
@@ -48,20 +48,27 @@ class Sweep:
         """(mean, low, high) at each σ: the 95 % interval of the mean (Student's t)."""
         return [rule.interval(row) for row in self.values]
 
-    def __str__(self) -> str:
+    def rows(self) -> list[tuple[str, str, str]]:
+        """The table's cells, its head first."""
         rows = [("σ", self.metric, "95 %")]
         for sigma, (mean, low, high) in zip(self.sigmas, self.intervals, strict=True):
             ends = f"[{low:.4g}, {high:.4g}]" if math.isfinite(low) else ""
             rows.append((f"{sigma:g}", f"{mean:.4g}", ends))
-        foot = f"{self.values.shape[1]} {self.over}; without noise {self.baseline:.4g}"
-        return "\n".join([*grid(rows, right=True), foot])
+        return rows
+
+    @property
+    def foot(self) -> str:
+        """What the table does not say by itself."""
+        return f"{self.values.shape[1]} {self.over}; without noise {self.baseline:.4g}"
+
+    def __str__(self) -> str:
+        return "\n".join([*grid(self.rows(), right=True), self.foot])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        cells = [line.split(None, 2) for line in str(self).splitlines()[:-1]]
-        body = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in row)}</tr>" for row in cells)
-        return f"<table>{body}</table><p>{str(self).splitlines()[-1]}</p>"
+        head, *rows = self.rows()
+        return html(head, rows, notes=[self.foot])
 
     def to_frame(self) -> pl.DataFrame:
         """A long table (sigma, draw or seed, value) of polars."""

@@ -26,6 +26,7 @@ from dither.measures.multilinear import alone, multilinear
 from dither.measures.probes import probed
 from dither.noise.noises import Weight
 from dither.regulariser.explicit import explicit
+from dither.text import grid, html
 
 __all__ = ["Trace", "trace"]
 
@@ -44,6 +45,16 @@ class Trace(NamedTuple):
     sem: float
     by_parameter: dict[str, Estimate]
     probes: int
+
+    def __str__(self) -> str:
+        error = "exact" if self.exact else f"{self.probes} probes"
+        rows = [("parameter", "trace"), *((n, str(e)) for n, e in self.by_parameter.items())]
+        return "\n".join([f"trace {Estimate(self.value, self.sem)} ({error})", *grid(rows)])
+
+    def _repr_html_(self) -> str:
+        title, _, *_ = str(self).splitlines()
+        rows = [(name, str(part)) for name, part in self.by_parameter.items()]
+        return html(("parameter", "trace"), rows, title)
 
     @property
     def exact(self) -> bool:

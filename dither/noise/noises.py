@@ -295,7 +295,10 @@ def describe(noise: Any) -> str:
         if isinstance(value, Balanced):
             words.append(f"σ {value}")
         elif field.name == "sigma":
-            words.append(f"σ {format(at(noise, 0).sigma, '.4g')}{' at first' * callable(value)}")
+            sigma, more = at(noise, 0).sigma, " at first" if callable(value) else ""
+            if isinstance(sigma, Tensor):
+                sigma, more = float(sigma.detach()), " learnt"
+            words.append(f"σ {sigma:.4g}{more}")
         elif field.name == "law":
             plain = not getattr(value, "__dataclass_fields__", {}) or value == TwoGaussian()
             words.append(type(value).__name__.lower() if plain else repr(value))
