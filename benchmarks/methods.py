@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import nn
 from benchmarks.clock import Call
 from benchmarks.workloads import Job, Workload
 from dither import Additive, Weight, explicit, inject
+from dither.attach.inject import DrawMode
 from dither.measures.curvature import trace
 from dither.noise import two_point
 
@@ -63,7 +65,7 @@ def clear(model: nn.Module) -> None:
         p.grad = None
 
 
-def _value(noise: object, samples: int | None, scale: float = 1.0) -> Callable[[Job], Call]:
+def _value(noise: Any, samples: int | None, scale: float = 1.0) -> Callable[[Job], Call]:
     def build(job: Job) -> Call:
         sites = inject(job.model, noise, seed=0)
 
@@ -93,7 +95,7 @@ def _step(samples: int | None) -> Callable[[Job], Call]:
     return build
 
 
-def _noisy(noise: object, draw: str = "each") -> Callable[[Job], Call]:
+def _noisy(noise: Any, draw: DrawMode = "each") -> Callable[[Job], Call]:
     """A plain step with noise."""
 
     def build(job: Job) -> Call:

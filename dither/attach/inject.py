@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -22,26 +22,26 @@ from dither.attach.site import CONV, Site, label
 from dither.calling import call, evaluating, unfused
 from dither.errors import DitherError
 from dither.noise.draw import Source
-from dither.noise.noises import Node
+from dither.noise.noises import Node, Noise
 from dither.torch_internals import forget_compiled
 
 __all__ = ["Injection", "inject", "put", "take"]
 
-DRAWS = ("each", "all", "cycle", "random")
-GROUPS = ("tensor", "layer")
-WHENS = ("training", "always")
-STATISTICS = ("update", "keep")
+DrawMode = Literal["each", "all", "cycle", "random"]
+Group = Literal["tensor", "layer"]
+When = Literal["training", "always"]
+Keep = Literal["update", "keep"]
 
 
 def inject(
     model: nn.Module,
-    what: Any = None,
+    what: Noise | Mapping[str, Noise] | None = None,
     *,
     seed: int | Sequence[int] | None = None,
-    draw: str = "each",
-    by: str = "tensor",
-    when: str = "training",
-    statistics: str = "update",
+    draw: DrawMode = "each",
+    by: Group = "tensor",
+    when: When = "training",
+    statistics: Keep = "update",
     example: Any = None,
     batch_dim: int = 0,
     mask: Any = None,
@@ -79,9 +79,9 @@ def inject(
     One forward of `model` in train mode is one step (see `Injection.hold`). Raises DitherError for
     patterns that match nothing, sharded weights, and unknown shapes.
     """
-    options = (("draw", draw, DRAWS), ("by", by, GROUPS), ("when", when, WHENS))
-    for name, got, allowed in (*options, ("statistics", statistics, STATISTICS)):
-        if got not in allowed:
+    options = (("draw", draw, DrawMode), ("by", by, Group), ("when", when, When))
+    for name, got, kind in (*options, ("statistics", statistics, Keep)):
+        if got not in (allowed := get_args(kind)):
             raise DitherError(f"inject: {name} is one of {', '.join(allowed)}: got {got!r}")
     if isinstance(batch_dim, bool) or not isinstance(batch_dim, Integral) or batch_dim < 0:
         raise DitherError(f"inject: batch_dim is a whole number ≥ 0: got {batch_dim!r}")

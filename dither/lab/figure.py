@@ -21,6 +21,8 @@ from dither.lab.table import Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
 
+    from dither.attach.inject import DrawMode, Group, Keep
+
 __all__ = [
     "SCALES", "Claim", "Figure", "Progress", "Run", "Silent", "Table", "Task", "Verdict"
 ]  # fmt: skip
@@ -68,8 +70,8 @@ class Run:
     model: Any
     optimiser: Any
     noise: Any = None
-    draw: str = "each"
-    by: str = "tensor"
+    draw: "DrawMode" = "each"
+    by: "Group" = "tensor"
     objective: str = "noise"
     loss: Any = "cross_entropy"
     batch: int | None = None
@@ -78,7 +80,7 @@ class Run:
     stop: float | None = None
     schedule: str = "constant"
     watch: tuple[Any, ...] = ()
-    statistics: str = field(default="update", metadata=identity.LATER)
+    statistics: "Keep" = field(default="update", metadata=identity.LATER)
     precision: str = field(default="float32", metadata=identity.LATER)
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from dither import loss as losses
-from dither.attach.inject import Injection, inject
+from dither.attach.inject import DrawMode, Group, Injection, inject
 from dither.attach.reading import Idle, reading
 from dither.attach.shadow import showing
 from dither.calling import check_devices, output
@@ -147,7 +147,7 @@ def explosion(
     loss: Any = "cross_entropy",
     *,
     sigma: float,
-    by: str = "tensor",
+    by: Group = "tensor",
     limit: float = 1.0,
     draws: int = 16,
     seed: int = 0,
@@ -186,8 +186,8 @@ def growth(
     x: Any,
     *,
     sigma: float,
-    draw: str = "all",
-    by: str = "tensor",
+    draw: DrawMode = "all",
+    by: Group = "tensor",
     draws: int = 16,
     seed: int = 0,
 ) -> Estimate:
@@ -234,7 +234,7 @@ class _Probe:
     """
 
     def __init__(
-        self, model: nn.Module, x: Any, y: Tensor | None, loss: Any, by: str, seed: int
+        self, model: nn.Module, x: Any, y: Tensor | None, loss: Any, by: Group, seed: int
     ) -> None:
         check_devices(model, x)
         self.model, self.x, self.y, self.by, self.seed = model, x, y, by, seed
@@ -265,7 +265,7 @@ class _Probe:
                 "explosion: the outputs without noise are not finite: check the model and the batch"
             )
 
-    def look(self, draw: str, sigma: float, draws: int) -> tuple[Tensor, Tensor]:
+    def look(self, draw: DrawMode, sigma: float, draws: int) -> tuple[Tensor, Tensor]:
         """½‖Δz‖² and, if there is a loss, Δℓ: batch means of each antithetic pair [P]. Layer-wise
         noise takes the tensors in turn.
         """
@@ -289,7 +289,7 @@ class _Probe:
         halves = (torch.stack(looks or square).view(-1, 2) for looks in (square, change))
         return tuple(half.mean(1) for half in halves)  # pyright: ignore
 
-    def first(self, draw: str, draws: int) -> Tensor:
+    def first(self, draw: DrawMode, draws: int) -> Tensor:
         """½‖Δz‖²/σ² of each pair [P] at first order. Its mean is R at σ = 1.
 
         It is taken at 2 % of the weights' own σ, and σ is halved until that changes nothing.
@@ -306,14 +306,14 @@ class _Probe:
             "is not differentiable here"
         )
 
-    def growth(self, draw: str, sigma: float, draws: int, first: Tensor) -> Estimate:
+    def growth(self, draw: DrawMode, sigma: float, draws: int, first: Tensor) -> Estimate:
         return self._growth(self.look(draw, sigma, draws)[0], sigma, first)
 
     def _growth(self, square: Tensor, sigma: float, first: Tensor) -> Estimate:
         ratio = Estimate.of((square / sigma**2 - first) / self.R1)
         return ratio if math.isfinite(ratio.value) else Estimate(math.inf, math.nan)
 
-    def way(self, draw: str, sigma: float, draws: int, *, r1: float, limit: float) -> Way:
+    def way(self, draw: DrawMode, sigma: float, draws: int, *, r1: float, limit: float) -> Way:
         """The result for one way of drawing. r1: R of the loss at σ = 1."""
         square, change = self.look(draw, sigma, draws)
         first = self.first(draw, draws)

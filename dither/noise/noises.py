@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,17 @@ from dither.torch_internals import functional
 Sigma = Any  # a number ≥ 0, or a schedule, Callable[[int], float] of the step
 
 HALF = Dropout(0.5)
+
+
+class Noise(Protocol):
+    """What every noise has: a σ, a side, and two faces."""
+
+    @property
+    def sigma(self) -> Any: ...
+    @property
+    def side(self) -> Any: ...
+    def displace(self, site: Here, rng: Any) -> Tensor: ...
+    def variance(self, g: Any, site: Here) -> Tensor: ...
 
 
 def checked(self) -> None:

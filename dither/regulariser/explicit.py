@@ -10,7 +10,7 @@ docs/math.md.
 from __future__ import annotations
 
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ def explicit(
     loss: Any = "cross_entropy",
     *,
     samples: int | None = None,
-    curvature: str = "gauss_newton",
+    curvature: Literal["gauss_newton", "full"] = "gauss_newton",
 ) -> Explicit:
     """R = ½ E_batch Σ_sites Σ_c Var⟨g_c, δ⟩, exact or sampled; differentiable where gradients are
     on.   (★)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dither.attach.inject import DrawMode, Group
 from dither.errors import DitherError
 from dither.loss.columns import Columns
 from dither.loss.losses import HalfSquare
@@ -39,8 +40,8 @@ class Method:
     _: KW_ONLY
     objective: Objective = "noise"
     penalty: Any = None
-    draw: str = "each"
-    by: str = "tensor"
+    draw: DrawMode = "each"
+    by: Group = "tensor"
     model: Callable[[], nn.Module] | None = None
     optimiser: Any = None
     schedule: Any = None

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import dither
+from dither.attach.inject import DrawMode
 from dither.estimate import Estimate
 from dither.lab import Array, Claim, Figure, Progress, Table, Task, Verdict, generator
 from dither.lab.rule import Comparison, above, decide, near
@@ -26,7 +27,7 @@ from dither.measures.calibration import reliability
 from dither.papers import style
 from dither.papers.beyond.characters import Text, Transformer, pieces
 
-SCHEMES = {"noise": "all", "noise (layer)": "cycle"}
+SCHEMES: dict[str, DrawMode] = {"noise": "all", "noise (layer)": "cycle"}
 LEARNT = 2.5  # nats per character; guessing by frequency alone gives about 3.1
 COLOURS = {"noise": style.RED, "noise (layer)": style.BLUE, "loss + R̂": style.SKY}
 

@@ -1,11 +1,11 @@
 """Does one ratio transfer over widths and depths where one σ does not?
 
-Noise in tanh networks that learn Fashion-MNIST: additive noise on the input of every layer, or noise
-on all weights. With one σ for all networks, what the noise costs may depend on the network: on its
-width, and on how many layers add up. `schedule.Balanced(r)` asks for the cost in place of σ: R is
-kept at the share r of the loss. Measured at the end of training: the share of the loss that the
-noise costs, E[Δℓ] / ℓ by draws, not by R. The number of the figure is the spread of this share over
-networks: the standard deviation of its logarithm.
+Noise in tanh networks that learn Fashion-MNIST: additive noise on the input of every layer, or
+noise on all weights. With one σ for all networks, what the noise costs may depend on the network:
+on its width, and on how many layers add up. `schedule.Balanced(r)` asks for the cost in place of σ:
+R is kept at the share r of the loss. Measured at the end of training: the share of the loss that
+the noise costs, E[Δℓ] / ℓ by draws, not by R. The number of the figure is the spread of this share
+over networks: the standard deviation of its logarithm.
 """
 
 from collections.abc import Mapping
@@ -170,8 +170,8 @@ figure = Figure(
            "train": 20_000, "epochs": 40},
     claims=[
         *(
-            Claim(f"{kind}, {name}s", f"{kind}: over {name}s the share of the loss that noise costs "
-                  "spreads less than a third as much with one ratio as with one σ",
+            Claim(f"{kind}, {name}s", f"{kind}: over {name}s the share of the loss that noise "
+                  "costs spreads less than a third as much with one ratio as with one σ",
                   lambda t, kind=kind, which=which: transfers(t, kind, which))
             for kind in KINDS for which, name in enumerate(("width", "depth"))
         ),

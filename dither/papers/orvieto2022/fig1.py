@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 import dither
+from dither.attach.inject import DrawMode
 from dither.lab import MLP, Claim, Data, Figure, Progress, Table, Task, Verdict
 from dither.lab.nets.specs import Init
 from dither.lab.rule import between, decide, exact, not_above
@@ -35,7 +36,7 @@ INITS: dict[str, Init] = {
     "paper": "orvieto",
     "usual": "lecun",
 }  # W_ij ~ N(0, 1/(d_i d_{i−1})), as in §3.1; or N(0, 1/d_{i−1})
-SCHEMES = {"full": "all", "layer-wise": "random"}
+SCHEMES: dict[str, DrawMode] = {"full": "all", "layer-wise": "random"}
 GROWS = "grows linearly in d₁ (log–log slope 1 ± 0.1 from d₁ = 100 on)"
 NEAR = 0.1  # of a slope, and of R
 FLAT = "stays flat (moves by less than 0.1 R from d₁ = 100 on, mean over seeds of the size)"

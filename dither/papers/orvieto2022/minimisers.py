@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
@@ -58,7 +59,9 @@ class Problem:
     y: Tensor
     expected: Callable[[float], Tensor]  # σ → R_σ, differentiable
 
-    def effective(self, sigma: float, curvature: str = "gauss_newton") -> Tensor:
+    def effective(
+        self, sigma: float, curvature: Literal["gauss_newton", "full"] = "gauss_newton"
+    ) -> Tensor:
         """L + R, or L + the whole second order."""
         with dither.inject(self.net, dither.Weight(sigma), seed=0, draw="each") as noise:
             penalised = dither.explicit(noise, self.x, self.y, "half_square", curvature=curvature)

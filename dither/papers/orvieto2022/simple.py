@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import dither
 from dither import loss as losses
+from dither.attach.inject import DrawMode
 from dither.lab import Array, Table, Verdict
 from dither.lab.rule import above, decide, exact, few, not_above
 from dither.lab.training.optimiser import SCHEDULES
@@ -41,7 +42,7 @@ def descend(
     steps: int,
     rate: float,
     seed: int,
-    draw: str = "each",
+    draw: DrawMode = "each",
     looks: int = 20,
 ) -> Iterator[int]:
     """Gradient descent with a cosine rate and weight noise. Yields the step at each look."""
@@ -98,7 +99,7 @@ def compared(
     seed: int,
     starts: int,
     iterations: int,
-    draw: str = "each",
+    draw: DrawMode = "each",
     loss: str = "half_square",
 ) -> Iterator[Row]:
     """Rows "gap METHOD" along each method's training, and "gap minimised" against the start's

@@ -8,6 +8,7 @@ from layer to layer. In a wide network it can ruin training although its regular
 """
 
 import itertools
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -64,7 +65,7 @@ plt.show()
 # Is the forecast right? Train the wide network with σ far above the safe one of full noise.
 
 
-def accuracy(draw: str, sigma: float, steps: int = 150) -> float:
+def accuracy(draw: Any, sigma: float, steps: int = 150) -> float:
     """Test accuracy after some steps with weight noise."""
     model = network(256)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -8,6 +8,8 @@ above 0 for a perfect model too, because each bin has finitely many examples.
 would show.
 """
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
@@ -22,7 +24,7 @@ order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
 train, test = order[:150], order[150:]
 
 
-def trained(what: object) -> nn.Module:
+def trained(what: Any) -> nn.Module:
     """A network that fits its 150 images, with a noise or without."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
