@@ -237,7 +237,8 @@ class _Probe:
         self, model: nn.Module, x: Any, y: Tensor | None, loss: Any, by: Group, seed: int
     ) -> None:
         check_devices(model, x)
-        self.model, self.x, self.y, self.by, self.seed = model, x, y, by, seed
+        self.model, self.x, self.y, self.seed = model, x, y, seed
+        self.by: Group = by
         with inject(model, Weight(1.0), draw="all", by=by, seed=0) as noise:
             with reading(noise, Idle()):  # noise on a part of the model too
                 self.z = output(model, x)

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 import dither
+from dither.attach.inject import DrawMode
 from dither.lab import (
     MLP,
     SGD,
@@ -33,7 +34,7 @@ from dither.lab.rule import decide, unlearnt
 from dither.measures.explosion import compounded, explosion, growth
 from dither.papers import style
 
-DRAWS = {"full": "all", "layer-wise": "cycle"}
+DRAWS: dict[str, DrawMode] = {"full": "all", "layer-wise": "cycle"}
 COLOURS = (style.BLUE, style.RED)
 HALF = 0.5  # of what layer-wise noise learns: with less, full noise has exploded
 LEARNT = 0.1  # of the loss at the start: what a run must remove to be compared
