@@ -1,17 +1,17 @@
 """Which noise helps on scikit-learn's digits: `dither compare docs/digits.py`."""
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
 import dither
-from dither.lab.compare import Method
-from dither.lab.training.optimiser import SGD
+from dither.lab.compare import Method, sam, weight_decay
 
-x, y = (torch.tensor(part) for part in load_digits(return_X_y=True))
-order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-train, test = order[:400], order[400:]
-data = x[train].float() / 16, y[train], x[test].float() / 16, y[test]
+x, y = load_digits(return_X_y=True)
+order = np.random.default_rng(0).permutation(len(x))
+x, y = x[order] / 16, y[order]
+data = x[:400], y[:400], x[400:], y[400:]
 
 
 def make_model():
@@ -25,5 +25,12 @@ methods = {
     "R of input": Method({"input": dither.Additive(0.2)}, objective="explicit"),
     "dropout": {"2:in": dither.Multiplicative(law=dither.dropout(0.5))},
     "weights": Method(dither.Weight(0.1), draw="cycle"),
+    "decay": weight_decay(1e-3),
+    "SAM": sam(0.05),
 }
-settings = {"seeds": 5, "epochs": 100, "batch": 50, "optimiser": SGD(0.2)}
+settings = {
+    "epochs": 100,
+    "batch": 50,
+    "optimiser": lambda parameters: torch.optim.SGD(parameters, lr=0.2),
+    "measures": ["loss", "accuracy", "calibration", "R", "corruption"],
+}

@@ -7,6 +7,7 @@ several noises and baselines. For a seed, every method gets the same first weigh
 order of the data. So differences are taken seed by seed.
 """
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -15,7 +16,8 @@ import dither
 from dither.lab.compare import Method, weight_decay
 
 x, y = load_digits(return_X_y=True)
-x = x / 16
+order = np.random.default_rng(0).permutation(len(x))
+x, y = x[order] / 16, y[order]
 data = x[:400], y[:400], x[400:], y[400:]
 
 
