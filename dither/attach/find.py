@@ -18,6 +18,7 @@ from dither.errors import DitherError
 from dither.noise.noises import describe, lacks, side_of
 
 SHARDED = ("FullyShardedDataParallel", "FSDPModule")  # fully_shard makes a subclass of the latter
+FLAT = SHARDED[:1]  # it replaces the parameters, so that nothing of the model can be found
 
 
 SCRIPTED = torch.jit.ScriptModule
@@ -27,7 +28,7 @@ WRAPPERS = ("DistributedDataParallel", "OptimizedModule", "DataParallel")
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel or torch.compile's wrapper. Raises DitherError for
-    sharded weights and for DataParallel on several devices.
+    FSDP's first version and for DataParallel on several devices.
     """
     whole = model
     while type(model).__name__ in WRAPPERS:
@@ -35,17 +36,30 @@ def unwrapped(model: nn.Module) -> nn.Module:
     for name, module in whole.named_modules():
         if isinstance(module, nn.DataParallel) and len(module.device_ids or ()) > 1:
             raise replicas(name or "the model")
-        check_whole(name or "the model", module)
+        check_whole(name or "the model", module, FLAT)
     return model
 
 
-def check_whole(name: str, module: nn.Module) -> None:
-    """Raises DitherError if FSDP shards a module's weights."""
-    if any(kind.__name__ in SHARDED for kind in type(module).__mro__):
+def check_whole(name: str, module: nn.Module, kinds: tuple[str, ...] = SHARDED) -> None:
+    """Raises DitherError if FSDP shards a module's weights. kinds: names of its classes."""
+    if any(kind.__name__ in kinds for kind in type(module).__mro__):
         raise DitherError(
-            f"noise can't reach sharded weights: {name!r} is under FSDP; inject into each rank's "
-            "unsharded model, or use DistributedDataParallel"
+            f"noise can't reach sharded weights: {name!r} is under FSDP; put the noise on "
+            "activations of a model under fully_shard, or use DistributedDataParallel"
         )
+
+
+def check_passes(model: nn.Module) -> None:
+    """Raises DitherError if a part of the model is under fully_shard, which frees the weights after
+    the first backward pass of a forward.
+    """
+    for name, module in model.named_modules():
+        if any(kind.__name__ == SHARDED[1] for kind in type(module).__mro__):
+            raise DitherError(
+                f"the gradient of R, and curvature='full', need a second backward pass, and "
+                f"{name or 'the model'!r} is under fully_shard, which frees the weights after one: "
+                "ask for the value under torch.no_grad(), and train with the noise itself"
+            )
 
 
 def replicas(name: str) -> DitherError:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dither import loss as losses
+from dither.attach.find import check_passes
 from dither.attach.inject import Injection
 from dither.attach.reading import reading
 from dither.calling import check_devices, mixing, ordinary, tensors, twice
@@ -107,6 +108,8 @@ def _explicit(
         )
     live = [*model.parameters(), *noise.parameters(), *tensors(x)]
     differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in live)
+    if differentiable or full:
+        check_passes(model)
     if full:
         pull = Second(noise, loss, samples, differentiable)
     else:

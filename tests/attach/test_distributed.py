@@ -155,6 +155,43 @@ def sharding_after_inject_is_refused(number):
     noise.remove()
 
 
+def activations_under_fully_shard(number):
+    """Outputs, gradients, R and E[Δℓ] are those of the model that is not sharded."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(number)
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    for noise in (dither.Additive(0.3), dither.Multiplicative(0.3)):
+        sharded, plain = net(), net()
+        for layer in (sharded[0], sharded[2]):
+            fully_shard(layer)
+        fully_shard(sharded)
+        a, b = (dither.inject(m, noise, seed=1) for m in (sharded, plain))
+        for _ in range(2):
+            out, expected = sharded(x), plain(x)
+            assert torch.equal(out, expected)
+            nn.functional.cross_entropy(out, y).backward()
+            nn.functional.cross_entropy(expected, y).backward()
+        for samples in (None, 2):
+            found = []
+            for injected in (a, b):
+                torch.manual_seed(2)
+                with torch.no_grad():
+                    found.append(dither.explicit(injected, x, y, samples=samples).R)
+            torch.testing.assert_close(*found)
+        with pytest.raises(dither.DitherError, match="under fully_shard, which frees the weights"):
+            dither.explicit(a, x, y)
+        for p, q in zip(sharded.parameters(), plain.parameters(), strict=True):
+            dist.all_reduce(q.grad, op=dist.ReduceOp.SUM)
+            torch.testing.assert_close(p.grad.full_tensor(), q.grad / 2)
+        torch.manual_seed(3)
+        one = dither.expected(a, x, y, draws=8)
+        torch.manual_seed(3)
+        assert one.value == pytest.approx(dither.expected(b, x, y, draws=8).value, abs=1e-6)
+    with pytest.raises(dither.DitherError, match="it is a DTensor, sharded over ranks"):
+        dither.inject(sharded, dither.Weight(0.1))
+
+
 def test_two_ranks():
     scenario = (
         weights_agree_and_activations_differ,
@@ -165,6 +202,7 @@ def test_two_ranks():
         dtensors_are_refused,
         different_seeds_are_told_on_every_rank,
         sharding_after_inject_is_refused,
+        activations_under_fully_shard,
     )
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
