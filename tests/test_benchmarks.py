@@ -238,3 +238,17 @@ def test_what_was_measured_is_kept_and_taken_up_when_asked(tmp_path):
     assert _kept(tmp_path / "a", False, "cnn dither", measure, 4) == {"rows": [4]}
     assert _kept(tmp_path / "b", True, "cnn dither", measure, 5) == {"rows": [5]}
     assert seen == [1, 3, 4, 5]
+
+
+def test_the_script_for_an_accelerator_runs_on_a_cpu(monkeypatch, capsys):
+    from benchmarks import gpu, nets
+
+    small = {"MLP 784-1024³-10": (lambda: nets.mlp(784, 16, 10), (784,), 8)}
+    monkeypatch.setattr(gpu, "NETS", small)
+    monkeypatch.setattr("sys.argv", ["gpu", "--device", "cpu", "--rounds", "1"])
+    assert gpu.main() == 0
+    said = capsys.readouterr().out
+    assert said.count(" ok") == 6
+    assert "DIFFERS" not in said
+    monkeypatch.setattr(gpu, "NEAR", 0.0)
+    assert gpu.main() == 1
