@@ -89,6 +89,8 @@ def reproduce(
     """
     if scale not in SCALES:
         raise DitherError(f"scale {scale!r} is none of {', '.join(SCALES)}")
+    if resources and cluster is None:
+        raise DitherError("resources are what a Dask worker offers: give a cluster, too")
     if jobs < 1:
         raise DitherError(f"jobs = {jobs}: at least one process has to do the work")
     chosen = _chosen(seeds)
@@ -212,7 +214,7 @@ class Session:
         return [
             replace(part, folder=str(self.store.checkpoints(job.run)))
             for job in planned.values()
-            for part in _parts(job)
+            for part in parts(job)
         ]
 
     def _lacks(self, run: Run | Task, seed: int) -> bool:
@@ -352,7 +354,8 @@ def _kept(done: int, total: int) -> str:
     return f"{kept}; the same command goes on with the rest"
 
 
-def _parts(job: Job) -> list[Job]:
+def parts(job: Job) -> list[Job]:
+    """A job as programs of at most `TOGETHER` seeds; one seed each where they can't be stacked."""
     size = TOGETHER if job.run.stacked else 1
     starts = range(0, len(job.seeds), size)
     return [replace(job, seeds=job.seeds[i : i + size]) for i in starts]

@@ -3,8 +3,8 @@ machine.
 
 All jobs are handed in at once, the first with the highest priority, so that Dask can scale. A job
 whose worker dies is started again by the scheduler. A scheduler that is lost (its connection broke,
-or it is silent for `BACK` seconds) is waited for at its address for `BACK` seconds more, and gets
-the jobs that are left; after that the call ends.
+or it is silent for `SILENCE` seconds) is waited for at its address for `BACK` seconds, and gets the
+jobs that are left; after that the call ends.
 
 A worker reports over a topic of the scheduler. At each report it asks whether the run is still
 wanted: where the call has ended, the run stops.
@@ -16,6 +16,7 @@ import contextlib
 import logging
 import queue
 import socket
+import threading
 import time
 import uuid
 from collections import Counter
@@ -29,7 +30,8 @@ from dither.lab.runs.screen import Screen
 from dither.lab.runs.workers import HEARTBEAT, RETRIES, WHY, Outcomes, Reporter, work
 
 ANSWER = 10  # seconds in which a scheduler must answer at first
-BACK = 30  # seconds of silence until a scheduler is lost, and again until it must be back
+SILENCE = 30  # seconds after which a scheduler that says nothing is lost
+BACK = 30  # seconds to wait for a lost scheduler
 WORKERS = 300  # seconds to wait for a worker
 LOSSES = 5  # losses of a scheduler in succession without a word from a worker between
 CENSUS = 2  # seconds between two counts of the workers
@@ -124,7 +126,7 @@ class Batch:
         try:
             number, what, *more = self.news.get(timeout=HEARTBEAT)
         except queue.Empty:
-            silent = time.monotonic() - self.answered > BACK
+            silent = time.monotonic() - self.answered > SILENCE
             if self.lost or silent or self.client.status != "running":
                 raise Lost from None
             return
@@ -221,8 +223,11 @@ class Batch:
             self.started[number] += 1
 
 
+_alone = threading.Lock()  # torch's generator and its number of threads belong to the process
+
+
 def _afar(job: Job, number: int, topic: str) -> Outcome:
-    """A job on a worker."""
+    """A job on a worker, one at a time, also where the worker has several threads."""
     from distributed import get_worker
 
     worker = get_worker()
@@ -237,8 +242,9 @@ def _afar(job: Job, number: int, topic: str) -> Outcome:
             raise DitherError("the call that asked for this run has ended")
         tell("at", float(done), float(total))
 
-    tell("start")
-    return work(job, Reporter(report, REPORT), lambda text: tell("say", text))
+    with _alone:
+        tell("start")
+        return work(job, Reporter(report, REPORT), lambda text: tell("say", text))
 
 
 @contextlib.contextmanager
