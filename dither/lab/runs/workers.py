@@ -33,6 +33,7 @@ from dither.lab.runs.screen import Screen
 from dither.lab.runs.store import frame
 
 RETRIES = 2  # times that a run starts again after its process died
+STARTS = 10  # processes in succession that may end before they are ready
 HEARTBEAT = 0.2  # seconds between two checks for Ctrl-C
 REPORT = 0.2  # seconds between two reports of a run's progress
 PATIENCE = 10  # seconds in which a process ends that was told to
@@ -198,7 +199,7 @@ class Crew:
         how, job = worker.end(), worker.job
         if not worker.ready:
             self.stillborn += 1
-            if self.stillborn > RETRIES:
+            if self.stillborn >= STARTS:
                 raise DitherError(
                     f"{self.stillborn} worker processes ended before they began (the last: {how}): "
                     "a script needs `if __name__ == '__main__':` around its call; jobs=1 needs none"

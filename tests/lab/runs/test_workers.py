@@ -149,6 +149,7 @@ def test_a_process_that_dies_loses_its_own_run_only(toy, tmp_path):
 
 def test_processes_that_can_not_start_end_the_call(monkeypatch):
     monkeypatch.setattr(workers, "_serve", os._exit)  # as a script does without its `if`
+    monkeypatch.setattr(workers, "STARTS", 3)
     jobs = [Job(Task("tasks:decay"), (seed,), "x") for seed in range(3)]
     with pytest.raises(DitherError, match=r"3 worker processes .*__name__ == '__main__'"):
         list(workers.Processes(2).outcomes(jobs, Quiet()))
