@@ -37,6 +37,7 @@ LOSSES = 5  # losses of a scheduler in succession without a word from a worker b
 CENSUS = 2  # seconds between two counts of the workers
 REPORT = 1.0  # seconds between two reports of a run
 TRY = 3  # seconds for one attempt to connect
+SLOW = (OSError, asyncio.TimeoutError)  # errors of a connection
 LOGGERS = ("distributed", "distributed.client", "distributed.nanny", "tornado.application")
 
 
@@ -111,9 +112,9 @@ class Batch:
         self.alone: float | None = None  # since when there is no worker
 
     def outcomes(self) -> Outcomes:
-        self._submit()
-        self._ask(self._count())
         try:
+            self._submit()
+            self._ask(self._count())
             while self.left:
                 heed()
                 yield from self._next()
@@ -170,7 +171,7 @@ class Batch:
 
         try:
             outcome = await self.client.gather(future, asynchronous=True)
-        except (OSError, TimeoutError, cf.CancelledError, asyncio.TimeoutError) as error:
+        except (*SLOW, cf.CancelledError) as error:
             if future.status != "error":  # the connection broke, not the job
                 self.news.put((number, "lost"))
                 return
@@ -262,7 +263,7 @@ def _connected(address: str, *, again: bool) -> Iterator[Any]:
                 elsewhere.submit(asyncio.run, _knock(address)).result()
             client = Client(address, timeout=TRY, set_as_default=False)
         except Exception as error:
-            hope = isinstance(error, (OSError, TimeoutError)) and (again or not _unknown(error))
+            hope = isinstance(error, SLOW) and (again or not _unknown(error))
             if hope and time.monotonic() < deadline:
                 time.sleep(HEARTBEAT)
                 continue
