@@ -91,6 +91,37 @@ def slow(seed, progress, rate, steps, log, seconds):
     return rows
 
 
+_running = []
+
+
+def steady(seed, progress, rate, steps, log, seconds):
+    """As counted, with time between its steps, and a line where it is stopped. A process has one
+    run at a time.
+    """
+    if _running:
+        raise RuntimeError("two runs in one process")
+    _running.append(seed)
+    try:
+        for row in counted(seed, progress, rate, steps, log):
+            time.sleep(seconds)
+            yield row
+    except DitherError:
+        with Path(log).open("a", encoding="utf-8") as file:
+            file.write("stopped\n")
+        raise
+    finally:
+        _running.clear()
+
+
+def fragile(seed, progress, rate, steps, log):
+    """As counted, but one run kills its process the first time."""
+    first = not Path(log).exists() or f"{rate} {seed} " not in Path(log).read_text(encoding="utf-8")
+    rows = counted(seed, progress, rate, steps, log)
+    if first and (rate, seed) == (0.1, 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rows
+
+
 def faulty(seed, progress, rate, steps, how):
     if rate > 0.2 and how == "bug":
         raise ZeroDivisionError("a bug")

@@ -39,7 +39,7 @@ NAMES_ONLY = ["__init__", "__main__"]  # they pass names on, and are above all
 # The floors of the laboratory, the highest first. A floor may import itself and all below it.
 FLOORS = [
     "cli",
-    "check listing sweep",
+    "check listing planning sweep",
     "compare reproduce",
     "page",
     "runs",

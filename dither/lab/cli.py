@@ -119,15 +119,44 @@ def list_figures() -> None:
 
 @app.command()
 def show(
-    figure: Annotated[str, typer.Argument(metavar="FIGURE", autocompletion=_complete)],
+    figure: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="FIGURE",
+            help="levi2022/fig3, or a paper; with --scale also a glob, or none for all.",
+            autocompletion=_complete,
+        ),
+    ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="smoke|quick|decisive|paper",
+            help="What this scale costs: runs, time on one core, the longest run.",
+            autocompletion=_scales,
+        ),
+    ] = None,
+    workers: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N", min=1, help="And how long N workers take: 1, 8, 64, 512; may be repeated."
+        ),
+    ] = None,
     out: Out = "results",
 ) -> None:
     """One figure: its text, its runs at each scale, its claims and what came of them, departures;
-    or a paper's figures.
+    or a paper's figures; or, with --scale, what figures cost there.
     """
     from dither.lab import catalogue, listing
 
-    if figure.strip("/") in {name.split("/")[0] for name in catalogue.names()}:
+    names = catalogue.names()
+    if scale is not None:
+        names = catalogue.match([figure] if figure else [])
+        listing.plan(names, scale, workers or (1, 8, 64, 512), out, _console())
+    elif workers:
+        raise DitherError("--workers tells how long a scale takes: give --scale, too")
+    elif figure is None:
+        raise DitherError("missing argument 'FIGURE'; `dither show --help` shows what there is")
+    elif figure.strip("/") in {name.split("/")[0] for name in names}:
         console, paper = _console(), figure.strip("/")
         console.print(f"{catalogue.paper(paper)}\n", highlight=False, markup=False)
         listing.figures(catalogue.match([paper]), console)
@@ -153,6 +182,12 @@ def reproduce(
     out: Out = "results",
     cluster: Annotated[
         str | None, typer.Option(metavar="ADDRESS|local", help="A Dask scheduler to compute on.")
+    ] = None,
+    resources: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=N", help="What a Dask worker must offer for each run; may be repeated."
+        ),
     ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="Compute finished runs once more.")
@@ -180,6 +215,7 @@ def reproduce(
                 jobs=jobs,
                 out=out,
                 cluster=cluster,
+                resources=_resources(resources or ()),
                 again=again,
                 screen=screen,
             )
@@ -360,6 +396,20 @@ def _seeds(text: str | None) -> int | range | None:
     if colon and int(last) <= int(first):
         raise DitherError(f"--seeds {text} is empty: give a number (3) or a range (0:3)")
     return range(int(first), int(last)) if colon else int(first)
+
+
+def _resources(pairs: Sequence[str]) -> dict[str, float]:
+    """["GPU=1"] → {"GPU": 1.0}."""
+    found = {}
+    for pair in pairs:
+        name, _, much = pair.partition("=")
+        try:
+            found[name] = float(much)
+        except ValueError:
+            found[name] = 0.0
+        if not (name and 0 < found[name] < float("inf")):
+            raise DitherError(f"--resources {pair}: give a name and a number above 0, as GPU=1")
+    return found
 
 
 def _plain(text: str) -> str:

@@ -1,5 +1,5 @@
 """The output of `dither list` and `dither show`: figures, their cost, their claims and the
-verdicts.
+verdicts; how long so many workers take.
 """
 
 import re
@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from dither.errors import DitherError
-from dither.lab import catalogue
+from dither.lab import catalogue, planning
 from dither.lab.data import needs
 from dither.lab.figure import SCALES, Figure
 from dither.lab.page import report
@@ -61,6 +61,47 @@ def figure(name: str, out: str, console: Console) -> None:
         say("departures from the paper:")
     for departure in chosen.departures:
         console.print(_hung("- ", departure), highlight=False)
+
+
+def plan(names: Sequence[str], scale: str, workers: Sequence[int], out: str, say: Console) -> None:
+    """What the figures cost at a scale, and how long so many workers take for all of them."""
+    if scale not in SCALES:
+        raise DitherError(f"scale {scale!r} is none of {', '.join(SCALES)}")
+    chosen = [figure for figure in map(catalogue.find, names) if scale in figure.scales]
+    if not chosen:
+        raise DitherError(f"none of these figures has a {scale} scale: {', '.join(names)}")
+    costs = planning.costs(chosen, scale, Store(out))
+    grid = Grid("figure", "runs", "on one core", "longest run", box=None)
+    for column in grid.columns[1:]:
+        column.justify = "right"
+    by_name = {cost.figure.name: cost for cost in costs}
+    for name in (name for name in names if name in by_name):
+        cost = by_name[name]
+        runs = f"{cost.runs}{f' + {cost.shared} shared' * (cost.shared > 0)}"
+        grid.add_row(name, runs, _hours(sum(cost.hours)), _hours(max(cost.hours, default=0)))
+    hours = [hour for cost in costs for hour in cost.hours if hour == hour]
+    runs = sum(cost.runs for cost in costs)
+    grid.add_row("all", str(runs), _hours(sum(hours)), _hours(max(hours, default=0)))
+    say.print(grid)
+    if unknown := [cost.figure.name for cost in costs if any(h != h for h in cost.hours)]:
+        say.print(f"without a cost, and left out below: {', '.join(unknown)}", soft_wrap=True)
+    rows = Grid("workers", "as ordered", "idle", "longest first", "idle", "at least", box=None)
+    for column in rows.columns:
+        column.justify = "right"
+    for n in workers:
+        ours = planning.schedule(hours, n)
+        best = planning.schedule(sorted(hours, reverse=True), n)
+        why, least = max(best.bounds.items(), key=lambda bound: bound[1])
+        rows.add_row(
+            str(n), _hours(ours.hours), f"{ours.idle:.0%}", _hours(best.hours), f"{best.idle:.0%}",
+            f"{_hours(least)} ({why})",
+        )  # fmt: skip
+    say.print()
+    say.print(rows)
+
+
+def _hours(hours: float) -> str:
+    return "?" if hours != hours else duration(3600 * hours) if hours else "–"
 
 
 def _claims(chosen: Figure, folder: Path) -> Iterator[str | Grid]:

@@ -10,7 +10,7 @@ import difflib
 import math
 import shlex
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,10 +22,11 @@ from dither.lab.data import needs
 from dither.lab.figure import SCALES, Run, Task
 from dither.lab.page import report
 from dither.lab.page.judge import Study, conclude
+from dither.lab.runs.cluster import Cluster
 from dither.lab.runs.jobs import Job, Outcome
 from dither.lab.runs.screen import Quiet, Screen
 from dither.lab.runs.store import OtherFormat, Store
-from dither.lab.runs.workers import Cluster, InProcess, Processes
+from dither.lab.runs.workers import InProcess, Processes
 from dither.lab.wording import duration
 
 TOGETHER = 32  # seeds of a narrow network in one program; a kill loses at most these
@@ -68,6 +69,7 @@ def reproduce(
     jobs: int = 1,
     out: str | Path = "results",
     cluster: str | None = None,
+    resources: Mapping[str, float] | None = None,
     again: bool = False,
     screen: Screen | None = None,
 ) -> Results:
@@ -79,6 +81,7 @@ def reproduce(
               not judged
     jobs      processes
     cluster   the address of a Dask scheduler, or "local"
+    resources  what a worker of the cluster must offer for each run: {"GPU": 1}
     again     compute finished runs once more
 
     Raises DitherError if nothing can be run. A run that fails is reported in `failures` and on the
@@ -86,6 +89,8 @@ def reproduce(
     """
     if scale not in SCALES:
         raise DitherError(f"scale {scale!r} is none of {', '.join(SCALES)}")
+    if resources and cluster is None:
+        raise DitherError("resources are what a Dask worker offers: give a cluster, too")
     if jobs < 1:
         raise DitherError(f"jobs = {jobs}: at least one process has to do the work")
     chosen = _chosen(seeds)
@@ -103,7 +108,7 @@ def reproduce(
     studies.sort(
         key=lambda s: s.figure.cost.get(scale, math.inf) if s.figure else 0
     )  # cheapest first; stable
-    return session.run(studies, jobs, cluster)
+    return session.run(studies, jobs, cluster, resources)
 
 
 class Session:
@@ -148,15 +153,21 @@ class Session:
         self.screen.say(f"left out, because they have no {scale} scale: {named}")
         return [study for study in studies if study not in lacking]
 
-    def run(self, studies: list[Study], jobs: int, cluster: str | None) -> Results:
+    def run(
+        self,
+        studies: list[Study],
+        jobs: int,
+        cluster: str | None = None,
+        resources: Mapping[str, float] | None = None,
+    ) -> Results:
         page = report.write_page(self.store.root)
         self.screen.say(f"The page: {page.resolve()}")
         plan = self._plan(studies)
         total, done = sum(len(job.seeds) for job in plan), 0
         width = min(jobs, len(plan))
-        workers = (
-            Cluster(cluster, width) if cluster else Processes(width) if width > 1 else InProcess()
-        )
+        workers = InProcess() if width < 2 else Processes(width)
+        if cluster is not None:
+            workers = Cluster(cluster, width, resources)
         self.screen.say(_opening(studies, total, width, cluster))
         try:
             for study in (s for s in studies if not s.waits):
@@ -168,8 +179,11 @@ class Session:
                         done += self.take(job, outcome)
                         self._settle(studies, job, outcome)
         except KeyboardInterrupt:
-            kept = f"{done} of {total} run{'s' * (total != 1)} finished and kept"
-            raise Interrupted(f"stopped: {kept}; the same command goes on with the rest") from None
+            raise Interrupted(f"stopped: {_kept(done, total)}") from None
+        except DitherError as error:
+            if not done:
+                raise
+            raise DitherError(f"{error}; {_kept(done, total)}") from error
         finally:
             self.screen.close()
         results = Results(page, {study.name: study for study in studies}, self.failures)
@@ -200,7 +214,7 @@ class Session:
         return [
             replace(part, folder=str(self.store.checkpoints(job.run)))
             for job in planned.values()
-            for part in _parts(job)
+            for part in parts(job)
         ]
 
     def _lacks(self, run: Run | Task, seed: int) -> bool:
@@ -321,7 +335,7 @@ def _opening(studies: list[Study], total: int, width: int, cluster: str | None) 
         return f"{figures}, nothing to compute"
     where = (
         f"on the cluster {cluster}"
-        if cluster
+        if cluster is not None
         else f"in {width} processes"
         if width > 1
         else "in this process"
@@ -335,7 +349,13 @@ def _opening(studies: list[Study], total: int, width: int, cluster: str | None) 
     return f"{figures}: {total} run{'s' * (total != 1)} to do {where}{cost}"
 
 
-def _parts(job: Job) -> list[Job]:
+def _kept(done: int, total: int) -> str:
+    kept = f"{done} of {total} run{'s' * (total != 1)} finished and kept"
+    return f"{kept}; the same command goes on with the rest"
+
+
+def parts(job: Job) -> list[Job]:
+    """A job as programs of at most `TOGETHER` seeds; one seed each where they can't be stacked."""
     size = TOGETHER if job.run.stacked else 1
     starts = range(0, len(job.seeds), size)
     return [replace(job, seeds=job.seeds[i : i + size]) for i in starts]

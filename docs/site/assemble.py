@@ -20,6 +20,7 @@ PAGES = {
     "docs/math.md": "math.md",
     "docs/gotchas.md": "gotchas.md",
     "docs/reliability.md": "reliability.md",
+    "docs/scaling.md": "scaling.md",
     "docs/claims.md": "claims.md",
     "docs/verdicts.md": "verdicts.md",
     "docs/records.md": "records.md",

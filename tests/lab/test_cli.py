@@ -107,6 +107,20 @@ def test_show_a_paper(dither):
     assert "toy2024/fig2" in out
 
 
+def test_show_what_a_scale_costs(dither):
+    code, out, err = dither("show --scale quick --workers 2 --workers 3")
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines() if line.strip()]
+    cost = ["toy2024/fig1", "4", "3", "min", "45", "s"]  # two labels, two seeds, 3 minutes
+    assert cost in rows
+    assert ["all", *cost[1:]] not in rows  # two figures more
+    left_out, _, two, three = (" ".join(row) for row in rows[-4:])
+    assert left_out.startswith("without a cost, and left out below: ")
+    assert two == "2 90 s 0% 90 s 0% 90 s (the work)"
+    assert three == "3 90 s 33% 90 s 33% 90 s (two of the 4 longest)"
+    assert dither("show toy2024/fig1 --scale quick")[1].count("min") > 1
+
+
 def test_version(dither):
     assert dither("--version") == (0, "dither 0.1.0\n", "")
 
@@ -116,7 +130,7 @@ def test_reproduce(dither, tmp_path):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == f"The page: {tmp_path / 'results' / 'index.html'}"
-    assert re.fullmatch(r"\[1/2\] toy2024/fig1 · rate 0\.1 · seed 0 · \d+ s", lines[2])
+    assert re.fullmatch(r"\[1/2\] toy2024/fig1 · rate 0\.1 · seed 0 · [\d.]+ s", lines[2])
     assert lines[-4:] == [
         "toy2024/fig2: 1 fails", "fails:", "  toy2024/fig2 T2: faster is lower", lines[0],
     ]  # fmt: skip
@@ -169,6 +183,11 @@ def test_failed_runs_are_told_at_the_end(dither, tmp_path, monkeypatch):
         ("data fetch", "missing argument 'NAME'; `dither data fetch --help`"),
         ("reprodce", "no such command 'reprodce'. Did you mean 'reproduce'?"),
         ("show", "missing argument 'FIGURE'"),
+        ("show --workers 3", "--workers tells how long a scale takes: give --scale, too"),
+        ("show --scale best", "scale 'best' is none of smoke, quick, decisive, paper"),
+        ("show toy2024 --scale decisive", "none of these figures has a decisive scale"),
+        ("reproduce --cluster local --resources GPU", "give a name and a number above 0, as GPU=1"),
+        ("reproduce --cluster local --resources GPU=0", "--resources GPU=0: give a name and a"),
         ("show a b", "got unexpected extra argument"),
         ("report --out nowhere", "there are no figures in nowhere: run `dither"),
         ("data fetch cifar", "data 'cifar' is not here: dither has no"),

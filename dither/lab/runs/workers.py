@@ -1,25 +1,25 @@
-"""Workers: this process, local processes, or a Dask cluster, with one thread each, through
-`concurrent.futures`.
+"""Workers of this machine, with one thread each: this process, or processes.
 
-Each has outcomes(jobs, screen) → (job, Outcome), in the order in which jobs end. A run that raises,
-or that kills its process, gives an Outcome too, and the others continue. Workers write checkpoints
-only: the caller seals results.
+Workers have outcomes(jobs, screen) → (job, Outcome), in the order in which jobs end. A run that
+raises gives an Outcome too, and the others continue. A process that dies loses its own run only,
+which starts again after the others, at its last checkpoint; after `RETRIES` such starts it has
+failed. Workers write checkpoints only: the caller seals results. `cluster` has those of Dask.
 """
 
-import asyncio
-import concurrent.futures as cf
 import contextlib
-import logging
 import multiprocessing
 import os
+import pickle
+import queue
 import signal
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,13 @@ from dither.lab.runs.screen import Screen
 from dither.lab.runs.spawning import without_main
 from dither.lab.runs.store import frame
 
-DIED = "its process died (killed, out of memory, or a crash in native code)"
-PATIENCE = 10  # seconds to wait for a scheduler
+RETRIES = 2  # times that a run starts again after its process died
+STARTS = 10  # processes in succession that may end before they are ready
 HEARTBEAT = 0.2  # seconds between two checks for Ctrl-C
 REPORT = 0.2  # seconds between two reports of a run's progress
+PATIENCE = 10  # seconds in which a process ends that was told to
+WHY = "killed, out of memory, or a crash in native code"
+READY, END = None, b""  # the first word of a process, and the last one to it
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
 
 
@@ -44,24 +47,24 @@ Outcomes = Generator[tuple[Job, Outcome], None, None]
 
 
 class Reporter:
-    """A progress that sends at most one report every `REPORT` seconds."""
+    """A progress that sends at most one report in `every` seconds."""
 
-    def __init__(self, send: Callable[[float, float], None]) -> None:
-        self.send, self.due = send, 0.0
+    def __init__(self, send: Callable[[float, float], None], every: float = REPORT) -> None:
+        self.send, self.every, self.due = send, every, 0.0
 
     def update(self, done: float, total: float) -> None:
         if (now := time.monotonic()) >= self.due:
-            self.due = now + REPORT
+            self.due = now + self.every
             self.send(done, total)
 
 
-def work(job: Job, send: Callable[[float, float], None], say: Callable[[str], None]) -> Outcome:
+def work(job: Job, reporter: Reporter, say: Callable[[str], None]) -> Outcome:
     """Execute a job in this process."""
     start = time.perf_counter()
     try:
         with _one_thread():
             keeper = _keeper(job, say)
-            results = execute(job.run, job.seeds, Reporter(send), keeper)
+            results = execute(job.run, job.seeds, reporter, keeper)
             rows = {seed: frame(results[seed]) for seed in job.seeds}
             seconds = time.perf_counter() - start + (keeper.before if keeper else 0)
             return Outcome(rows, provenance.environment(seconds, len(job.seeds)))
@@ -87,152 +90,153 @@ class InProcess:
         for job in jobs:
             heed()
             screen.start(job)
-            send = partial(screen.update, job)
-            yield job, work(job, send, screen.say)
+            yield job, work(job, Reporter(partial(screen.update, job)), screen.say)
+
+
+@dataclass(eq=False)
+class Worker:
+    """A process and our end of its pipe. It gets jobs, and sends reports and outcomes."""
+
+    process: SpawnProcess
+    pipe: Connection
+    ready: bool = False
+    job: Job | None = None
+
+    def end(self) -> str:
+        """Make sure that it ends. Returns how it ended."""
+        self.pipe.close()  # then it exits
+        self.process.join(PATIENCE)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        code = self.process.exitcode or 0
+        try:
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        except ValueError:
+            how = f"signal {-code}"
+        self.process.close()
+        return how
 
 
 class Processes:
-    """Local processes. Each holds one end of a pipe (the leash) and exits when the other end is
-    closed, also if the parent was killed.
+    """Local processes, `width` at a time.
+
+    Each has a pipe of its own, so that one that dies holds no lock for which others wait. It exits
+    when our end of the pipe is closed, also if this process was killed.
     """
 
     def __init__(self, width: int) -> None:
         self.width = width
 
     def outcomes(self, jobs: Sequence[Job], screen: Screen) -> Outcomes:
-        waiting = deque(jobs)
-        while waiting:
-            suspects = yield from self._round(waiting, min(self.width, len(waiting)), screen)
-            for job in suspects:  # one of them killed its process: run alone, they show which
-                if (yield from self._round(deque([job]), 1, screen)):
-                    yield job, Outcome(sentence=DIED)
-
-    def _round(
-        self, waiting: deque[Job], width: int, screen: Screen
-    ) -> Generator[tuple[Job, Outcome], None, list[Job]]:
-        """Compute until no job is left or a process dies. Returns the jobs that were in flight
-        then.
-        """
-        context = multiprocessing.get_context("spawn")
-        leash, ours = context.Pipe(duplex=False)
-        reports = context.Queue()
-        pool = cf.ProcessPoolExecutor(width, context, _begin, (leash, reports))
-        listener = threading.Thread(target=_listen, args=(reports, screen), daemon=True)
-        listener.start()
-        flight: dict[cf.Future[Outcome], Job] = {}
-        over = False
+        crew = Crew(self.width, jobs, screen)
         try:
-            with (
-                _uninterrupted(),
-                without_main(),
-            ):  # processes start at the first submit, and inherit this
-                _fill(flight, waiting, width, lambda job: pool.submit(_remote, job), screen)
-            yield from _flow(flight, waiting, width, lambda job: pool.submit(_remote, job), screen)
-            over = True
-        except BrokenProcessPool:
-            return list(flight.values())
+            while crew.busy or crew.waiting:
+                heed()
+                yield from crew.fill()
+                # Polars' handler of SIGINT restarts system calls: an endless wait would ignore it.
+                for pipe in wait([worker.pipe for worker in crew.workers], HEARTBEAT):
+                    if ended := crew.listen(pipe):
+                        yield from crew.fill()  # the next job is at work while this one is sealed
+                        yield ended
+            crew.dismiss()
         finally:
-            if not over:  # else the processes end by themselves and clean up
-                ours.close()
-            pool.shutdown(wait=True, cancel_futures=True)
-            ours.close()
-            leash.close()
-            # If the thread still runs when the interpreter ends, a semaphore of the queue is left
-            # behind. But if a process died with the lock, a join would wait for ever.
-            reports.put(None)
-            listener.join(timeout=10 if over else 1)
-            reports.close()
-            _ = reports.cancel_join_thread() if listener.is_alive() else reports.join_thread()
-        return []
+            crew.end()
 
 
-class Cluster:
-    """A Dask cluster: at an address ("tcp://host:8786"), or "local" for one of this machine's
-    processes.
-    """
+class Crew:
+    """The processes of one call, the jobs that wait for them, and how often each job was lost."""
 
-    def __init__(self, address: str, width: int) -> None:
-        self.address, self.width = address, width
+    def __init__(self, width: int, jobs: Sequence[Job], screen: Screen) -> None:
+        self.width, self.waiting, self.screen = width, deque(jobs), screen
+        self.workers: list[Worker] = []
+        self.lost: Counter[Job] = Counter()
+        self.stillborn = 0  # processes in succession that ended before they were ready
 
-    def outcomes(self, jobs: Sequence[Job], screen: Screen) -> Outcomes:
-        with contextlib.ExitStack() as stack:
-            client = self._client(stack)
-            width = sum(client.nthreads().values())
-            if not width:
-                what = f"the Dask scheduler at {self.address}"
-                raise DitherError(f"{what} has no workers: start one with `dask worker`")
-            submit = client.get_executor(pure=False, retries=0).submit
-            waiting, flight = deque(jobs), {}
-            _fill(flight, waiting, width, lambda job: submit(_afar, job), screen)
-            yield from _flow(flight, waiting, width, lambda job: submit(_afar, job), screen)
+    @property
+    def busy(self) -> int:
+        return sum(worker.job is not None for worker in self.workers)
 
-    def _client(self, stack: contextlib.ExitStack) -> Any:
+    def fill(self) -> Iterator[tuple[Job, Outcome]]:
+        """Start the processes that are missing and give jobs to those that have none. Yields the
+        jobs that can't be sent.
+        """
+        while len(self.workers) < min(self.width, self.busy + len(self.waiting)):
+            self.workers.append(_start())
+        for worker in self.workers:
+            while self.waiting and worker.ready and not worker.job:
+                job = self.waiting.popleft()
+                self.screen.start(job)
+                try:
+                    payload = pickle.dumps(job)
+                except Exception as error:
+                    yield job, Outcome.failed(error)
+                    continue
+                worker.job = job
+                with contextlib.suppress(OSError):  # it has died: the next to listen finds out
+                    worker.pipe.send_bytes(payload)
+
+    def listen(self, pipe: object) -> tuple[Job, Outcome] | None:
+        """Take what a process sent. Returns its job if that has ended."""
+        worker = next(worker for worker in self.workers if worker.pipe is pipe)
         try:
-            from distributed import Client, LocalCluster
-            from distributed.comm.core import connect
-        except ImportError as error:
-            raise DitherError("--cluster needs Dask: pip install 'dither[dask]'") from error
-        if self.address == "local":
-            options = {"n_workers": self.width, "threads_per_worker": 1, "dashboard_address": None}
-            cluster = LocalCluster(**options, silence_logs=logging.CRITICAL)
-            return stack.enter_context(Client(stack.enter_context(cluster), set_as_default=False))
+            told = worker.pipe.recv()
+        except (EOFError, OSError):
+            return self._died(worker)
+        job = worker.job
+        if told is READY:
+            worker.ready, self.stillborn = True, 0
+        elif isinstance(told, str):
+            self.screen.say(told)
+        elif job and isinstance(told, Outcome):
+            worker.job = None
+            return job, told
+        elif job:
+            self.screen.update(job, *told)
+        return None
 
-        async def knock() -> None:
-            (await connect(self.address, timeout=PATIENCE)).abort()
+    def _died(self, worker: Worker) -> tuple[Job, Outcome] | None:
+        self.workers.remove(worker)
+        how, job = worker.end(), worker.job
+        if not worker.ready:
+            self.stillborn += 1
+            if self.stillborn >= STARTS:
+                raise DitherError(
+                    f"{self.stillborn} worker processes ended before they began (the last: {how}): "
+                    "jobs=1 computes in this process and needs none"
+                )
+        if not job:
+            return None
+        self.lost[job] += 1
+        if (n := self.lost[job]) > RETRIES:
+            return job, Outcome(sentence=f"its process died {n} times ({how}: {WHY})")
+        self.screen.say(f"{job} · its process died ({how}): again after the others, {n}/{RETRIES}")
+        self.waiting.append(job)
+        return None
 
-        try:  # a Client without a scheduler logs again when it is collected
-            with cf.ThreadPoolExecutor(1) as elsewhere:  # a notebook runs its own loop
-                elsewhere.submit(asyncio.run, knock()).result()
-        except (OSError, ValueError) as error:
-            why = str(error) or type(error).__name__
-            what = f"no Dask scheduler answers at {self.address!r}"
-            raise DitherError(f"{what} ({why}): give tcp://HOST:PORT or local") from error
-        return stack.enter_context(Client(self.address, timeout=PATIENCE, set_as_default=False))
+    def dismiss(self) -> None:
+        """The processes end by themselves and clean up."""
+        for worker in self.workers:
+            with contextlib.suppress(OSError):
+                worker.pipe.send_bytes(END)
+        for worker in self.workers:
+            worker.process.join(PATIENCE)
 
-
-def _fill(
-    flight: dict[cf.Future[Outcome], Job],
-    waiting: deque[Job],
-    width: int,
-    submit: Callable[[Job], cf.Future[Outcome]],
-    screen: Screen,
-) -> None:
-    """Submit at most one job per worker, so that all jobs in flight are being computed."""
-    while waiting and len(flight) < width:
-        flight[submit(waiting[0])] = waiting[0]
-        screen.start(waiting.popleft())
-
-
-def _flow(
-    flight: dict[cf.Future[Outcome], Job],
-    waiting: deque[Job],
-    width: int,
-    submit: Callable[[Job], cf.Future[Outcome]],
-    screen: Screen,
-) -> Outcomes:
-    while flight:
-        heed()
-        # Polars' handler of SIGINT restarts system calls: an endless wait would ignore Ctrl-C.
-        done, _ = cf.wait(flight, timeout=HEARTBEAT, return_when=cf.FIRST_COMPLETED)
-        for future in done:
-            outcome = _result(future)
-            yield flight.pop(future), outcome
-        _fill(flight, waiting, width, submit, screen)
+    def end(self) -> None:
+        for worker in self.workers:
+            worker.pipe.close()  # all at once
+        for worker in self.workers:
+            worker.end()
 
 
-def _result(future: cf.Future[Outcome]) -> Outcome:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        raise
-    except Exception as error:  # it could not be sent or received, or a cluster lost its worker
-        return Outcome.failed(error)
-
-
-def _listen(reports: Any, screen: Screen) -> None:
-    with contextlib.suppress(EOFError, OSError):
-        while (report := reports.get()) is not None:
-            _ = screen.say(report) if isinstance(report, str) else screen.update(*report)
+def _start() -> Worker:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs,))
+    with _uninterrupted(), without_main():  # the process inherits this
+        process.start()
+    theirs.close()
+    return Worker(process, ours)
 
 
 @contextlib.contextmanager
@@ -248,32 +252,29 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_reports: Any = None  # the leash of a worker process
-
-
-def _begin(leash: Connection, reports: Any) -> None:
-    """Start a worker process: one thread; Ctrl-C is ignored, since the parent decides; it exits
-    when the leash is closed.
+def _serve(pipe: Connection) -> None:
+    """A worker process: one thread; Ctrl-C is ignored, since the parent decides; it exits when the
+    pipe is closed.
     """
-    global _reports
-    _reports = reports
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(dict.fromkeys(THREADS, "1"))
-    threading.Thread(target=_hold, args=(leash,), daemon=True).start()
+    inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(pipe, inbox), daemon=True).start()
+    pipe.send(READY)
+    while (payload := inbox.get()) != END:
+        try:
+            job: Job = pickle.loads(payload)
+        except Exception as error:
+            pipe.send(Outcome.failed(error))
+            continue
+        pipe.send(work(job, Reporter(lambda done, total: pipe.send((done, total))), pipe.send))
 
 
-def _hold(leash: Connection) -> None:
+def _receive(pipe: Connection, inbox: "queue.SimpleQueue[bytes]") -> None:
     with contextlib.suppress(EOFError, OSError):
-        leash.recv()
+        while True:
+            inbox.put(pipe.recv_bytes())
     os._exit(1)
-
-
-def _remote(job: Job) -> Outcome:
-    return work(job, lambda done, total: _reports.put((job, done, total)), _reports.put)
-
-
-def _afar(job: Job) -> Outcome:
-    return work(job, lambda done, total: None, print)
 
 
 @contextlib.contextmanager

@@ -8,9 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
-from tasks import paper, plain
+from tasks import counting, paper, plain
 
+from dither.errors import DitherError
+from dither.lab.figure import Task
+from dither.lab.runs import workers
 from dither.lab.runs.interrupts import heard, heed
+from dither.lab.runs.jobs import Job
+from dither.lab.runs.screen import Quiet
 
 HERE = Path(__file__).parents[2]
 
@@ -24,6 +29,14 @@ from dither.lab.cli import main
 if __name__ == "__main__":
     main()
 """
+
+
+class Said(Quiet):
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
 
 
 @pytest.fixture
@@ -121,6 +134,25 @@ def test_stopped_in_the_middle_and_taken_up_again(session, tmp_path, jobs, blow)
     assert {p: p.stat().st_mtime_ns for p in before} == before
     (claims,) = (tmp_path / "results").glob("figures/*/*/claims.json")
     assert [c["holds"] for c in json.loads(claims.read_text(encoding="utf-8"))] == [True]
+
+
+def test_a_process_that_dies_loses_its_own_run_only(toy, tmp_path):
+    settings, noted = counting(tmp_path)
+    told = Said()
+    results = toy(fig1=plain(smoke={**settings, "function": "tasks:fragile"}))(jobs=2, screen=told)
+    assert not results.failures
+    assert sorted(noted()) == ["0.1 0", "0.1 1", "0.1 1", "0.5 0", "0.5 1"]
+    (died,) = [text for text in told.said if "died" in text]
+    what = "its process died (SIGKILL): again after the others, 1/2"
+    assert died == f"toy2024/fig1 · rate 0.1 · seed 1 · {what}"
+
+
+def test_processes_that_can_not_start_end_the_call(monkeypatch):
+    monkeypatch.setattr(workers, "_serve", os._exit)  # as a script does without its `if`
+    monkeypatch.setattr(workers, "STARTS", 3)
+    jobs = [Job(Task("tasks:decay"), (seed,), "x") for seed in range(3)]
+    with pytest.raises(DitherError, match=r"3 worker processes .*__name__ == '__main__'"):
+        list(workers.Processes(2).outcomes(jobs, Quiet()))
 
 
 def test_a_stop_that_somebody_swallows_is_asked_again():
