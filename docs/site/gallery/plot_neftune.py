@@ -3,9 +3,9 @@ NEFTune, and what it penalises
 ==============================
 
 **Question: what does noise on the embeddings do in fine-tuning?** NEFTune adds uniform noise of
-size α/√(T d) to the embeddings of T tokens of width d. It is used because it helps. What it
-asks of the model is another question. Its R is α²‖g‖²/(3 T d): half the mean squared slope of the output on the
-embeddings. This script computes it for a small language model, token by token.
+size α/√(T d) to the embeddings of T tokens of width d. It is used because it helps. What does it
+ask of the model? Small slopes g of the output on the embeddings: it penalises α²‖g‖²/(3 T d). This
+script computes that for a small language model, character by character.
 """
 
 from pydoc_data.topics import topics
@@ -73,7 +73,7 @@ def train(model: nn.Module, text: torch.Tensor, steps: int, lr: float) -> None:
 
 torch.manual_seed(0)
 model = Reader()
-train(model, base, 300, 3e-3)
+train(model, base, 250, 4e-3)
 ids, following = batch(held, 64)
 print(f"{loss_of(model, ids, following):.3f} nats a character on pages that it has not seen")
 
@@ -130,17 +130,17 @@ left.legend(frameon=False)
 plt.show()
 
 # %%
-# **Does it help?** Fine-tune on the two pages with α = 0 and with others, from the same point and
-# with the same batches. Three seeds. "R" is that of α = 1: it says how steep the model is.
+# **Does it help?** Fine-tune on the two pages until the model has fitted much of them, with α = 0
+# and with α = 20, from the same point and with the same batches. Three seeds. "R" is that of α = 1: it says how steep the model is.
 
 start = {name: value.clone() for name, value in model.state_dict().items()}
-for alpha in (0.0, 5.0, 20.0):
+for alpha in (0.0, 20.0):
     seen, new, slope = [], [], []
     for seed in range(3):
         model.load_state_dict(start)
         torch.manual_seed(seed)
         with dither.inject(model, {"embed": dither.Neftune(alpha)}, seed=seed):
-            train(model, tuning, 60, 2e-3)
+            train(model, tuning, 80, 4e-3)
         with torch.no_grad():
             seen.append(loss_of(model, *batch(tuning, 100)))
             new.append(loss_of(model, ids, following))
@@ -150,6 +150,6 @@ for alpha in (0.0, 5.0, 20.0):
     print(f"α {alpha:4}: tuning pages {told[0]}, other pages {told[1]}, R {told[2]}")
 
 # %%
-# **What to take from it.** NEFTune makes the model less steep in its embeddings, as its R says. In
-# this fine-tuning, which forgets much of what the model knew, a large α forgets less, and fits
-# the tuning pages less. Look at R before you choose α: at α = 5 it may be next to nothing.
+# **What to take from it.** NEFTune asks for small slopes in the embeddings, and gets them: R of the
+# tuned model is smaller. Compute R before you choose α. On this model, the usual α = 5 changes
+# the loss by next to nothing.
