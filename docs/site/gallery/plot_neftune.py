@@ -131,7 +131,8 @@ plt.show()
 
 # %%
 # **Does it help?** Fine-tune on the two pages until the model has fitted much of them, with α = 0
-# and with α = 20, from the same point and with the same batches. Three seeds. "R" is that of α = 1: it says how steep the model is.
+# and with α = 20, from the same point and with the same batches. Three seeds. "R" is that of α = 1:
+# it says how steep the model is.
 
 start = {name: value.clone() for name, value in model.state_dict().items()}
 for alpha in (0.0, 20.0):
