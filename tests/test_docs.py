@@ -58,6 +58,18 @@ def test_the_readme_of_a_release_has_absolute_links():
         assert after == (before if ":" in before else f"https://home/it/{kind}/main/{before}")
 
 
+def test_one_version():
+    said = {
+        re.search(pattern, (ROOT / name).read_text(encoding="utf-8"), re.M)[1]  # type: ignore[index]
+        for name, pattern in {
+            "pyproject.toml": r'^version = "(.+)"',
+            "dither/__init__.py": r'^__version__ = "(.+)"',
+            "CITATION.cff": r"^version: (.+)",
+        }.items()
+    }
+    assert len(said) == 1
+
+
 def test_the_table_of_figures_is_todays():
     page = figures.PAGE.read_text(encoding="utf-8")
     assert figures.renewed(page) == page, "run `make docs`"

@@ -132,4 +132,4 @@ for way in ways:
 # %%
 # **What to take from it.** In a plain network, R of ``DropPath`` finds the blocks that matter, and
 # takes none of them out. A network that was trained with DropPath depends on no block: R is
-# small, a missing block costs little, and there is no order left to find.
+# small, a missing block costs little, and hardly any order is left to find.
