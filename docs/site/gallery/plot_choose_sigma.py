@@ -96,7 +96,7 @@ for ax, values, label in (
     ax.barh(rows + 0.4, chosen, 0.4, color="#4c72b0", label="balanced")
     ax.set(yticks=rows + 0.2, yticklabels=list(sigmas), xlabel=label)
     ax.invert_yaxis()
-left.legend(frameon=False)
+right.legend(frameon=False, loc="lower right")
 plt.show()
 
 # %%

@@ -120,6 +120,6 @@ for site, a, b in zip(SITES, first.tolist(), last.tolist(), strict=True):
 # %%
 # **What to take from it.** A σ that is chosen once is right for the network that it was chosen
 # for. As the loss falls, the same σ becomes a larger and larger share of it. ``Balanced`` follows
-# the network. It takes the loss of the batch that is trained on next, and averages over measures: so
-# the share on a batch that has just been learnt is somewhat above 0.1. It costs the more, the smaller ``every`` is and the smaller the network: 2 to 4 % is
-# usual with the default of 50 steps.
+# the network. It looks at batches before they are trained on, and averages over its measures. So
+# the share on a batch that has just been learnt is somewhat above 0.1. Its price rises as
+# ``every`` and the network become smaller; 2 to 4 % is usual with the default of 50 steps.
