@@ -15,7 +15,6 @@ ORDER = [
     "plot_instead_of_sam.py",
     "plot_exact_trace.py",
     "plot_explode.py",
-    "plot_what_it_did.py",
     "plot_reliability.py",
     "plot_graph.py",
     "plot_write_a_noise.py",
