@@ -4,17 +4,19 @@ import sys
 
 
 def main() -> None:
-    """Run the command line, or end with a sentence where its packages are missing."""
+    """Run the command line, or end with a sentence where a package of it is missing."""
     try:
         from dither.lab.cli import main as command
+
+        command()
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "dither":
+        package = (error.name or "").partition(".")[0]
+        if package == "dither":
             raise
         sys.exit(
-            f"dither: the command needs the package {error.name}: pip install 'dither[lab]'; "
+            f"dither: the command needs the package {package}: pip install 'dither[lab]'; "
             "the library works without it"
         )
-    command()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,12 @@ from dither.lab.page.verdicts import VERDICTS
 ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "docs" / "claims.md", ROOT / "README.md"
 BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
-PAPERS = ("camuto2020", "levi2022", "orvieto2022")
+PAPERS = {
+    "camuto2020": "noise on activations",
+    "levi2022": "trained noise nodes",
+    "orvieto2022": "noise on weights",
+}
+TALLY = re.compile(r"^Of the papers' .*(?:\n\n?- .*)+", re.M)
 LONGEST = 260  # letters of a cell's evidence
 HEAD = """# The papers' claims
 
@@ -58,37 +63,36 @@ def page(*roots: Path) -> str:
     known = todays(originals.known(*roots))
     rows = {paper: originals.rows(paper, known) for paper in PAPERS}
     free = sum(not row.original.counts for paper in PAPERS for row in rows[paper])
-    said = f"{tally(rows)} {free} more cannot fail and {'is' if free == 1 else 'are'} not counted."
+    more = f"{free} more cannot fail and {'is' if free == 1 else 'are'} not counted."
+    said = f"{tally(rows)}\n\n{more}"
     parts = (f"\n## {catalogue.paper(paper)}\n\n{table(rows[paper])}" for paper in PAPERS)
     whole = HEAD.format(tally=said) + "".join(parts) + ours(known) + RULE.format(power=power())
     return whole.replace(str(Path.home()), "~")
 
 
 def tally(rows: dict[str, list[originals.Row]]) -> str:
-    """How many claims hold, fail, are not judged, in all and per paper: one line, the README's."""
-    counts = {
-        catalogue.paper(paper).partition(",")[0]: Counter(
-            row.holds for row in there if row.original.counts
-        )
-        for paper, there in rows.items()
-    }
-    whole = sum(counts.values(), Counter())
-    each = "; ".join(
-        f"{name}: {', '.join(str(count[verdict]) for verdict in VERDICTS)}"
-        for name, count in counts.items()
-    )
-    hold, fail, unclear = (whole[verdict] for verdict in VERDICTS)
-    return (
-        f"Of the papers' {whole.total()} claims that can fail {hold} hold, {fail} fail and "
-        f"{unclear} are not judged yet ({each})."
-    )
+    """How many claims hold, fail, are not judged: in all, and a line a paper. The README's too."""
+    lines, whole = [], Counter()
+    for paper, there in rows.items():
+        count = Counter(row.holds for row in there if row.original.counts)
+        whole.update(count)
+        name = catalogue.paper(paper).partition(",")[0]
+        lines.append(f"- **{name}**, {PAPERS[paper]}: {verdicts(count)}.")
+    head = f"Of the papers' {whole.total()} claims that can fail, {verdicts(whole)}:"
+    return "\n".join([head, "", *lines])
+
+
+def verdicts(count: Counter) -> str:
+    """Like "5 hold, 0 fail, 9 are not judged yet"."""
+    hold, fail, unclear = (count[verdict] for verdict in VERDICTS)
+    return f"{hold} hold, {fail} fail, {unclear} are not judged yet"
 
 
 def renewed(readme: str, whole: str) -> str:
     """The README with the page's tally between its two marks."""
-    (said,) = re.findall(r"^Of the papers' .*?\)\.", whole, re.M)
+    (said,) = TALLY.findall(whole)
     marks = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.S)
-    return marks.sub(lambda _: f"{said}\n", readme, count=1)
+    return marks.sub(lambda _: f"\n{said}\n\n", readme, count=1)
 
 
 def todays(known: originals.Known) -> originals.Known:

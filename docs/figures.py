@@ -1,5 +1,5 @@
-"""The README's table of figures, and its picture where the runs it is drawn from are in results/:
-`make docs` writes both.
+"""The table of figures in docs/figures.md, and the README's picture where the runs it is drawn from
+are in results/: `make docs` writes both.
 """
 
 import re
@@ -15,7 +15,7 @@ from dither.lab.wording import duration
 from dither.papers.levi2022 import fig3
 
 ROOT = Path(__file__).parents[1]
-README, PICTURE = ROOT / "README.md", ROOT / "docs" / "phases.svg"
+PAGE, PICTURE = ROOT / "docs" / "figures.md", ROOT / "docs" / "phases.svg"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 HEAD = "| figure | what it shows | claims | quick scale |\n|---|---|---:|---:|"
 
@@ -29,15 +29,15 @@ def row(name: str) -> str:
     """Its name, its title, how many claims it has and what it costs on one core."""
     figure = catalogue.find(name)
     cost = duration(60 * figure.cost["quick"]) if "quick" in figure.cost else "?"
-    link = f"[{name}](dither/papers/{name}.py)"
+    link = f"[{name}](../dither/papers/{name}.py)"
     cells = (link, catalogue.title(name), str(len(figure.claims)), cost)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def renewed(readme: str) -> str:
-    """The README with the table between its two marks made anew."""
+def renewed(page: str) -> str:
+    """The page with the table between its two marks made anew."""
     found = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.S)
-    return found.sub(lambda _: f"\n{table()}\n\n", readme, count=1)
+    return found.sub(lambda _: f"\n{table()}\n\n", page, count=1)
 
 
 def phases(results: Path) -> bytes:
@@ -55,7 +55,7 @@ def phases(results: Path) -> bytes:
 
 
 if __name__ == "__main__":
-    README.write_text(renewed(README.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     try:
         PICTURE.write_bytes(phases(ROOT / "results"))
     except DitherError as error:

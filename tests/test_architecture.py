@@ -6,6 +6,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dither"
 
@@ -187,15 +189,16 @@ def test_only_the_library_is_installed():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_the_command_says_what_it_needs():
+@pytest.mark.parametrize("package", ["typer", "polars"])  # at once, and inside a command
+def test_the_command_says_what_it_needs(package):
     code = (
-        "import runpy, sys; sys.modules['typer'] = None; "
+        f"import runpy, sys; sys.modules[{package!r}] = None; sys.argv = ['dither', 'list']; "
         "runpy.run_module('dither', run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip() == (
-        "dither: the command needs the package typer: pip install 'dither[lab]'; "
+        f"dither: the command needs the package {package}: pip install 'dither[lab]'; "
         "the library works without it"
     )
 

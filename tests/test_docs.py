@@ -17,6 +17,7 @@ from dither.lab.table import Table
 from dither.noise import laws, noises
 from dither.noise.draw import Source
 from docs import claims, figures, verdicts
+from setup import absolute
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,9 +47,33 @@ def test_links_lead_somewhere():
     assert not [link for page in PAGES for link in broken(page)]
 
 
+def test_the_readme_of_a_release_has_absolute_links():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = [next(filter(None, found)) for found in LINK.findall(readme)]
+    released = absolute(readme, "https://home/it")
+    found = [next(filter(None, found)) for found in LINK.findall(released)]
+    assert len(found) == len(links) > 9
+    for before, after in zip(links, found, strict=True):
+        kind = "raw" if before.endswith(".svg") else "blob"
+        assert after == (before if ":" in before else f"https://home/it/{kind}/main/{before}")
+
+
+def test_one_version():
+    said = {
+        re.search(pattern, (ROOT / name).read_text(encoding="utf-8"), re.M)[1]  # type: ignore[index]
+        for name, pattern in {
+            "pyproject.toml": r'^version = "(.+)"',
+            "dither/__init__.py": r'^__version__ = "(.+)"',
+            "CITATION.cff": r"^version: (.+)",
+        }.items()
+    }
+    assert len(said) == 1
+
+
 def test_the_table_of_figures_is_todays():
-    readme = figures.README.read_text(encoding="utf-8")
-    assert figures.renewed(readme) == readme, "run `make docs`"
+    page = figures.PAGE.read_text(encoding="utf-8")
+    assert figures.renewed(page) == page, "run `make docs`"
+    assert page.count("\n| [") == len(figures.catalogue.names())
 
 
 @pytest.fixture
@@ -131,7 +156,7 @@ def test_the_readme_counts_the_claims_as_their_page_does():
     assert claims.renewed(readme, page) == readme, "run `make docs`"
     cells = re.findall(r"^\| \[[CLO]\d+\].*?\| ([✓✗–○]) ", page, re.M)
     hold, fail, unclear = (cells.count(mark) for mark in "✓✗–")
-    assert f" {hold} hold, {fail} fail and {unclear} are not judged yet (" in readme
+    assert f" {hold} hold, {fail} fail, {unclear} are not judged yet:" in readme
 
 
 def test_verdicts_of_another_scale_or_of_other_claims_are_no_page(judged):

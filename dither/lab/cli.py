@@ -4,7 +4,6 @@ claim failed with --strict; 130, it was stopped.
 The commands import what they need, so that `dither --help` imports neither torch nor polars.
 """
 
-import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
@@ -252,63 +251,19 @@ def compare(
     be settings = {"seeds": 5, "epochs": 10, …}: the arguments of dither.compare. Stop it when you
     like: it goes on from there.
     """
-    from pathlib import Path
-
-    from dither.lab.runs import provenance
-    from dither.lab.runs.screen import Bars, Lines
-
     console = _console()
-    given = _run_file(file)
-    from dither.lab.compare import compare as run
+    from dither.lab.compare import command
 
-    folder = Path(out) if out else Path("results/compare") / Path(file).stem
-    typed = {"seeds": _seeds(seeds), "epochs": epochs, "again": again or None}
-    settings = {
-        "jobs": min(provenance.cores(), 8) if jobs is None else jobs,
-        "out": folder,
-        "progress": Bars(console) if console.is_terminal else Lines(console),
-        **given.get("settings", {}),
-        **{name: value for name, value in typed.items() if value is not None},
-    }
-    everything = given["make_model"], given["data"], given["methods"]
+    typed = {"seeds": _seeds(seeds), "epochs": epochs, "jobs": jobs, "out": out, "again": again}
     try:
-        inspect.signature(run).bind(*everything, **settings)
-    except TypeError as error:
-        raise DitherError(f"{file}: settings don't fit dither.compare: {error}") from None
-    try:
-        found = run(*everything, **settings)
+        found, page = command.run(file, {n: v for n, v in typed.items() if v}, console)
     except KeyboardInterrupt as stop:
         raise typer.Exit(_fail(str(stop) or "stopped", 130)) from None
-    page = found.save(folder)
     console.print(str(found), highlight=False, markup=False, soft_wrap=True)
     console.print(f"The page: {page.resolve()}", highlight=False, markup=False, soft_wrap=True)
     if found.failures:
         failed = f"{len(found.failures)} run{'s' * (len(found.failures) != 1)} failed"
         raise DitherError(f"{failed} (named above); what is finished is kept")
-
-
-def _run_file(file: str) -> dict[str, Any]:
-    """The names that a user's file defines. An error in it is reported with file and line."""
-    import runpy
-    import traceback
-    from pathlib import Path
-
-    if not Path(file).is_file():
-        raise DitherError(f"compare: there is no file {file!r}; give a Python file")
-    sys.path.insert(0, str(Path(file).resolve().parent))  # for its own modules, also in workers
-    try:
-        given = runpy.run_path(file, run_name="dither_compare")
-    except Exception as error:
-        own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-        line = f", line {own[-1].lineno}" if own else f", line {getattr(error, 'lineno', '?')}"
-        raise DitherError(f"{file}{line}: {type(error).__name__}: {error}") from None
-    missing = [name for name in ("make_model", "data", "methods") if name not in given]
-    if missing:
-        raise DitherError(
-            f"{file} does not define {' and '.join(missing)}; "
-            "compare needs make_model, data and methods"
-        )
-    return given
 
 
 @app.command("report")

@@ -24,6 +24,7 @@ PAGES = {
     "docs/claims.md": "claims.md",
     "docs/verdicts.md": "verdicts.md",
     "docs/records.md": "records.md",
+    "docs/figures.md": "figures.md",
     "records/README.md": "recorded.md",
     "benchmarks/README.md": "measured.md",
     "CHANGELOG.md": "changelog.md",
@@ -31,8 +32,10 @@ PAGES = {
     "README.md": "index.md",
 }
 OWN = {"index.md"}  # written for the site, not copied
-WIDE = {"claims.md", "verdicts.md", "records.md"}  # tables that need the width of the page
+# Pages whose tables need the whole width.
+WIDE = {"claims.md", "verdicts.md", "records.md", "figures.md"}
 FULL = "---\nhtml_theme.sidebar_secondary.remove: true\n---\n\n"
+SCALING = ROOT / "docs" / "scaling.md"
 PICTURES = ("phases.svg", "growth.svg", "benchmarks.svg")
 NOT_PAGES = {"assemble.py", "conftest.py", "_ext", "__pycache__"}
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])+)\]\(([^)\s]+)\)")
@@ -65,7 +68,8 @@ class Assembled:
         def link(found: re.Match) -> str:
             words, target = found.groups()
             inside = any(start <= found.start() < end for start, end in kept)
-            if inside or re.match(r"\w+:|#", target):
+            mine = SITE in origin.parents and not target.startswith("../")  # a link of the site
+            if inside or mine or re.match(r"\w+:|#", target):
                 return found.group(0)
             where = self.target(target, origin, name)
             words = re.sub(r"(?<=\w)\.md$", "", words)
@@ -80,7 +84,8 @@ class Assembled:
         if not file.is_file() or not file.is_relative_to(ROOT):
             return None
         inside = str(file.relative_to(ROOT))
-        page = PAGES.get(inside) or figures.page_of(inside) or self.source(file)
+        own = file.name if file.parent == SITE and file.suffix == ".md" else None
+        page = PAGES.get(inside) or own or figures.page_of(inside) or self.source(file)
         up = "../" * name.count("/")
         return f"{up}{page}" + (f"#{anchor}" if anchor else "")
 
@@ -116,12 +121,14 @@ def assemble(folder: Path) -> Assembled:
     for path in sorted(SITE.rglob("*")):
         inside = path.relative_to(SITE)
         if path.is_file() and not NOT_PAGES & set(inside.parts):
-            text = path.read_bytes()
             if path.suffix == ".md":  # doctest needs an empty line at the end of a block
-                text = text.replace(b"\n\n```\n", b"\n```\n")
-            out.write(str(inside), text)
+                text = path.read_text(encoding="utf-8").replace("\n\n```\n", "\n```\n")
+                text = text.replace("{scaling}", "scaling\n" if SCALING.is_file() else "")
+                out.page(str(inside), text, path)
+            else:
+                out.write(str(inside), path.read_bytes())
     for origin, name in PAGES.items():
-        if name not in OWN:
+        if name not in OWN and (ROOT / origin).is_file():
             text = unmathed((ROOT / origin).read_text(encoding="utf-8"))
             out.page(name, FULL * (name in WIDE) + text, ROOT / origin)
     for picture in PICTURES:

@@ -103,5 +103,5 @@ html_theme_options = {
     "back_to_top_button": True,
     "use_edit_page_button": False,
 }
-ALONE = "index which coming_from math gotchas reliability scaling source/**"
+ALONE = "index which coming_from math gotchas scaling cost reliability source/**"
 html_sidebars = {page: [] for page in ALONE.split()}

@@ -4,9 +4,14 @@ from typing import Any
 
 ORDER = [
     "plot_choose_sigma.py",
+    "plot_keep_balance.py",
     "plot_r_and_the_truth.py",
     "plot_compare.py",
     "plot_adapter.py",
+    "plot_neftune.py",
+    "plot_droppath.py",
+    "plot_hardware.py",
+    "plot_node.py",
     "plot_instead_of_sam.py",
     "plot_exact_trace.py",
     "plot_explode.py",

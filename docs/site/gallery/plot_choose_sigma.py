@@ -1,10 +1,9 @@
 """
-Choose σ, and keep it right
-===========================
+Choose σ
+========
 
 **Question: how much noise?** One σ means something different in each layer. ``dither.balance``
 gives the σ of each place at which the noise costs a chosen share of the loss.
-``schedule.Balanced`` keeps it so while the network changes.
 """
 
 import textwrap
@@ -20,8 +19,7 @@ import dither
 torch.manual_seed(0)
 x, y = (torch.tensor(part) for part in load_digits(return_X_y=True))
 x = x.float() / 16
-order = torch.randperm(len(x))
-train, test = order[:400], order[400:]
+train = torch.randperm(len(x))[:400]
 look = train[:100]  # the batch on which σ is chosen
 
 
@@ -33,12 +31,10 @@ def network() -> nn.Module:
     )
 
 
-def epoch(model: nn.Module, optimiser: torch.optim.Optimizer, noise=None) -> None:
+def epoch(model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
     """One pass over the training part."""
     model.train()
     for some in train[torch.randperm(len(train))].split(50):
-        if noise is not None:
-            dither.rebalance(noise, x[some], y[some])  # only a Balanced σ is changed
         optimiser.zero_grad()
         nn.functional.cross_entropy(model(x[some]), y[some]).backward()
         optimiser.step()
@@ -75,47 +71,36 @@ with dither.inject(model, {site: dither.Additive(s) for site, s in sigmas.items(
     print(noise)
 
 # %%
-# **Keep it right.** As the network fits its data, the loss falls, and the same σ becomes a larger
-# and larger share of it. A σ that is ``Balanced`` is measured again from time to time: call
-# ``rebalance`` before each forward. The callbacks for Lightning and Transformers do it themselves.
+# **What one σ for all would do.** R of each place at σ = 0.3 everywhere, and at the σ that were
+# chosen. One σ spends nearly everything at one place.
 
+parts = {}
+for name, what in (
+    ("one σ", dither.Additive(0.3)),
+    ("balanced", {site: dither.Additive(sigma) for site, sigma in sigmas.items()}),
+):
+    with dither.inject(model, what) as noise, torch.no_grad():
+        loss, R, by_site = dither.explicit(noise, x[look], y[look])
+    parts[name] = [(part / loss).item() for part in by_site.values()]
+    share = max(parts[name]) / sum(parts[name])
+    print(f"{name:9} R is {(R / loss).item():.3f} of the loss, {share:.0%} of it at one place")
 
-def run(sigma: object, epochs: int = 40, warm: int = 15) -> tuple[list[float], list[float], float]:
-    """(R/loss, mean σ after each epoch, test accuracy): with a noise, or without for None."""
-    model = network()
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.2)
-    for _ in range(warm):
-        epoch(model, optimiser)
-    sigma = sigma if isinstance(sigma, dict) else dict.fromkeys(sigmas, sigma)
-    shares, means = [], []
-    what = {site: dither.Additive(0.0 if s is None else s) for site, s in sigma.items()}
-    with dither.inject(model, what, seed=0) as noise:
-        for _ in range(epochs):
-            epoch(model, optimiser, noise)
-            with torch.no_grad():
-                loss, R, _ = dither.explicit(noise, x[look], y[look])
-            shares.append((R / loss).item())
-            means.append(sum(noise.noise_at(site).sigma for site in noise.sites.values()) / 3)
-    right = model.eval()(x[test]).argmax(1) == y[test]
-    return shares, means, right.double().mean().item()
-
-
-kinds = {"none": None, "kept": sigmas, "balanced": dither.schedule.Balanced(0.1, every=8)}
-runs = {name: run(sigma) for name, sigma in kinds.items()}
-for name, (_, _, accuracy) in runs.items():
-    print(f"{name:9} test accuracy {accuracy:.3f}")
-
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-for name, colour in (("kept", "#c44e52"), ("balanced", "#4c72b0")):
-    left.plot(runs[name][1], color=colour, label=f"σ {name}")
-    right.plot(runs[name][0], color=colour, label=f"σ {name}")
-left.set(xlabel="epoch after the warm-up", ylabel="mean σ", ylim=(0, None))
-right.set(xlabel="epoch after the warm-up", ylabel="R / loss", yscale="log")
-right.axhline(0.1, color="grey", lw=0.8)
-left.legend(frameon=False)
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+for ax, values, label in (
+    (left, [0.3] * len(sigmas), "σ"),
+    (right, parts["one σ"], "R of the place / loss"),
+):
+    rows = torch.arange(len(sigmas))
+    ax.barh(rows, values, 0.4, color="#c44e52", label="one σ")
+    chosen = list(sigmas.values()) if ax is left else parts["balanced"]
+    ax.barh(rows + 0.4, chosen, 0.4, color="#4c72b0", label="balanced")
+    ax.set(yticks=rows + 0.2, yticklabels=list(sigmas), xlabel=label)
+    ax.invert_yaxis()
+right.legend(frameon=False, loc="lower right")
 plt.show()
 
 # %%
-# **What to take from it.** Warm up without noise. Choose σ with ``balance`` and look at what it
-# prints. For a long training, let ``Balanced`` follow the loss. One seed and one small data set do
-# not say which is better for you: :ref:`sphx_glr_examples_plot_compare.py` shows how to find out.
+# **What to take from it.** Warm up without noise. Choose σ with ``balance``, and look at what it
+# prints. For a long training, let σ follow the loss: :ref:`sphx_glr_examples_plot_keep_balance.py`.
+# One data set does not say which noise is better for you:
+# :ref:`sphx_glr_examples_plot_compare.py` shows how to find out.
