@@ -186,7 +186,7 @@ def test_failed_runs_are_told_at_the_end(dither, tmp_path, monkeypatch):
         ("show --workers 3", "--workers tells how long a scale takes: give --scale, too"),
         ("show --scale best", "scale 'best' is none of smoke, quick, decisive, paper"),
         ("show toy2024 --scale decisive", "none of these figures has a decisive scale"),
-        ("reproduce --cluster local --resources GPU", "give a name and a number above 0, as GPU=1"),
+        ("reproduce --cluster local --resources GPU", "--resources GPU: give a name and a number"),
         ("reproduce --cluster local --resources GPU=0", "--resources GPU=0: give a name and a"),
         ("show a b", "got unexpected extra argument"),
         ("report --out nowhere", "there are no figures in nowhere: run `dither"),
