@@ -110,8 +110,8 @@ def largest(
     turned = torch.stack([times(one) for one in v])  # [k, R, n]
     values = (v * turned).sum(2, keepdim=True)
     residuals = (turned - values * v).norm(dim=2)
-    found = (t.mT.cpu().double() for t in (values.squeeze(2), residuals))
-    return Pairs(*found, v, _scale(theta).squeeze(1))
+    values, residuals = (t.mT.cpu().double() for t in (values.squeeze(2), residuals))
+    return Pairs(values, residuals, v, _scale(theta).squeeze(1))
 
 
 def _scale(theta: Tensor) -> Tensor:

@@ -330,7 +330,7 @@ class _Shared(Each):
 def _once(at: dict[str, Tensor], site: Site) -> None:
     if site.name in at:
         raise DitherError(
-            f"local: {site.name!r} is called twice in a forward, and a site must be one tensor: "
+            f"{site.name!r} is called twice in a forward, and a site must be one tensor: "
             "use a module for each call"
         )
 

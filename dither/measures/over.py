@@ -55,7 +55,9 @@ def over(what: str, model: nn.Module | Injection, loss: Any, data: Any) -> Itera
     model = model if noise is None else _parameters_only(what, noise).model
     if not isinstance(model, nn.Module):
         raise DitherError(f"{what} takes a model, or an injection of noise: got {model!r}")
-    parameters = {n: p for n, p in model.named_parameters() if noise is None or n in noise.sites}
+    parameters: dict[str, Tensor] = {
+        n: p for n, p in model.named_parameters() if noise is None or n in noise.sites
+    }
     with torch.inference_mode(False), evaluating(model), alone(model):
         _check_differentiable(what, model)
         _check_real(what, parameters)
