@@ -5,8 +5,10 @@
 
 Each new vector is made orthogonal to all before it, twice ("twice is enough", Parlett 1998, §6.9).
 So T is a plain Rayleigh quotient: no ghost copies of eigenvalues, and nothing goes wrong where a
-Krylov space ends early and goes on with a random vector. When the basis is full it is restarted
-from its best Ritz vectors (thick restart, Wu & Simon 2000), so that memory is bounded.
+Krylov space ends (β_m = 0) and the iteration goes on with a random vector. That is how equal
+eigenvalues are found, as the many zeros of a Gauss–Newton matrix: a Krylov space has one vector of
+each. When the basis is full it is restarted from its best Ritz vectors (thick restart, Wu & Simon
+2000), so that memory is bounded.
 """
 # torch.lobpcg takes a matrix and no function, and needs n ≥ 3k; scipy's eigsh is not in the core,
 # leaves the device, and bounds its error by β|s_m| too. These are eighty lines.
@@ -25,32 +27,41 @@ class Basis:
     [R] = ‖what the last product added‖, and the vector `q` to come. T and β are on the CPU.
     """
 
-    def __init__(self, times: Times, start: Tensor, size: int, generator: torch.Generator) -> None:
-        self.times, self.generator = times, generator
+    def __init__(
+        self, times: Times, start: Tensor, size: int, generator: torch.Generator, floor: float
+    ) -> None:
+        self.times, self.generator, self.floor = times, generator, floor
         self.size = min(size, start.shape[1])
         self.Q = start.new_empty(self.size, *start.shape)
         self.T = torch.zeros(len(start), self.size, self.size, dtype=torch.float64)
         self.m, self.beta = 0, torch.zeros(len(start), dtype=torch.float64)
         self.q = start / start.norm(dim=1, keepdim=True)
 
+    @property
+    def scale(self) -> Tensor:
+        """The largest |T| [R], about ‖A‖."""
+        return self.T.abs().amax((1, 2))
+
+    @property
+    def ended(self) -> Tensor:
+        """Whether β was below floor · ‖A‖, so that A leaves Q as it is and q is a random vector."""
+        return self.beta == 0
+
     def grow(self) -> None:
         """One product: q joins Q, its column T; what A q adds is the next q."""
         self.Q[self.m] = self.q
         self.m += 1
         w = self.times(self.q)
-        size = w.norm(dim=1)
         for _ in range(2):
             w, found = self._apart(w)
             self.T[:, : self.m, self.m - 1] += found.cpu().double()
-        beta = w.norm(dim=1)
-        ended = beta <= 16 * torch.finfo(w.dtype).eps * size
-        if bool(ended.any()) and self.m < self.q.shape[1]:  # K_m is invariant: go on elsewhere
-            beta = torch.where(ended, 0.0, beta)
+        beta = w.norm(dim=1).cpu().double()
+        self.beta = torch.where(beta <= self.floor * self.scale, 0.0, beta)
+        if bool(self.ended.any()) and self.m < self.q.shape[1]:
             other = torch.empty_like(w).normal_(generator=self.generator)
             for _ in range(2):
                 other = self._apart(other)[0]
-            w = torch.where(ended.unsqueeze(1), other, w)
-        self.beta = beta.cpu().double()
+            w = torch.where(self.ended.to(w.device).unsqueeze(1), other, w)
         self.q = w / w.norm(dim=1, keepdim=True)
 
     def _apart(self, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,15 +103,21 @@ def largest(
     at most. The residuals that are given are had by k further products and not from T.
     """
     generator = torch.Generator(start.device).manual_seed(seed)
-    basis = Basis(times, start, max(2 * k + 20, 40), generator)
-    theta, s = basis.T.diagonal(dim1=1, dim2=2), basis.T
+    basis = Basis(times, start, max(2 * k + 20, 40), generator, tolerance)
+    before = torch.full((len(start), k), torch.nan).double()  # θ when a Krylov space ended last
+    done = torch.zeros(len(start), dtype=torch.bool)
+    theta, s = basis.ritz()
     for _ in range(max(steps, k)):
         basis.grow()
         theta, s = basis.ritz()
         if basis.m < k:
             continue
-        bound = basis.beta.unsqueeze(1) * s[:, -1, -k:].abs()
-        if basis.m == start.shape[1] or bool((bound <= tolerance * _scale(theta)).all()):
+        best, most = theta[:, -k:], tolerance * theta.abs().amax(1)
+        bound = basis.beta * s[:, -1, -k:].abs().amax(1)
+        same = (best - before).abs().amax(1) <= most  # a random vector has found no more of them
+        before = torch.where(basis.ended.unsqueeze(1), best, before)
+        done |= torch.where(basis.ended, same, (bound <= most) & before.isnan().any(1))
+        if bool(done.all()) or basis.m == start.shape[1]:
             break
         if basis.m == basis.size:
             keep = k + (basis.size - k) // 2
@@ -111,18 +128,15 @@ def largest(
     values = (v * turned).sum(2, keepdim=True)
     residuals = (turned - values * v).norm(dim=2)
     values, residuals = (t.mT.cpu().double() for t in (values.squeeze(2), residuals))
-    return Pairs(values, residuals, v, _scale(theta).squeeze(1))
-
-
-def _scale(theta: Tensor) -> Tensor:
-    return theta.abs().amax(1, keepdim=True)
+    return Pairs(values, residuals, v, theta.abs().amax(1))
 
 
 def quadrature(times: Times, start: Tensor, steps: int, *, seed: int) -> tuple[Tensor, Tensor]:
     """Gauss' nodes θ and weights s_1² [R, m] of qᵀ f(A) q, q = start/‖start‖: exact for
     polynomials f of degree up to 2m − 1.   Golub & Meurant 2010, §6
     """
-    basis = Basis(times, start, steps, torch.Generator(start.device).manual_seed(seed))
+    generator = torch.Generator(start.device).manual_seed(seed)
+    basis = Basis(times, start, steps, generator, 16 * torch.finfo(start.dtype).eps)
     for _ in range(basis.size):
         basis.grow()
     theta, s = basis.ritz()
