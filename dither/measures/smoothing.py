@@ -91,7 +91,8 @@ def certificate(
             chosen = int(_counts(model, one, sigma, n0, rng).argmax())
             agreed = int(_counts(model, one, sigma, n, rng)[chosen])
             rows.append((chosen, lower_bound(agreed, n, alpha)))
-    classes, lower = torch.tensor([c for c, _ in rows]), torch.tensor([p for _, p in rows]).double()
+    classes = torch.tensor([c for c, _ in rows])
+    lower = torch.tensor([p for _, p in rows], dtype=torch.float64)
     sure = lower > 0.5
     radius = torch.where(sure, sigma * torch.special.ndtri(lower.clamp(min=0.5)), 0.0)
     return Certificate(torch.where(sure, classes, ABSTAINS), radius, lower)

@@ -164,6 +164,14 @@ def test_eigenvalues_that_are_equal_are_found_as_often_as_they_are_there(size):
     oracles.close(found.vectors[:, 0] @ found.vectors[:, 0].T, torch.eye(4), rtol=1e-12)
 
 
+def test_the_zeros_of_a_matrix_of_low_rank_are_found_in_single_precision():
+    """Where products have rounding of their own, and a Krylov space never ends quite."""
+    half = torch.randn(2, 50, 4)
+    noisy = lambda v: times(half @ half.mT)(v) + 1e-7 * torch.randn_like(v)  # noqa: E731
+    found = largest(lambda v: -noisy(v), torch.randn(2, 50), 4, steps=60, tolerance=1e-4, seed=0)
+    assert (found.values.abs() < 1e-4 * found.scale.unsqueeze(1)).all()
+
+
 def test_the_quadrature_is_exact_up_to_degree_2m_minus_1():
     A, v = symmetric(1, 30), torch.randn(1, 30).double()
     nodes, weights = quadrature(times(A), v, 6, seed=0)
