@@ -92,7 +92,7 @@ def density(
     steps    m, products with A for each probe.
     width    w, the sd of the smoothing, in the units of λ. None: (largest − smallest node)/m. What
              the m nodes cannot tell apart is smoothed away there: the quadrature's error is then
-             below m e⁻⁸/4 of one eigenvalue's height, 0.5 % for m = 64 (§22). A smaller width shows
+             below m e⁻⁸/2 of one eigenvalue's height, 1 % for m = 64 (§22). A smaller width shows
              more and needs more steps.
     points   of the grid, from 4 widths below the smallest node to 4 above the largest.
 

@@ -55,7 +55,7 @@ def test_the_area_is_one():
 
 
 def test_the_default_width_smooths_what_the_nodes_cannot_tell_apart():
-    """The quadrature's error is below m e⁻⁸/4 of one eigenvalue's height.   docs/math.md, §22"""
+    """The quadrature's error is below m e⁻⁸/2 of one eigenvalue's height.   docs/math.md, §22"""
     values, m = torch.linspace(-1, 1, 400).double(), 24
     q = torch.randn(1, 400).double()
     q = q / q.norm()
@@ -66,7 +66,7 @@ def test_the_default_width_smooths_what_the_nodes_cannot_tell_apart():
     true = torch.stack([(q[0] ** 2 * peak * torch.exp(-(((t - values) / width) ** 2) / 2)).sum()
                         for t in grid])  # fmt: skip
     found = densities._smoothed(grid, nodes[0], weights[0], width)
-    assert (found - true).abs().max() < m * math.exp(-8) / 4 * peak
+    assert (found - true).abs().max() < m * math.exp(-8) / 2 * peak
 
 
 def test_a_matrix_of_zeros_has_all_its_mass_at_0():
