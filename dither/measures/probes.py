@@ -24,6 +24,7 @@ from dither.engine.functions import check_twice, is_doubtful
 from dither.engine.ghost import Use
 from dither.engine.kinds import Convolution, Kind, Outer, Scale, Sum
 from dither.engine.uses import Uses
+from dither.loss import AnyLoss
 from dither.noise.draw import key
 from dither.signs import signs
 from dither.torch_internals import functions_behind
@@ -86,6 +87,9 @@ def probing(
             z = output(model, x)
         check_twice(filter(is_doubtful, functions_behind(z)), what)
         each = loss.per_sample(z, y)
+        if isinstance(loss, AnyLoss):
+            loss.check_apart(z, y)
+            loss.check_kinks(z, y)
         places.settle_in(z)
         bare = [parameters[n] for n in parameters if n not in places.covered]
         points = [t.probe for t in places.kept] + bare

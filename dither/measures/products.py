@@ -152,6 +152,7 @@ class Recorded:
         check_twice(filter(is_doubtful, functions_behind(z)), what)
         if isinstance(loss, AnyLoss):
             loss.check_apart(wide(z), y)
+            loss.check_kinks(wide(z), y)
         self.points, self.z, self.full = points, z, matrix == "hessian"
         self.at = z if self.full else z.detach().requires_grad_()
         each = loss.per_sample(wide(self.at), y)

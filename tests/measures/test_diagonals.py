@@ -266,5 +266,7 @@ def test_data_that_cannot_be_used_are_told():
         diagonal(model, "cross_entropy", iter([(x, y)]))
     with pytest.raises(dither.DitherError, match=r"diagonal takes a model.*'0:in' is an act"):
         diagonal(dither.inject(model, dither.Additive(0.1)), "cross_entropy", (x, y))
+    with pytest.raises(dither.DitherError, match="the loss has kinks"):
+        diagonal(model, lambda z, y: z.abs().sum(-1), (x, y))
     with pytest.raises(dither.DitherError, match=r"diagonal takes a model.*got None"):
         diagonal(None, "cross_entropy", (x, y))

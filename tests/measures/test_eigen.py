@@ -214,6 +214,8 @@ def test_models_and_losses_that_cannot_be_asked_are_told():
         eigenvalues(model, lambda z, y: z.sum(-1), data, matrix="gauss_newton")
     with pytest.raises(dither.DitherError, match="depends on the output of another"):
         eigenvalues(model, lambda z, y: z.sum(-1) * z.mean(), data)
+    with pytest.raises(dither.DitherError, match="the loss has kinks"):
+        eigenvalues(model, lambda z, y: z.abs().sum(-1), data)
     mixed = nn.Sequential(model[0], nn.BatchNorm1d(6, track_running_stats=False), model[2]).double()
     with pytest.raises(dither.DitherError, match=r"at '0:in', \[6, 5\].*each by itself"):
         eigenvalues(mixed, "cross_entropy", data, at="0:in")
