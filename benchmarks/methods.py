@@ -2,7 +2,8 @@
 
 A method is built on a job of its own, outside the clock, and gives a call; the call returns the
 number. R is at σ = 1, traces are of the mean over the batch; noise is timed at σ = .01 for weights
-and .1 for activations, forward and backward.
+and .1 for activations, forward and backward. A diagonal d is told by ⟨u, d⟩ with fixed weights u,
+so that each entry counts; a density by its mean λ².
 """
 
 from __future__ import annotations
@@ -14,17 +15,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.clock import Call
 from benchmarks.workloads import Job, Workload
 from dither import Additive, Weight, explicit, inject
 from dither.attach.inject import DrawMode
 from dither.measures.curvature import trace
+from dither.measures.densities import density
+from dither.measures.diagonals import diagonal
+from dither.measures.eigen import eigenvalues
 from dither.noise import two_point
 
 WEIGHT, ACTIVATION = 0.01, 0.1  # σ
 PROBES = 10
+RUNS, STEPS = 4, 32  # probes of a density, and products for each
+TOLERANCE = 1e-4  # of an eigenvalue's residual, relative
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,52 @@ def _hessian(job: Job) -> Call:
     return call
 
 
+def spread(job: Job) -> list[Tensor]:
+    """U of each parameter, U(0, 1)."""
+    rng = torch.Generator().manual_seed(0)
+    return [torch.rand(p.shape, generator=rng) for p in job.model.parameters()]
+
+
+def _diagonal(matrix: str, **how: int) -> Callable[[Job], Call]:
+    def build(job: Job) -> Call:
+        seed, u = itertools.count(), spread(job)
+
+        def call() -> float:
+            data = (job.x, job.y)
+            found = diagonal(
+                job.model, "cross_entropy", data, matrix=matrix, seed=next(seed), **how
+            )
+            parts = zip(found.value.values(), u, strict=True)
+            return sum((d * w).sum().item() for d, w in parts)
+
+        return call
+
+    return build
+
+
+def _largest(job: Job) -> Call:
+    seed = itertools.count()
+
+    def call() -> float:
+        how = {"tolerance": TOLERANCE, "seed": next(seed)}
+        return eigenvalues(job.model, "cross_entropy", (job.x, job.y), **how).value.item()
+
+    return call
+
+
+def _density(job: Job) -> Call:
+    seed = itertools.count()
+
+    def call() -> float:
+        how: dict[str, Any] = {"probes": RUNS, "steps": STEPS, "seed": next(seed)}
+        found = density(job.model, "cross_entropy", (job.x, job.y), **how)
+        return (found.weights * found.nodes.square()).sum(1).mean().item()
+
+    return call
+
+
+GN_DIAGONAL, DIAGONAL = "GN diagonal", "Hessian diagonal"
+LARGEST, DENSITY = "largest eigenvalue", "density"
 DITHER = (
     Method("R", "dither", "explicit", _value(Additive(1.0), None)),
     Method("R sampled", "dither", "explicit, samples=1", _value(Additive(1.0), 1), exact=False),
@@ -146,6 +198,16 @@ DITHER = (
         _hessian,
         exact=False,
     ),
+    Method(GN_DIAGONAL, "dither", "diagonal", _diagonal("gauss_newton")),
+    Method(
+        DIAGONAL,
+        "dither",
+        f"diagonal, {PROBES} probes",
+        _diagonal("hessian", probes=PROBES),
+        exact=False,
+    ),
+    Method(LARGEST, "dither", "eigenvalues", _largest),
+    Method(DENSITY, "dither", f"density, {RUNS} × {STEPS} products", _density, exact=False),
     Method("weights", "dither", "Weight", _noisy(Weight(WEIGHT)), exact=False),
     Method(
         "weights two-point",

@@ -9,12 +9,15 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor, nn
 
 from benchmarks.clock import Call
+from benchmarks.methods import DENSITY, DIAGONAL, GN_DIAGONAL, LARGEST, spread
 from benchmarks.naive import NAIVE, inputs
 from benchmarks.workloads import Job
 
@@ -41,6 +44,14 @@ def truth(quantity: str, job: Job) -> Number:
     """R and Gauss–Newton traces exactly, other Hessians' by probes, noise by its naive form."""
     if quantity.startswith(("R", "step")):
         return Number(columns(job, weights=False) / 2)
+    if quantity == GN_DIAGONAL:
+        return Number(columns(job, weights=True, by=spread(job)))
+    if quantity == DIAGONAL:
+        return probed(job, spread(job))
+    if quantity == LARGEST:
+        return Number(largest(job))
+    if quantity == DENSITY:
+        return squared(job)
     if quantity.startswith("GN") or (quantity == "Hessian trace" and piecewise_linear(job.model)):
         return Number(columns(job, weights=True))
     if quantity == "Hessian trace":
@@ -55,8 +66,10 @@ def piecewise_linear(model: nn.Module) -> bool:
     return not any(isinstance(m, nn.Tanh | nn.GELU | nn.LayerNorm) for m in model.modules())
 
 
-def columns(job: Job, *, weights: bool) -> float:
-    """mean_B Σ_c ‖∂⟨S_c, z_i⟩/∂t‖², S_c = √p_c (e_c − p): B·C backward passes of batch 1."""
+def columns(job: Job, *, weights: bool, by: list[Tensor] | None = None) -> float:
+    """mean_B Σ_c ‖∂⟨S_c, z_i⟩/∂t‖², S_c = √p_c (e_c − p): B·C backward passes of batch 1. `by`: the
+    weight of each element's square.
+    """
     job = job.own()
     model = job.model.double()
     _, taken = inputs(model)
@@ -71,25 +84,67 @@ def columns(job: Job, *, weights: bool) -> float:
             to = list(model.parameters()) if weights else at
             column = (p[c].sqrt() * (e - p)).unsqueeze(0)
             found = torch.autograd.grad(z, to, column, retain_graph=True, allow_unused=True)
-            total += sum(g.square().sum().item() for g in found if g is not None)
+            of = by or [torch.ones(()) for _ in found]
+            pairs = [(g, u) for g, u in zip(found, of, strict=True) if g is not None]
+            total += sum((g.square() * u).sum().item() for g, u in pairs)
     return total / len(job.y)
 
 
-def probed(job: Job) -> Number:
-    """The Hessian's trace by random signs v: mean of vᵀ∇²L v."""
-    job = job.own()
-    model = job.model.double()
-    parameters = list(model.parameters())
-    loss = F.cross_entropy(model(job.x.double()), job.y)
-    slope = torch.autograd.grad(loss, parameters, create_graph=True)
+def probed(job: Job, by: list[Tensor] | None = None) -> Number:
+    """The Hessian's trace by random signs v: mean of vᵀ∇²L v; `by` weighs its diagonal."""
+    times, parameters = product(job)
+    of = by or [torch.ones(()) for _ in parameters]
 
     def one() -> float:
         v = [torch.randint_like(p, 2) * 2 - 1 for p in parameters]
-        along = torch.stack([(g * s).sum() for g, s in zip(slope, v, strict=True)]).sum()
-        turned = torch.autograd.grad(along, parameters, retain_graph=True)
-        return sum((h * s).sum().item() for h, s in zip(turned, v, strict=True))
+        triples = zip(times(v), v, of, strict=True)
+        return sum((h * s * u).sum().item() for h, s, u in triples)
 
     return mean_of([one() for _ in range(PROBES)])
+
+
+def squared(job: Job) -> Number:
+    """The mean λ² of the Hessian by random signs: mean of ‖∇²L v‖²/n."""
+    times, parameters = product(job)
+    n = sum(p.numel() for p in parameters)
+
+    def one() -> float:
+        v = [torch.randint_like(p, 2) * 2 - 1 for p in parameters]
+        return sum(h.square().sum().item() for h in times(v)) / n
+
+    return mean_of([one() for _ in range(PROBES)])
+
+
+def largest(job: Job) -> float:
+    """The Hessian's largest eigenvalue, by ARPACK to 10⁻⁸."""
+    times, parameters = product(job)
+    sizes = [p.numel() for p in parameters]
+
+    def flat(v: Any) -> Any:
+        parts = torch.as_tensor(v).flatten().split(sizes)
+        shaped = [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)]
+        return torch.cat([h.flatten() for h in times(shaped)]).numpy()
+
+    n = sum(sizes)
+    start = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    A: Any = LinearOperator((n, n), matvec=flat, dtype="float64")  # pyright: ignore
+    how: Any = {"which": "LA", "v0": start.numpy(), "tol": 1e-8, "return_eigenvectors": False}
+    return float(eigsh(A, 1, **how)[0])
+
+
+def product(job: Job) -> tuple[Callable[[list[Tensor]], tuple[Tensor, ...]], list[Tensor]]:
+    """(v ↦ ∇²L v, the parameters), in float64."""
+    job = job.own()
+    model = job.model.double()
+    parameters: list[Tensor] = list(model.parameters())
+    loss = F.cross_entropy(model(job.x.double()), job.y)
+    slope = torch.autograd.grad(loss, parameters, create_graph=True)
+
+    def times(v: list[Tensor]) -> tuple[Tensor, ...]:
+        along = torch.stack([(g * s).sum() for g, s in zip(slope, v, strict=True)]).sum()
+        return torch.autograd.grad(along, parameters, retain_graph=True)
+
+    return times, parameters
 
 
 def drawn(call: Call) -> Number:

@@ -15,17 +15,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.clock import Call
-from benchmarks.methods import PROBES, Method
+from benchmarks.methods import (
+    DENSITY,
+    DIAGONAL,
+    GN_DIAGONAL,
+    LARGEST,
+    PROBES,
+    RUNS,
+    STEPS,
+    TOLERANCE,
+    Method,
+    spread,
+)
 from benchmarks.naive import SMALL
 from benchmarks.workloads import Job
 
 # ----------------------------------------------------------------------------------------- BackPACK
 
 
-def _backpack(extension: Callable[[], Any], attribute: str) -> Callable[[Job], Call]:
+def _backpack(
+    extension: Callable[[], Any], attribute: str, *, each: bool = False
+) -> Callable[[Job], Call]:
     def build(job: Job) -> Call:
         from backpack import backpack, extend
 
+        u = spread(job)
         branching = job.workload.name.startswith("resnet")
         model = extend(job.model, use_converter=branching).eval()
         loss = extend(nn.CrossEntropyLoss())
@@ -35,7 +49,10 @@ def _backpack(extension: Callable[[], Any], attribute: str) -> Callable[[Job], C
                 p.grad = None
             with backpack(extension()):
                 loss(model(job.x), job.y).backward()
-            return sum(getattr(p, attribute).sum().item() for p in model.parameters())
+            found = [getattr(p, attribute) for p in model.parameters()]
+            if each:
+                return sum((d * w).sum().item() for d, w in zip(found, u, strict=True))
+            return sum(d.sum().item() for d in found)
 
         return call
 
@@ -54,7 +71,7 @@ def _diagonal(**options: int) -> Callable[[], Any]:
 # --------------------------------------------------------------------------------------- curvlinops
 
 
-def _curvlinops(kind: str) -> Callable[[Job], Call]:
+def _curvlinops(kind: str, number: Callable[[Any, Job], float]) -> Callable[[Job], Call]:
     def build(job: Job) -> Call:
         import curvlinops
 
@@ -69,11 +86,41 @@ def _curvlinops(kind: str) -> Callable[[Job], Call]:
                 [(job.x, job.y)],
                 check_deterministic=False,
             )
-            return float(curvlinops.hutchinson_trace(A, num_matvecs=PROBES))
+            return number(A, job)
 
         return call
 
     return build
+
+
+def _hutchinson(A: Any, job: Job) -> float:
+    import curvlinops
+
+    return float(curvlinops.hutchinson_trace(A, num_matvecs=PROBES))
+
+
+def _hutchinson_diagonal(A: Any, job: Job) -> float:
+    import curvlinops
+
+    u = torch.cat([w.flatten() for w in spread(job)])
+    return float(curvlinops.hutchinson_diag(A, num_matvecs=PROBES) @ u)
+
+
+def _arpack(A: Any, job: Job) -> float:
+    """As its documentation has it: scipy's eigsh on the operator."""
+    from scipy.sparse.linalg import eigsh
+
+    found = eigsh(A.to_scipy(), k=1, which="LA", tol=TOLERANCE, return_eigenvectors=False)
+    return float(found[0])
+
+
+def _papyan(A: Any, job: Job) -> float:
+    from curvlinops.papyan2020traces.spectrum import LanczosApproximateSpectrumCached
+
+    spectrum = LanczosApproximateSpectrumCached(A, STEPS)
+    spectrum.approximate_spectrum(num_repeats=RUNS)
+    moments = [v[0].square() @ theta.square() for theta, v in spectrum._get_lanczos_iters(RUNS)]
+    return float(sum(moments)) / RUNS
 
 
 # --------------------------------------------------------------------------------------------- ASDL
@@ -140,11 +187,20 @@ def _eigenthings(kind: str) -> Callable[[Job], Call]:
         criterion, data, seed = nn.CrossEntropyLoss(), [(job.x, job.y)], itertools.count()
 
         def call() -> float:
-            if kind == "Hessian":
+            if kind != "GGN":
                 A = he.HessianOperator(job.model, data, he.supervised_loss(criterion))
             else:
                 outputs = he.supervised_loss_of_output(criterion)
                 A = he.GGNOperator(job.model, data, he.supervised_forward, outputs)
+            if kind == LARGEST:
+                found = he.lanczos(
+                    A, k=1, max_iter=MOST, tol=TOLERANCE, which="LA", seed=next(seed)
+                )
+                return float(found.eigenvalues[0])
+            if kind == DENSITY:
+                how = {"num_runs": RUNS, "lanczos_steps": STEPS, "num_grid_points": 1000}
+                found = he.spectral_density(A, seed=RUNS * next(seed), **how)
+                return float((found.raw_weights * found.raw_eigenvalues.square()).nansum()) / RUNS
             return he.trace(A, num_matvecs=PROBES, method="hutchinson", seed=next(seed)).estimate
 
         return call
@@ -216,9 +272,16 @@ def _opacus(samples: int | None, ghost: bool) -> Callable[[Job], Call]:
 
 
 HESSIAN = "Hessian trace"
+MOST = 40  # products of hessian-eigenthings for an eigenvalue: it takes all that it is given
 PEERS: dict[str, tuple[Method, ...]] = {
     "backpack": (
         Method("GN trace", "BackPACK", "DiagGGNExact", _backpack(_diagonal(), "diag_ggn_exact")),
+        Method(
+            GN_DIAGONAL,
+            "BackPACK",
+            "DiagGGNExact",
+            _backpack(_diagonal(), "diag_ggn_exact", each=True),
+        ),
         Method(
             "GN trace sampled",
             "BackPACK",
@@ -229,10 +292,42 @@ PEERS: dict[str, tuple[Method, ...]] = {
     ),
     "curvlinops": (
         Method(
-            "GN trace", "curvlinops", "10 probes", _curvlinops("GGNLinearOperator"), exact=False
+            "GN trace",
+            "curvlinops",
+            "10 probes",
+            _curvlinops("GGNLinearOperator", _hutchinson),
+            exact=False,
         ),
         Method(
-            HESSIAN, "curvlinops", "10 probes", _curvlinops("HessianLinearOperator"), exact=False
+            HESSIAN,
+            "curvlinops",
+            "10 probes",
+            _curvlinops("HessianLinearOperator", _hutchinson),
+            exact=False,
+        ),
+        Method(
+            GN_DIAGONAL,
+            "curvlinops",
+            "hutchinson_diag, 10 probes",
+            _curvlinops("GGNLinearOperator", _hutchinson_diagonal),
+            exact=False,
+        ),
+        Method(
+            DIAGONAL,
+            "curvlinops",
+            "hutchinson_diag, 10 probes",
+            _curvlinops("HessianLinearOperator", _hutchinson_diagonal),
+            exact=False,
+        ),
+        Method(
+            LARGEST, "curvlinops", "scipy's eigsh", _curvlinops("HessianLinearOperator", _arpack)
+        ),
+        Method(
+            DENSITY,
+            "curvlinops",
+            f"spectrum, {RUNS} × {STEPS} products",
+            _curvlinops("HessianLinearOperator", _papyan),
+            exact=False,
         ),
     ),
     "asdl": (
@@ -247,6 +342,14 @@ PEERS: dict[str, tuple[Method, ...]] = {
     "hessian-eigenthings": (
         Method("GN trace", "hessian-eigenthings", "10 probes", _eigenthings("GGN"), exact=False),
         Method(HESSIAN, "hessian-eigenthings", "10 probes", _eigenthings("Hessian"), exact=False),
+        Method(LARGEST, "hessian-eigenthings", f"lanczos, {MOST} products", _eigenthings(LARGEST)),
+        Method(
+            DENSITY,
+            "hessian-eigenthings",
+            f"spectral_density, {RUNS} × {STEPS} products",
+            _eigenthings(DENSITY),
+            exact=False,
+        ),
     ),
     "laplace": (
         Method("GN trace", "laplace-torch", "DiagLaplace, BackPackGGN", _laplace("BackPackGGN")),

@@ -63,6 +63,7 @@ class Job:
 NOISES = ("weights", "weights two-point", "weights cycle", "activations")
 PENALTY = ("R", "R sampled", "GN trace", "GN trace sampled")
 STEPS = ("step + R", "step + R sampled")
+SPECTRUM = ("GN diagonal", "Hessian diagonal", "largest eigenvalue", "density")
 
 WORKLOADS = {
     w.name: w
@@ -81,7 +82,7 @@ WORKLOADS = {
             "MLP 784-1024³-10, B 128",
             lambda: nets.mlp(*MLP3),
             128,
-            (*PENALTY, *STEPS, *NOISES, "Hessian trace"),
+            (*PENALTY, *STEPS, *NOISES, "Hessian trace", "GN diagonal", "largest eigenvalue"),
         ),
         Workload(
             "mlp5000",
@@ -96,7 +97,7 @@ WORKLOADS = {
             "CNN 32-64-128-128 on 32×32×3, B 128",
             lambda: nets.cnn(32, 64, 128, 128),
             128,
-            (*PENALTY, *NOISES, "Hessian trace", "memory"),
+            (*PENALTY, *NOISES, "Hessian trace", "memory", "GN diagonal"),
             kind="colour",
         ),
         Workload(
@@ -123,7 +124,7 @@ WORKLOADS = {
             "transformer d 128 × 4, 32 tokens, B 32",
             nets.Transformer,
             32,
-            (*PENALTY, *STEPS),
+            (*PENALTY, *STEPS, "GN diagonal"),
             kind="image",
         ),
         Workload(
@@ -141,14 +142,14 @@ WORKLOADS = {
             "tanh MLP 784-256⁵-10, B 256",
             lambda: nets.mlp(*MLP5, activation=nn.Tanh),
             256,
-            ("Hessian trace",),
+            ("Hessian trace", *SPECTRUM),
         ),
         Workload(
             "block",
             "transformer block d 128, 32 tokens, B 32",
             lambda: nets.Transformer(layers=1),
             32,
-            ("Hessian trace",),
+            ("Hessian trace", *SPECTRUM),
             kind="image",
         ),
     )

@@ -1,4 +1,4 @@
-"""Estimate: a Monte-Carlo mean together with its standard error."""
+"""Estimate: a Monte-Carlo mean together with its standard error; Estimates: many of them."""
 
 from __future__ import annotations
 
@@ -32,3 +32,15 @@ class Estimate(NamedTuple):
     def __sub__(self, other: float) -> Estimate:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Shifted by an exact number; the error stays."""
         return Estimate(self.value - float(other), self.sem)
+
+
+class Estimates(NamedTuple):
+    """Tensors of values and of their standard errors, in one shape and the same units."""
+
+    value: Tensor
+    sem: Tensor
+
+    @classmethod
+    def of(cls, draws: Tensor) -> Estimates:
+        """From independent draws [N, …], N ≥ 2."""
+        return cls(draws.mean(0), draws.std(0) / len(draws) ** 0.5)

@@ -214,6 +214,32 @@ def second_order(noise, x, y, loss):
     return shares
 
 
+def curvature(model, x, y, loss, matrix="hessian"):
+    """[n, n] in all parameters together: ∇² of the mean loss, or mean_i J_iᵀ H_i J_i, a backward
+    pass for each row. `loss(z_i, y_i)` is that of one sample.
+    """
+    parameters = list(model.parameters())
+
+    def row(of, keep=False):
+        how = {"retain_graph": True, "create_graph": keep, "allow_unused": True}
+        found = torch.autograd.grad(of, parameters, **how) if of.requires_grad else parameters
+        flat = [torch.zeros_like(p) if g is None else g
+                for p, g in zip(parameters, found, strict=True)]  # fmt: skip
+        found = torch.cat([g.reshape(-1) for g in flat])
+        return found if of.requires_grad else torch.zeros_like(found).detach()
+
+    with sdpa_kernel(SDPBackend.MATH), PlainWeightNorm():
+        z = output(model, x)
+    if matrix == "hessian":
+        value = torch.stack([loss(z[i], y[i]) for i in range(len(z))]).mean()
+        return torch.stack([row(slope) for slope in row(value, keep=True)])
+    total = 0.0
+    for i in range(len(z)):
+        J = torch.stack([row(out) for out in z[i].reshape(-1)])
+        total = total + J.T @ hessian(loss, z[i], y[i]).detach() @ J / len(z)
+    return total
+
+
 def mean_change(noise, x, y, loss, numbers):
     """E[Δℓ] exactly: the mean over all ± patterns of the draws of a two-point law.
 

@@ -19,3 +19,16 @@ def every_sign(monkeypatch, z, fixed_first):
 
     monkeypatch.setattr(pull, "signs", signs)
     return 2**free
+
+
+class Pattern:
+    """Signs of all patterns one after another, `free` of them for a probe: to stand for `signs`."""
+
+    def __init__(self, free):
+        self.free, self.drawn = free, 0
+        self.bits = itertools.chain.from_iterable(itertools.product((-1.0, 1.0), repeat=free))
+
+    def __call__(self, like, generator=None):
+        self.drawn += like.numel()
+        taken = list(itertools.islice(self.bits, like.numel()))
+        return torch.tensor(taken, dtype=like.dtype).view(like.shape)

@@ -72,6 +72,19 @@ class Use:
         """G [B, *shape] of column k."""
         return self.kind.dense(self.g[k], self.layout, self.shape)
 
+    def squares(self, sign: list[float]) -> Tensor | None:
+        """Σ_k sign_k Σ_i G_ki∘G_ki [*shape], where it can be had without each G."""
+        weight, total = self.g.new_tensor(sign), None
+        for side in (1, -1):
+            kept = side * weight > 0
+            if bool(kept.any()):
+                root = (side * weight[kept]).sqrt().view(-1, *[1] * (self.g.dim() - 1))
+                part = self.kind.squares(self.g[kept] * root, self.layout, self.shape)
+                if part is None:
+                    return None
+                total = side * part if total is None else total + side * part
+        return self.g.new_zeros(self.shape) if total is None else total
+
     def norm2(self) -> Tensor | None:
         """‖G_i‖² [K, B], where samples are in front and it can be had at once."""
         layout = self.layout
@@ -119,17 +132,36 @@ class Gradient:
 
     def dense(self) -> Tensor:
         """G of one column [1, B, *shape]: every use put where its slice lies in the storage."""
-        w, (k,) = self.parameter, self.columns
+        (k,) = self.columns
+        return self._placed([(use, use.dense(k)) for use in self.uses]).unsqueeze(0)
+
+    def squares(self, sign: list[float]) -> Tensor:
+        """Σ_k sign_k Σ_i G_ki∘G_ki [*shape] of all columns, the diagonal of Σ_k sign_k Gᵀ_k G_k."""
+        found = []
+        for use in self.uses if apart([use.region for use in self.uses]) else ():
+            total = use.squares(sign)
+            if total is None:
+                break
+            found.append((use, total.unsqueeze(0)))
+        else:
+            if found:
+                return self._placed(found).squeeze(0)
+        rows = (s * self.column(k).dense()[0].square().sum(0) for k, s in enumerate(sign))
+        return sum(rows)  # pyright: ignore
+
+    def _placed(self, parts: list[tuple[Use, Tensor]]) -> Tensor:
+        """Σ [n, *shape] of what belongs to each use's slice, [n, *slice]."""
+        w = self.parameter
         if all(use.shape == w.shape and use.region[2] == w.stride() for use in self.uses):
-            return sum(use.dense(k) for use in self.uses).unsqueeze(0)  # pyright: ignore
+            return sum(part for _, part in parts)  # pyright: ignore
         places = torch.arange(w.numel(), device=w.device)
         total: Any = 0
-        for use in self.uses:
+        for use, part in parts:
             offset, shape, stride = use.region
             at = places.as_strided(shape, stride, offset - w.storage_offset()).reshape(-1)
-            g = use.dense(k).reshape(-1, use.shape.numel())
-            total = total + g.new_zeros(g.shape[0], w.numel()).index_add(1, at, g)
-        return total[:, places.as_strided(w.shape, w.stride())].unsqueeze(0)
+            part = part.reshape(-1, use.shape.numel())
+            total = total + part.new_zeros(len(part), w.numel()).index_add(1, at, part)
+        return total[:, places.as_strided(w.shape, w.stride())]
 
 
 def apart(regions: list[tuple]) -> bool:

@@ -10,8 +10,9 @@
     Elementwise  p broadcast           G_i: g, or g∘a, summed over what p was broadcast along
     Einsum       by letters            G_i: g and a by letters, the samples' kept
 
-`dense` gives G of one column; `norm2` gives ‖G_i‖² of K columns at once, [K, B], or None where that
-kind has no way to it. B samples, T positions of a sample, I inputs, O outputs.
+`dense` gives G of one column. Of K columns at once `norm2` gives ‖G_i‖² [K, B], and `squares` gives
+Σ_k Σ_i G_ki∘G_ki [*shape]; None where that kind has no way to it. B samples, T positions of a
+sample, I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dither.engine.batch_axis import Layout
 from dither.engine.conv_norms import Patch
 from dither.engine.outer_norms import KEPT, Way, cheapest, rows2
 
+BLOCK = 2**20  # numbers of per-sample gradients that are formed at once
 HOW = ("stride", "padding", "dilation")
 
 
@@ -72,6 +74,10 @@ class Kind(ABC):
         """‖G_i‖² [K, B] of the columns that were caught, all at once; None: not this way."""
         return None
 
+    def squares(self, g: Tensor, layout: Layout, shape: torch.Size) -> Tensor | None:
+        """Σ_k Σ_i G_ki∘G_ki [*shape] of columns g [K, *out]; None: not this way."""
+        return None
+
     def pairs(self, g: Tensor, layout: Layout, shape: torch.Size) -> tuple[Tensor, Tensor] | None:
         """(a [B, P, T, I], g [B, P, T, O]) of a product, P of them apart; None for what is none."""
         return None
@@ -87,6 +93,24 @@ class Product(Kind):
         a, g = self.pairs(g, layout, shape)  # pyright: ignore
         w = g.mT @ a  # [B, P, O, I]
         return (w.mT if self.transposed else w).reshape(-1, *shape)
+
+    def beside(self, g: Tensor) -> Tensor:
+        """The columns g [K, …, O] as further outputs of one product, […, K·O]."""
+        return g.movedim(0, -2).flatten(-2)
+
+    def squares(self, g: Tensor, layout: Layout, shape: torch.Size) -> Tensor | None:
+        pair = self.pairs(self.beside(g), layout, shape)
+        if pair is None:
+            return None
+        a, g = pair[0], pair[1].unflatten(-1, (len(g), -1))  # [B, P, T, I], [B, P, T, K, O]
+        if a.shape[2] == 1:  # G∘G = (g∘g)(a∘a)ᵀ, so that all columns are one product
+            total = torch.einsum("bpo,bpi->poi", g.square().sum((2, 3)), a.square().squeeze(2))
+        else:
+            few = max(1, BLOCK // shape.numel())
+            some = max(1, few // g.shape[3])
+            parts = zip(a.split(some), g.split(some), strict=True)
+            total = sum(_squared(a, h) for a, g in parts for h in g.split(few, 3))
+        return (total.mT if self.transposed else total).reshape(shape)  # pyright: ignore
 
     def by_way(self, g: Tensor, layout: Layout, shape: torch.Size, patch: Patch | None) -> Any:
         """By the cheapest of `outer_norms`, what it makes of the operand kept; None: by forming."""
@@ -109,6 +133,12 @@ class Product(Kind):
                 return kept.way.once(a, g)  # pyright: ignore
             kept.small = kept.way.small(a)  # pyright: ignore
         return kept.way.norm2(kept.small, g)
+
+
+def _squared(a: Tensor, g: Tensor) -> Tensor:
+    """Σ_b Σ_k (Σ_t g_t a_tᵀ)∘(…) [P, O, I] of a [b, P, T, I] and g [b, P, T, k, O]."""
+    w = g.flatten(3).mT @ a
+    return w.unflatten(2, g.shape[3:]).square_().sum((0, 2))
 
 
 @dataclass
@@ -134,6 +164,9 @@ class Batched(Product):
         if (layout.way, layout.at) == ("dim", 1):  # every sample meets all of the stack
             return layout.first(self.a).unsqueeze(2), layout.first(g).unsqueeze(2)
         return layout(self.a, 1).unsqueeze(1), layout(g, 1).unsqueeze(1)
+
+    def squares(self, g: Tensor, layout: Layout, shape: torch.Size) -> Tensor | None:
+        return None
 
     def dense(self, g: Tensor, layout: Layout, shape: torch.Size) -> Tensor:
         a, g = self.pairs(g, layout, shape)
@@ -170,6 +203,11 @@ class Convolution(Product):
         g = g.flatten(3).unflatten(2, (groups, -1))  # [B, P, groups, O/groups, T]
         a = a.unflatten(2, (groups, -1))
         return a.permute(0, 2, 1, 4, 3).flatten(2, 3), g.permute(0, 2, 1, 4, 3).flatten(2, 3)
+
+    def beside(self, g: Tensor) -> Tensor:
+        """[K, N, O, …] → [N, groups·K·O/groups, …]: the outputs of a group stay together."""
+        g = g.unflatten(2, (self.options["groups"], -1)).movedim(0, 2)
+        return g.flatten(1, 3)
 
     def _patches(self, shape: torch.Size) -> Tensor:
         """The image unfolded [N, C·k, T]; kept from column to column if it is not large."""
@@ -246,13 +284,28 @@ class Rows(Kind):
         return out.scatter_add(1, idx.unsqueeze(-1).expand_as(g), g)
 
     def square(self, g: Tensor, layout: Layout) -> Tensor | None:
-        """‖G_i‖² [B] without G: positions of one number are added up at the first of them."""
+        """‖G_i‖² [B] without G."""
+        summed = self.at_first(g, layout)
+        return None if summed is None else summed.square().sum((1, 2))
+
+    def at_first(self, g: Tensor, layout: Layout) -> Tensor | None:
+        """[B, T, d]: positions of one number, added up at the first of them; the others are 0."""
         idx, g = layout(self.a, 0), layout(g, 1)
         if idx.shape[1] > 512:
             return None
         first = (idx.unsqueeze(1) == idx.unsqueeze(2)).byte().argmax(2)  # [B, T]
         first = first.unsqueeze(-1).expand_as(g)
-        return torch.zeros_like(g).scatter_add(1, first, g).square().sum((1, 2))
+        return torch.zeros_like(g).scatter_add(1, first, g)
+
+    def squares(self, g: Tensor, layout: Layout, shape: torch.Size) -> Tensor | None:
+        found = g.new_zeros(shape)
+        for column in g:
+            summed = self.at_first(column, layout)
+            if summed is None:
+                return None
+            idx = layout(self.a, 0).reshape(-1)
+            found.index_add_(0, idx, summed.square().flatten(0, 1))
+        return found
 
 
 @dataclass

@@ -8,8 +8,8 @@ in activation space (`measures.probes`).
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dither import loss as losses
 from dither.attach.inject import Injection, inject
-from dither.calling import check_devices, evaluating, tensors
 from dither.errors import DitherError
 from dither.estimate import Estimate
-from dither.measures.multilinear import alone, multilinear
+from dither.measures.multilinear import multilinear
+from dither.measures.over import Over, over
 from dither.measures.probes import probed
 from dither.noise.noises import Weight
 from dither.regulariser.explicit import explicit
@@ -104,22 +103,12 @@ def trace(
     empty, or if the model was made under torch.inference_mode().
     """
     settings = _settings(of, precision, probes, limit, seed)
-    batches, each = _batches(data), losses.get(loss)
-    noise = model if isinstance(model, Injection) else None
-    model = model if noise is None else _parameters_only(noise).model
-    parameters = {n: p for n, p in model.named_parameters() if noise is None or n in noise.sites}
-    with torch.inference_mode(False), evaluating(model), alone(model):
-        _check_differentiable(model)
-        _check_real(parameters)
-        first = next(_ready(batches), None)
-        if first is None:
-            raise DitherError("trace needs at least one batch (x, y): got none")
-        check_devices(model, *first)
-        if settings.of == "gauss_newton" or multilinear(model, first[0]):
-            return _exact(noise, model, each, batches)
-        probing = partial(_probed, model, parameters, each, batches, seed=settings.seed)
+    with over("trace", model, loss, data) as o:
+        if settings.of == "gauss_newton" or multilinear(o.model, o.first[0]):
+            return _exact(o)
+        probing = partial(_probed, o, seed=settings.seed)
         values = probing(probes=_plan(settings, probing))  # [P, N]
-    parts = {name: Estimate.of(row) for name, row in zip(parameters, values, strict=True)}
+    parts = {name: Estimate.of(row) for name, row in zip(o.parameters, values, strict=True)}
     total = Estimate.of(values.sum(0))
     return Trace(total.value, total.sem, parts, values.shape[1])
 
@@ -168,80 +157,22 @@ def _plan(settings: Settings, probing: Callable[..., Tensor]) -> range:
     return range(PILOT, PILOT + need)
 
 
-def _parameters_only(noise: Injection) -> Injection:
-    """The injection. Raises DitherError if one of its sites is no parameter."""
-    others = [name for name, site in noise.sites.items() if site.side != "parameter"]
-    if others:
-        raise DitherError(
-            f"trace takes a model, or an injection of noise on parameters: {others[0]!r} is an "
-            "activation; pass the model, or inject Weight"
-        )
-    return noise
-
-
-def _batches(data: Any) -> Iterable[tuple[Any, Tensor]]:
-    if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[1], Tensor):
-        return [(data[0], data[1])]
-    if isinstance(data, Iterator):
-        raise DitherError(
-            "trace reads the data more than once: got an iterator; pass a list of batches"
-        )
-    return data
-
-
-def _ready(batches: Iterable[tuple[Any, Tensor]]) -> Iterator[tuple[Any, Tensor]]:
-    """The batches as autograd can save them. Raises DitherError for an empty one."""
-    for x, y in batches:
-        if len(y) == 0:
-            raise DitherError("trace needs at least one sample in a batch: got an empty one")
-        yield _savable(x), _savable(y)
-
-
-def _savable(x: Any) -> Any:
-    """Inference tensors as plain copies, others as they are."""
-    if isinstance(x, Tensor):
-        return x.clone() if x.is_inference() else x
-    if not any(t.is_inference() for t in tensors(x)):
-        return x
-    if isinstance(x, Mapping):
-        return {name: _savable(t) for name, t in x.items()}
-    return tuple(map(_savable, x))
-
-
-def _check_differentiable(model: nn.Module) -> None:
-    for name, t in (*model.named_parameters(), *model.named_buffers()):
-        if t.is_inference():
-            raise DitherError(
-                f"trace differentiates, but {name!r} was made under torch.inference_mode(): make "
-                "or load the model under torch.no_grad() instead"
-            )
-
-
-def _check_real(parameters: Mapping[str, Tensor]) -> None:
-    for name, p in parameters.items():
-        if p.is_complex():
-            raise DitherError(
-                f"trace is of real parameters, but {name!r} holds {p.dtype} numbers: keep its real "
-                "and imaginary parts as one real parameter (torch.view_as_complex in the forward)"
-            )
-
-
-def _exact(
-    noise: Injection | None, model: nn.Module, loss: Any, batches: Iterable[tuple[Any, Tensor]]
-) -> Trace:
+def _exact(o: Over) -> Trace:
     """Twice R of weight noise at σ = 1."""
     sums: dict[str, float] = {}
     count = 0
-    with (
-        inject(model, Weight(1.0), seed=0) if noise is None else _at_one(noise) as unit,
-        torch.no_grad(),
-    ):
-        for x, y in _ready(batches):
+    with unit_noise(o) as unit, torch.no_grad():
+        for x, y in o.batches:
             count += len(y)
-            for name, part in explicit(unit, x, y, loss).by_site.items():
+            for name, part in explicit(unit, x, y, o.loss).by_site.items():
                 sums[name] = sums.get(name, 0.0) + 2 * len(y) * part.item()
     parts = {name: Estimate(s / count, 0.0) for name, s in sums.items()}
     return Trace(sum(p.value for p in parts.values()), 0.0, parts, 0)
+
+
+def unit_noise(o: Over) -> AbstractContextManager[Injection]:
+    """Weight noise of σ = 1 on the parameters; on those of an injection it is that injection."""
+    return inject(o.model, Weight(1.0), seed=0) if o.noise is None else _at_one(o.noise)
 
 
 @contextmanager
@@ -259,17 +190,10 @@ def _at_one(noise: Injection) -> Iterator[Injection]:
             site.noise = was
 
 
-def _probed(
-    model: nn.Module,
-    parameters: Mapping[str, Tensor],
-    loss: Any,
-    batches: Iterable[tuple[Any, Tensor]],
-    probes: range,
-    seed: int,
-) -> Tensor:
+def _probed(o: Over, probes: range, seed: int) -> Tensor:
     """[parameters, probes]: the mean over the data of each probe's estimate."""
     total, count = torch.zeros(()), 0
-    for number, (x, y) in enumerate(_ready(batches)):
-        total = total + len(y) * probed(model, parameters, loss, x, y, probes, (seed, number))
-        count += len(y)
+    for number, (x, y) in enumerate(o.batches):
+        found = probed(o.model, o.parameters, o.loss, x, y, probes, (seed, number))
+        total, count = total + len(y) * found, count + len(y)
     return total / count

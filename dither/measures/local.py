@@ -88,7 +88,7 @@ def local(
     if curvature not in ("gauss_newton", "full"):
         raise DitherError(f"curvature is 'gauss_newton' or 'full': got {curvature!r}")
     each, sites = losses.get(loss), _sites(noise)
-    probe = _Shared(noise) if curvature == "full" else _Each(noise)
+    probe = _Shared(noise) if curvature == "full" else Each(noise)
     with evaluating(noise.model), torch.enable_grad(), reading(noise, probe), twice(True):
         z = output(noise.model, x)
         if missing := [s.name for s in sites if s.name not in probe.at]:
@@ -151,7 +151,7 @@ def _full(u: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _squares(noise: Injection, sites: list[Site], x: Any, y: Tensor, each: Any) -> list[float]:
-    with reading(noise, probe := _Each(noise)):
+    with reading(noise, probe := Each(noise)):
         value = each.per_sample(output(noise.model, x), y).sum()
     slopes = torch.autograd.grad(value, [probe.at[s.name] for s in sites])
     return [float(g.flatten(1).square().sum(1).mean()) for g in slopes]
@@ -301,7 +301,7 @@ class _Line:
         return h + self.t.view(-1, *[1] * (h.dim() - 1)) * delta
 
 
-class _Each:
+class Each:
     """A zero probe per sample at every site, in the shape of the node's features."""
 
     def __init__(self, noise: Injection) -> None:
@@ -318,7 +318,7 @@ class _Each:
         return h + spread(u, h, Here(h))
 
 
-class _Shared(_Each):
+class _Shared(Each):
     """One probe for the whole batch."""
 
     def activation(self, site: Site, h: Tensor) -> Tensor:
@@ -330,7 +330,7 @@ class _Shared(_Each):
 def _once(at: dict[str, Tensor], site: Site) -> None:
     if site.name in at:
         raise DitherError(
-            f"local: {site.name!r} is called twice in a forward, and a site must be one tensor: "
+            f"{site.name!r} is called twice in a forward, and a site must be one tensor: "
             "use a module for each call"
         )
 

@@ -9,8 +9,9 @@ product (embeddings, bare parameters) are probed directly, in the same pass. Pro
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from dither.engine.functions import check_twice, is_doubtful
 from dither.engine.ghost import Use
 from dither.engine.kinds import Convolution, Kind, Outer, Scale, Sum
 from dither.engine.uses import Uses
+from dither.loss import AnyLoss
 from dither.noise.draw import key
 from dither.signs import signs
 from dither.torch_internals import functions_behind
@@ -40,13 +42,54 @@ def probed(
     seed: tuple[int, int],
 ) -> Tensor:
     """One forward and backward with probes in place, then one double backward for each probe."""
+    with probing("trace", model, parameters, loss, x, y) as curved:
+        rows = []
+        for probe in probes:
+            generator = torch.Generator(curved.device).manual_seed(key(*seed, probe))
+            rows.append(_probe(curved, generator))
+        return torch.stack(rows, 1)
+
+
+class Curved(NamedTuple):
+    """A recorded batch: the points (probes, then bare parameters) with their slopes of the mean
+    loss, those of them that depend on a point.
+    """
+
+    places: "Places"
+    parameters: Mapping[str, Tensor]
+    live: list[tuple[Tensor, Tensor]]
+    device: torch.device
+
+    @property
+    def bare(self) -> dict[str, Tensor]:
+        """The parameters that are probed directly."""
+        return {n: p for n, p in self.parameters.items() if n not in self.places.covered}
+
+    def times(self, v: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """∇²L v by the identity of the point; points without a curvature are left out."""
+        if not self.live:  # L is linear here
+            return {}
+        points, slopes = zip(*self.live, strict=True)
+        vs = [v[id(p)] for p in points]
+        found = torch.autograd.grad(slopes, points, vs, retain_graph=True, allow_unused=True)
+        return {id(p): hv for p, hv in zip(points, found, strict=True) if hv is not None}
+
+
+@contextmanager
+def probing(
+    what: str, model: nn.Module, parameters: Mapping[str, Tensor], loss: Any, x: Any, y: Tensor
+) -> Iterator[Curved]:
+    """One forward and backward with probes in place, ready to be differentiated again."""
     frozen = [p for p in parameters.values() if not p.requires_grad]
-    with torch.enable_grad(), twice(True), _leaves(frozen):
+    with torch.enable_grad(), twice(True), thawed(frozen):
         places = Places(parameters)
         with places:
             z = output(model, x)
-        check_twice(filter(is_doubtful, functions_behind(z)), "trace")
+        check_twice(filter(is_doubtful, functions_behind(z)), what)
         each = loss.per_sample(z, y)
+        if isinstance(loss, AnyLoss):
+            loss.check_apart(z, y)
+            loss.check_kinks(z, y)
         places.settle_in(z)
         bare = [parameters[n] for n in parameters if n not in places.covered]
         points = [t.probe for t in places.kept] + bare
@@ -54,31 +97,20 @@ def probed(
         live = [
             (p, s) for p, s in zip(points, slopes, strict=True) if s is not None and s.requires_grad
         ]
-        rows = []
-        for probe in probes:
-            generator = torch.Generator(z.device).manual_seed(key(*seed, probe))
-            rows.append(_probe(places, parameters, live, generator))
-        return torch.stack(rows, 1)
+        yield Curved(places, parameters, live, z.device)
 
 
-def _probe(
-    places: "Places", parameters: Mapping[str, Tensor], live: list, generator: torch.Generator
-) -> Tensor:
+def _probe(curved: Curved, generator: torch.Generator) -> Tensor:
     """The part of each parameter in vᵀ ∇²L v for one draw of v, [P]."""
-    drawn = {id(t.probe): t.vectors(generator) for t in places.kept}
-    for name, p in parameters.items():
-        if name not in places.covered:
-            drawn[id(p)] = {name: signs(p, generator)}
-    if not live:  # L is linear here
-        return torch.zeros(len(parameters), dtype=torch.float64)
-    points, slopes = zip(*live, strict=True)
-    v = [torch.stack(list(drawn[id(p)].values())).sum(0) for p in points]
-    curved = torch.autograd.grad(slopes, points, v, retain_graph=True, allow_unused=True)
-    sums = dict.fromkeys(parameters, 0.0)
-    for p, hv in zip(points, curved, strict=True):
-        for name, part in drawn[id(p)].items() if hv is not None else ():
+    drawn = {id(t.probe): t.vectors(generator) for t in curved.places.kept}
+    for name, p in curved.bare.items():
+        drawn[id(p)] = {name: signs(p, generator)}
+    vs = {at: torch.stack(list(parts.values())).sum(0) for at, parts in drawn.items()}
+    sums = dict.fromkeys(curved.parameters, 0.0)
+    for at, hv in curved.times(vs).items():
+        for name, part in drawn[at].items():
             sums[name] += (hv * part).sum().item()
-    return torch.tensor([sums[n] for n in parameters], dtype=torch.float64)
+    return torch.tensor([sums[n] for n in curved.parameters], dtype=torch.float64)
 
 
 class Places(Uses):
@@ -213,7 +245,7 @@ class ProbePoint:
             return s.expand_as(probe)
         if isinstance(use.kind, Convolution):
             groups = use.kind.options["groups"]
-            products = _patch_products(use, use.kind, generator)
+            products = patch_products(use.kind, patch_signs(use, generator))
             return s * products.repeat_interleave(probe.shape[1] // groups, 1)
         if a.numel() == batch * a.shape[-1]:
             return s * a.norm(dim=-1, keepdim=True)
@@ -222,34 +254,29 @@ class ProbePoint:
         return s * F.linear(a * signs(a.new_empty(one), generator), v)
 
 
-def _patch_products(use: Use, kind: Convolution, generator: torch.Generator) -> Tensor:
-    """⟨patch_t, r⟩ for signs r of each sample and group: [N, groups, *positions]."""
+def patch_signs(use: Use, generator: torch.Generator) -> Tensor:
+    """Signs r for the patches of each sample and group, [N·groups, I/groups, *kernel]."""
+    x, groups = use.kind.a, use.kind.options["groups"]  # pyright: ignore
+    return signs(x.new_empty(len(x) * groups, use.shape[1], *use.shape[2:]), generator)
+
+
+def patch_products(kind: Convolution, r: Tensor) -> Tensor:
+    """⟨patch_t, r⟩ of each sample and group: [N, groups, *positions]."""
     x, o = kind.a, kind.options
     n, groups = x.shape[0], o["groups"]
     convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[x.dim() - 2]
-    r = signs(x.new_empty(n * groups, use.shape[1], *use.shape[2:]), generator)
-    out = convolve(
-        x.reshape(1, -1, *x.shape[2:]),
-        r,
-        None,
-        o["stride"],
-        o["padding"],
-        o["dilation"],
-        n * groups,
-    )
+    how = (o["stride"], o["padding"], o["dilation"])
+    out = convolve(x.reshape(1, -1, *x.shape[2:]), r, None, *how, n * groups)
     return out.view(n, groups, *out.shape[2:])
 
 
-class _leaves:
+@contextmanager
+def thawed(frozen: Sequence[Tensor]) -> Iterator[None]:
     """Frozen parameters take gradients inside. Afterwards they are frozen again."""
-
-    def __init__(self, frozen: Sequence[Tensor]) -> None:
-        self.frozen = frozen
-
-    def __enter__(self) -> None:
-        for p in self.frozen:
+    try:
+        for p in frozen:
             p.requires_grad_(True)
-
-    def __exit__(self, *_: object) -> None:
-        for p in self.frozen:
+        yield
+    finally:
+        for p in frozen:
             p.requires_grad_(False)

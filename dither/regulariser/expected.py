@@ -84,18 +84,15 @@ def remainder(
     return expected(noise, x, y, loss, draws=draws, antithetic=antithetic, seed=seed) - R.item()
 
 
-class Changes:
-    """mean_batch(ℓ with noise − ℓ without) under fixed draws: a draw has the same ε at every σ, so
-    that changes at two σ differ by σ alone.
+class Draws:
+    """A model's outputs under fixed draws: a draw has the same ε at every σ.
 
-    Made, and called, in eval mode and without gradients. `clean` is the loss per sample [B] of the
-    outputs `z`; `draws` is the most that one call takes.
+    Made, and called, in eval mode and without gradients. `z` are the outputs without noise; `most`
+    draws are taken by one call.
     """
 
-    def __init__(
-        self, noise: Injection, x: Any, y: Tensor, loss: Any, draws: int, seed: int
-    ) -> None:
-        self.noise, self.x, self.y, self.loss, self.seed = noise, x, y, loss, seed
+    def __init__(self, noise: Injection, x: Any, seed: int, most: int) -> None:
+        self.noise, self.x, self.seed = noise, x, seed
         quiet, versions = Draw(noise, seed, 0, off=True), [version(t) for t in tensors(x)]
         with reading(noise, Draw(noise, seed, 0, off=True)):
             once = output(noise.model, x)
@@ -104,33 +101,50 @@ class Changes:
         with reading(noise, quiet):
             self.z = output(noise.model, x)
             check_same(noise.model, self.z, once)
-            self.clean: Tensor = loss.per_sample(wide(self.z), y)
-            self.together = _together(noise, x, self.z, quiet, draws)
+            self.together = _together(noise, x, self.z, quiet, most)
+
+    def outputs(
+        self, draws: int, laws: dict[str, Any] | None = None, *, reflect: bool = False
+    ) -> Iterator[Tensor]:
+        """The outputs of each draw. `laws`: noises in place of the injection's own."""
+        done = 0
+        while done < draws:
+            n = min(self.together, draws - done)
+            reader = Draw(self.noise, self.seed, done, reflect=reflect, of=draws, laws=laws)
+            with reading(self.noise, reader), showing(reader.parameters()):
+                z = output(self.noise.model, _repeated(self.x, n))
+            if len(z) != n * len(self.z):  # dimension 0 of x is not the samples after all
+                self.together = 1
+                continue
+            yield from z.chunk(n)
+            done += n
+
+
+class Changes(Draws):
+    """mean_batch(ℓ with noise − ℓ without): changes at two σ differ by σ alone. `clean` is the loss
+    per sample [B] without noise.
+    """
+
+    def __init__(
+        self, noise: Injection, x: Any, y: Tensor, loss: Any, draws: int, seed: int
+    ) -> None:
+        super().__init__(noise, x, seed, draws)
+        self.y, self.loss = y, loss
+        self.clean: Tensor = loss.per_sample(wide(self.z), y)
 
     def __call__(
         self, draws: int, *, antithetic: bool, laws: dict[str, Any] | None = None
     ) -> Tensor:
-        """One mean change per draw [draws], or per antithetic pair [draws / 2]. `laws` are the
-        sites' noises in place of the injection's own.
-        """
+        """One mean change per draw [draws], or per antithetic pair [draws / 2]."""
         if not antithetic:
             return self._draws(draws, laws, reflect=False)
         pairs = [self._draws(draws // 2, laws, reflect=r) for r in (False, True)]
         return (pairs[0] + pairs[1]) / 2
 
     def _draws(self, draws: int, laws: dict[str, Any] | None, *, reflect: bool) -> Tensor:
-        batch, found = self.clean.shape[0], []
-        while len(found) < draws:
-            n = min(self.together, draws - len(found))
-            reader = Draw(self.noise, self.seed, len(found), reflect=reflect, of=draws, laws=laws)
-            with reading(self.noise, reader), showing(reader.parameters()):
-                z = output(self.noise.model, _repeated(self.x, n))
-            if z.shape[0] != n * batch:  # dimension 0 of x is not the samples after all
-                self.together = 1
-                continue
-            each = [self.loss.per_sample(part, self.y) - self.clean for part in wide(z).chunk(n)]
-            found += [double(change).mean() for change in each]
-        return torch.stack(found)
+        outputs = self.outputs(draws, laws, reflect=reflect)
+        each = (self.loss.per_sample(wide(z), self.y) - self.clean for z in outputs)
+        return torch.stack([double(change).mean() for change in each])
 
 
 class Draw:

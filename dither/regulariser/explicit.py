@@ -86,12 +86,13 @@ def _explicit(
     *,
     unit: bool,
     own: bool = False,
+    kind: Any = Pull,
 ) -> Explicit:
     check_usable(noise, y, loss)
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
             return _explicit(
-                noise, ordinary(x), ordinary(y), loss, samples, full, unit=unit, own=own
+                noise, ordinary(x), ordinary(y), loss, samples, full, unit=unit, own=own, kind=kind
             )
     model = noise.model
     if any(p.is_inference() for p in model.parameters()):
@@ -113,7 +114,7 @@ def _explicit(
     if full:
         pull = Second(noise, loss, samples, differentiable)
     else:
-        pull = Pull(
+        pull = kind(
             noise,
             loss,
             samples,
@@ -144,14 +145,16 @@ def explicit_at_unit(
     samples: int | None,
     *,
     own: bool = False,
+    kind: Any = Pull,
 ) -> Explicit:
     """`explicit` at σ = 1 of every site, whatever σ its noise has; `loss` is one of
     `dither.loss`. With `own`, sampled R of parameters is from their own gradients, as where samples
     are coupled: unbiased by the random signs, at the cost of one backward, with a wider spread.
+    `kind` makes the `Pull`, for one that does more than sum.
     """
     check_samples(samples)
     own = own and samples is not None
-    return _explicit(noise, x, y, loss, samples, full=False, unit=True, own=own)
+    return _explicit(noise, x, y, loss, samples, full=False, unit=True, own=own, kind=kind)
 
 
 def check_samples(samples: Any) -> None:

@@ -16,6 +16,17 @@ def check_usable(noise: Any, y: Any, loss: Any) -> None:
     """An injection whose sites are still in its model, and targets of one sample or more; what
     targets of a callable loss are is its own affair.
     """
+    check_there(noise)
+    if not isinstance(y, Tensor):
+        if isinstance(loss, AnyLoss):
+            return
+        raise DitherError(f"targets are a tensor: got {type(y).__name__}; torch.as_tensor(y)")
+    if not y.numel():
+        raise DitherError(f"the batch is empty: got targets {list(y.shape)}")
+
+
+def check_there(noise: Any) -> None:
+    """Raises DitherError unless it is an injection whose sites are still in its model."""
     if not isinstance(noise, Injection):
         raise DitherError(
             f"the first argument is the noise that inject gave, not {type(noise).__name__}: noise "
@@ -30,12 +41,6 @@ def check_usable(noise: Any, y: Any, loss: Any) -> None:
             f"what is noisy at {gone[0]!r} is no longer in the model: it was replaced, or "
             "parametrised, after inject; inject again"
         )
-    if not isinstance(y, Tensor):
-        if isinstance(loss, AnyLoss):
-            return
-        raise DitherError(f"targets are a tensor: got {type(y).__name__}; torch.as_tensor(y)")
-    if not y.numel():
-        raise DitherError(f"the batch is empty: got targets {list(y.shape)}")
 
 
 def _there(site: Site, modules: set[int]) -> bool:
