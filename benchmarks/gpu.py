@@ -58,13 +58,13 @@ def oracles(device: torch.device) -> Iterator[tuple[str, float, float]]:
             ("activations", dither.Additive(0.1)),
             ("weights", dither.Weight(0.01)),
         ):
-            found = []
+            found: list[float] = []
             for m, a, b in at:
                 with dither.inject(m, noise, seed=0) as injected, torch.no_grad():
                     found.append(float(dither.explicit(injected, a, b).R))
-            yield f"{name}: R, {label}", *found
+            yield f"{name}: R, {label}", found[0], found[1]
         found = [trace(m, "cross_entropy", (a, b), of="gauss_newton").value for m, a, b in at]
-        yield f"{name}: trace of GN", *found
+        yield f"{name}: trace of GN", found[0], found[1]
 
 
 def quiet_steps(device: torch.device) -> Iterator[tuple[str, str]]:

@@ -61,7 +61,7 @@ class Placed(nn.Module):
         self.ledger = Ledger()
 
     def forward(self, h: Tensor) -> Tensor:
-        """h with noise in train mode, h itself in eval mode."""
+        """Noise on h in train mode; h itself in eval mode."""
         if not self.training or self.injected:
             return h
         real(self, h)  # type: ignore[arg-type]

@@ -35,7 +35,6 @@ OWN = {"index.md"}  # written for the site, not copied
 # Pages whose tables need the whole width.
 WIDE = {"claims.md", "verdicts.md", "records.md", "figures.md"}
 FULL = "---\nhtml_theme.sidebar_secondary.remove: true\n---\n\n"
-SCALING = ROOT / "docs" / "scaling.md"
 PICTURES = ("phases.svg", "growth.svg", "benchmarks.svg")
 NOT_PAGES = {"assemble.py", "conftest.py", "_ext", "__pycache__"}
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])+)\]\(([^)\s]+)\)")
@@ -123,7 +122,6 @@ def assemble(folder: Path) -> Assembled:
         if path.is_file() and not NOT_PAGES & set(inside.parts):
             if path.suffix == ".md":  # doctest needs an empty line at the end of a block
                 text = path.read_text(encoding="utf-8").replace("\n\n```\n", "\n```\n")
-                text = text.replace("{scaling}", "scaling\n" if SCALING.is_file() else "")
                 out.page(str(inside), text, path)
             else:
                 out.write(str(inside), path.read_bytes())

@@ -7,6 +7,8 @@ random for each sample. Its R is σ²(g·h)²: the square of what the loss would
 branch were scaled. So R tells, before anything is left out, on which blocks the network depends.
 """
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -54,7 +56,7 @@ depth = {
 print(dither.inject(network(0), depth))
 
 
-def trained(seed: int, what: object) -> nn.Module:
+def trained(seed: int, what: Any) -> Any:
     """With a noise, or without."""
     model = network(seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
@@ -78,7 +80,7 @@ unit = {"1.*.branch:out": dither.DropPath(law=dither.two_point)}
 
 
 @torch.no_grad()
-def without(model: nn.Module, block: int | None) -> tuple[float, float]:
+def without(model: Any, block: int | None) -> tuple[float, float]:
     """(loss, accuracy) on the test part when a block is taken out."""
     kept = [b for i, b in enumerate(model[1]) if i != block]
     z = model[3](model[2](nn.Sequential(*kept)(model[0](x[test]))))

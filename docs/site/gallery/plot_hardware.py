@@ -8,6 +8,8 @@ conductance. What it stores is off by a share of the largest weight that it must
 noise prepares the network for it.
 """
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
@@ -22,7 +24,7 @@ train, test = order[:1000], order[1000:]
 LEVELS, CHIPS = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25], 12
 
 
-def hardware(sigma: float) -> dict[str, object]:
+def hardware(sigma: float) -> dict[str, Any]:
     """Noise on all weights; biases are digital. A row of cells has a scale of its own."""
     return {"*.weight": dither.Relative(sigma, per="row")}
 
