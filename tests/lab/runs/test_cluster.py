@@ -184,6 +184,7 @@ def test_ctrl_c_stops_what_runs_on_a_worker(toy, tmp_path, world, monkeypatch):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_local_cluster_gives_the_rows_of_processes_and_of_this_process(toy, tmp_path):
     """Also where its workers must offer something."""
     reproduce = toy(fig1=DIGITS)
