@@ -107,8 +107,9 @@ def decoded(raw: bytes, largest: int) -> bytes:
     return payload
 
 
-def loaded(path: Path, largest: int = LARGEST) -> bytes:
+def loaded(path: Path, largest: int | None = None) -> bytes:
     """The bytes of a file. Raises DitherError if it can't be read or is too large to be right."""
+    largest = LARGEST if largest is None else largest
     try:
         if (size := path.stat().st_size) > largest:
             raise DitherError(

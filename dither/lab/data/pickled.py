@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-STEPS = 1_000_000  # a batch of 10 000 images takes about 40 000
+STEPS = 200_000  # a batch of 10 000 images takes about 40 000
 OPERATIONS = (  # protocols 2 to 5; of these, values and containers
     pickle.PROTO + pickle.FRAME + pickle.STOP + pickle.MARK + pickle.POP + pickle.POP_MARK
     + pickle.NONE + pickle.NEWTRUE + pickle.NEWFALSE + pickle.BININT + pickle.BININT1
