@@ -27,7 +27,11 @@ class Sentences(typer.core.TyperGroup):
         except DitherError as error:
             code = _fail(str(error))
         except typer.Abort:
-            code = _fail("stopped")
+            code = _fail("stopped", 130)
+        except MemoryError:
+            code = _fail("this process has no memory left: what is finished is kept")
+        except OSError as error:
+            code = _fail(f"{error.filename or 'a file'} can't be used ({error.strerror or error})")
         except Exception as error:
             if not hasattr(error, "format_message"):  # typer's and click's usage errors have one
                 raise
@@ -36,6 +40,15 @@ class Sentences(typer.core.TyperGroup):
         if standalone_mode:
             sys.exit(code if isinstance(code, int) else 0)
         return code
+
+    def invoke(self, ctx: Any) -> Any:
+        from dither.lab.runs.interrupts import heard
+
+        try:
+            with heard():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise typer.Exit(_fail(str(stop) or "stopped", 130)) from None
 
 
 def _commands(group: Any, words: Sequence[str]) -> Iterator[str]:
@@ -87,7 +100,13 @@ Scale = Annotated[
 
 def main() -> None:
     """The command `dither`."""
-    app(prog_name="dither")
+    from dither.lab import terminal
+
+    terminal.steady()
+    try:
+        app(prog_name="dither")
+    except SystemExit as end:
+        sys.exit(end.code or int(not terminal.told()))
 
 
 @app.callback(invoke_without_command=True)
@@ -164,30 +183,28 @@ def reproduce(
     """
     from dither.lab import reproduce as runner
     from dither.lab.runs import provenance
-    from dither.lab.runs.interrupts import heard
     from dither.lab.runs.screen import Bars, Lines
 
-    console = _console()
+    console = _console(works=True)
     screen = Bars(console) if console.is_terminal else Lines(console)
     chosen, jobs = _seeds(seeds), min(provenance.cores(), 8) if jobs is None else jobs
-    try:
-        with heard():
-            results = runner.reproduce(
-                figures or (),
-                scale=scale,
-                seeds=chosen,
-                only=only or (),
-                jobs=jobs,
-                out=out,
-                cluster=cluster,
-                again=again,
-                screen=screen,
-            )
-    except KeyboardInterrupt as stop:
-        raise typer.Exit(_fail(str(stop) or "stopped", 130)) from None
-    if results.failures:
-        runs = f"{len(results.failures)} run{'s' * (len(results.failures) != 1)} failed"
-        raise DitherError(f"{runs} (named above and on {results.page}); what is finished is kept")
+    results = runner.reproduce(
+        figures or (),
+        scale=scale,
+        seeds=chosen,
+        only=only or (),
+        jobs=jobs,
+        out=out,
+        cluster=cluster,
+        again=again,
+        screen=screen,
+    )
+    failed, damaged = len(results.failures), len(results.damaged)
+    counts = [f"{failed} run{'s' * (failed != 1)} failed"] if failed else []
+    counts += [f"{damaged} thing{'s' * (damaged != 1)} could not be used"] if damaged else []
+    if counts:
+        where = f"named above and on {results.page}" if failed else "named above"
+        raise DitherError(f"{' and '.join(counts)} ({where}); what is finished is kept")
     problems = [study.problem for study in results.figures.values() if study.problem]
     if len(problems) == len(results.figures):
         raise DitherError(f"nothing could be run: {problems[0]}")
@@ -221,7 +238,7 @@ def compare(
     from dither.lab.runs import provenance
     from dither.lab.runs.screen import Bars, Lines
 
-    console = _console()
+    console = _console(works=True)
     given = _run_file(file)
     from dither.lab.compare import compare as run
 
@@ -239,10 +256,7 @@ def compare(
         inspect.signature(run).bind(*everything, **settings)
     except TypeError as error:
         raise DitherError(f"{file}: settings don't fit dither.compare: {error}") from None
-    try:
-        found = run(*everything, **settings)
-    except KeyboardInterrupt as stop:
-        raise typer.Exit(_fail(str(stop) or "stopped", 130)) from None
+    found = run(*everything, **settings)
     page = found.save(folder)
     console.print(str(found), highlight=False, markup=False, soft_wrap=True)
     console.print(f"The page: {page.resolve()}", highlight=False, markup=False, soft_wrap=True)
@@ -257,12 +271,14 @@ def _run_file(file: str) -> dict[str, Any]:
     import traceback
     from pathlib import Path
 
+    from dither.lab.figure import BUGS
+
     if not Path(file).is_file():
         raise DitherError(f"compare: there is no file {file!r}; give a Python file")
     sys.path.insert(0, str(Path(file).resolve().parent))  # for its own modules, also in workers
     try:
         given = runpy.run_path(file, run_name="dither_compare")
-    except Exception as error:
+    except BUGS as error:
         own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
         line = f", line {own[-1].lineno}" if own else f", line {getattr(error, 'lineno', '?')}"
         raise DitherError(f"{file}{line}: {type(error).__name__}: {error}") from None
@@ -278,17 +294,20 @@ def _run_file(file: str) -> dict[str, Any]:
 @app.command("report")
 def write_report(out: Out = "results") -> None:
     """Make the page anew from what is in DIR."""
-    from pathlib import Path
-
     from dither.lab.page import report
+    from dither.lab.runs.store import Store
 
-    if not (Path(out) / "figures").is_dir():
+    root = Store(out).root
+    if not (root / "figures").is_dir():
         raise DitherError(
             f"there are no figures in {out}: run `dither reproduce --out {out}` first"
         )
     _console().print(
-        f"The page: {report.write_page(Path(out)).resolve()}", highlight=False, soft_wrap=True
+        f"The page: {report.write_page(root).resolve()}", highlight=False, soft_wrap=True
     )
+    if left := report.problems(root):
+        more = f", and {len(left) - 1} more, on the page" if len(left) > 1 else ""
+        raise DitherError(f"left out: {left[0]}{more}")
 
 
 @app.command()
@@ -299,11 +318,10 @@ def check(
 ) -> None:
     """Compare every result in DIR with the checksums it was sealed with."""
     from dither.lab import check as checking
-    from dither.lab.runs.interrupts import heard
     from dither.lab.runs.screen import Bars, Lines
     from dither.lab.runs.store import Store
 
-    console, store = _console(), Store(folder)
+    console, store = _console(works=True), Store(folder)
     say = console.print
     report = checking.check(store)
     for sentence in report.damaged.values():
@@ -316,8 +334,7 @@ def check(
             f"{len(report.damaged)} damaged: `dither check {folder} --repair` computes them again"
         )
     screen = Bars(console) if console.is_terminal else Lines(console)
-    with heard():
-        left = checking.repair(store, report.damaged, jobs, screen)
+    left = checking.repair(store, report.damaged, jobs, screen)
     for sentence in left:
         say(sentence, highlight=False, markup=False, soft_wrap=True)
     if left:
@@ -368,7 +385,11 @@ def _plain(text: str) -> str:
     return escape(text)
 
 
-def _console() -> Console:
+def _console(*, works: bool = False) -> Console:
+    from dither.lab import terminal
+
+    if works:
+        terminal.works()
     return Console(file=sys.stdout)
 
 
