@@ -136,7 +136,9 @@ def archives(home: Path, lots: Lots) -> str:
     spoilt = gzip.compress(damaged(gzip.decompress(payload), lots), 1)
     path = home / readers.TAR
     path.write_bytes(spoilt if lots.random() < 0.7 else damaged(payload, lots))
-    return limited(lambda: [images(*readers.unpickle(p)) for _, p, _ in readers._archived(path, None)])
+    return limited(
+        lambda: [images(*readers.unpickle(p)) for _, p, _ in readers._archived(path, None)]
+    )
 
 
 def mats(home: Path, lots: Lots) -> str:
@@ -204,6 +206,10 @@ def folder(home: Path, lots: Lots) -> str:
     return "sentence" if ended.code else "right"
 
 
+STOPS = (
+    "raise SystemExit(0)", "import sys; sys.exit()", "1 / 0", "raise MemoryError", "assert 0",
+    "raise SystemExit('a\\nb')", "import nothing_of_this_name",
+)  # fmt: skip
 COMPARE = """import torch
 import dither
 from torch import nn
@@ -223,8 +229,7 @@ def compared(home: Path, lots: Lots) -> str:
     """A file for `dither compare` that is no Python, lacks a name, raises, or ends the process."""
     lines = COMPARE.splitlines(keepends=True)
     at, way = lots.randrange(len(lines)), lots.randrange(6)
-    stop = lots.choice(("raise SystemExit(0)", "import sys; sys.exit()", "1 / 0", "raise MemoryError",
-                        "raise SystemExit('a\\nb')", "import nothing_of_this_name", "assert 0"))  # fmt: skip
+    stop = lots.choice(STOPS)
     source = {
         0: COMPARE[: lots.randrange(len(COMPARE))].encode(),
         1: "".join(lines[:at] + lines[at + 1 :]).encode(),
@@ -249,7 +254,7 @@ EVIL = [
 SVGS = [
     '<svg width="9pt"><script>alert(1)</script></svg>', '<svg onload="alert(1)"><g/></svg>',
     '<svg><a href="javascript:alert(1)"><text>x</text></a></svg>', "<svg><foreignObject>",
-    '<svg><image href="http://example.org/x.png"/></svg>', '<svg><use href="data:image/svg+xml,x"/>',
+    '<svg><image href="http://example.org/x.png"/></svg>', '<svg><use href="data:text/html,x"/>',
     '<svg><g style="}&lt;/style>&lt;script>alert(1)&lt;/script>"/></svg>', "<svg", "", "<svg>",
     '<svg><style><![CDATA[</style><script>alert(1)</script>]]></style></svg>', "<svg></svg><p>",
     '<svg><g style="background:url(http://example.org)"/></svg>', "<svg><g/onclick=alert(1)></svg>",
@@ -289,7 +294,7 @@ def labels(home: Path, lots: Lots) -> str:
 
     about = {
         "name": "toy2024/fig1", "title": evil(), "caption": evil(), "scale": "smoke", "seeds": [0],
-        "left out": [], "runs": 1, "problem": lots.choice(("", evil())), "missing": {evil(): evil()},
+        "left out": [], "runs": 1, "problem": lots.choice(("", evil())), "missing": {"b": evil()},
         "failures": {"a": evil()}, "earlier": lots.choice(([], ["a"])), "departures": [evil()],
         "command": evil(), "seconds": lots.choice((1, 1e14, 0.0)), "machines": [evil()],
         "versions": [evil()], "commits": [evil()], "no picture": evil(),
@@ -300,7 +305,9 @@ def labels(home: Path, lots: Lots) -> str:
                "numbers": numbers}]  # fmt: skip
     if lots.random() < 0.3:  # a field of another kind
         held = lots.choice((about, claims[0]))
-        held[lots.choice(list(held))] = lots.choice((None, 3, [], {}, [[]], {"a": 1}, 1e400, evil()))
+        held[lots.choice(list(held))] = lots.choice(
+            (None, 3, [], {}, [[]], {"a": 1}, 1e400, evil())
+        )
     (where / "figure.json").write_text(json.dumps(about))
     (where / "claims.json").write_text(json.dumps(claims))
     svg = lots.choice(SVGS)

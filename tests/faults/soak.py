@@ -19,13 +19,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.utils.checkpoint import checkpoint  # noqa: E402
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-import dither  # noqa: E402
-from dither import measures  # noqa: E402
-from dither.errors import DitherError  # noqa: E402
+import dither
+from dither import measures
+from dither.errors import DitherError
 
 GROWTH = 1.05  # resident memory at the end over that after a tenth of the time
 B, C = 6, 3

@@ -234,7 +234,7 @@ def verdicts(out: Path) -> dict[str, object]:
 
 
 def unprivileged() -> None:
-    """Let the bits of a file's mode hold for root, too: without CAP_DAC_OVERRIDE and _READ_SEARCH."""
+    """Let a file's mode hold for root, too: without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
     if os.geteuid():
         return
     libc = ctypes.CDLL(None, use_errno=True)

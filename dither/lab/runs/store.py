@@ -233,9 +233,12 @@ class Store:
             raise Blocked(f"{folder} can't be written ({why}): move away what is there") from error
 
     def discard(self, run: Run | Task, seed: int) -> None:
-        """Remove a result, so that it is computed again. `seal` can replace it at the end instead."""
+        """Remove a result, so that it is computed again."""
         try:
-            _delete(self.folder(run, seed))
+            if (folder := self.folder(run, seed)).is_dir():
+                away = _beside(folder)
+                folder.rename(away)
+                _delete(away)
         except OSError as error:
             raise self._unwritable(error) from error
 
