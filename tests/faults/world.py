@@ -78,7 +78,11 @@ def falls(table):
 figure = Figure(runs, plot, smoke={{"steps": {steps}}}, claims=[Claim("T{n}", "it falls", falls)],
     seeds={{"smoke": 2}})
 '''
-PAPERS = "DITHER_FAULTS_PAPERS"  # tells workers where the paper is
+MAIN = """import dither.papers
+
+dither.papers.__path__[:] = [{folder!r}]
+dither.papers.__spec__.submodule_search_locations = [{folder!r}]
+"""  # what a worker runs first
 
 
 def package(folder: Path) -> None:
@@ -88,16 +92,11 @@ def package(folder: Path) -> None:
     (home / "__init__.py").write_text('"""Toy et al. 2024, On Nothing"""\n', encoding="utf-8")
     for n in (1, 2):
         (home / f"fig{n}.py").write_text(FIGURE.format(n=n, steps=STEPS), encoding="utf-8")
-    visit(folder)
-
-
-def visit(folder: Path) -> None:
-    """The papers of this process are those of the folder."""
+    (folder / "main.py").write_text(MAIN.format(folder=str(folder)), encoding="utf-8")
     dither.papers.__path__[:] = [str(folder)]
     assert dither.papers.__spec__ is not None
     dither.papers.__spec__.submodule_search_locations = [str(folder)]
     importlib.invalidate_caches()
-    os.environ[PAPERS] = str(folder)
 
 
 @dataclass
@@ -145,6 +144,8 @@ class Call:
             torch.set_num_threads(1)
             checkpoint.EVERY = 0.02
             sys.argv = ["dither", *words]
+            main = sys.modules["__main__"]  # of the workers, too
+            main.__file__, main.__spec__ = f"{dither.papers.__path__[0]}/main.py", None
             if inside:
                 inside()
             cli.main()
@@ -262,7 +263,3 @@ def empty(folder: Path) -> Path:
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     return folder
-
-
-if PAPERS in os.environ:  # this is a worker
-    visit(Path(os.environ[PAPERS]))

@@ -116,7 +116,7 @@ def test_reproduce(dither, tmp_path):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == f"The page: {tmp_path / 'results' / 'index.html'}"
-    assert re.fullmatch(r"\[1/2\] toy2024/fig1 · rate 0\.1 · seed 0 · \d+ s", lines[2])
+    assert re.fullmatch(r"\[1/2\] toy2024/fig1 · rate 0\.1 · seed 0 · [\d.]+ s", lines[2])
     assert lines[-4:] == [
         "toy2024/fig2: 1 fails", "fails:", "  toy2024/fig2 T2: faster is lower", lines[0],
     ]  # fmt: skip
