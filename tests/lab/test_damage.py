@@ -35,8 +35,13 @@ def damaged(toy, tmp_path):
     return damaged
 
 
-@pytest.mark.parametrize("damage", [*BYTES, "folder"])
-@pytest.mark.parametrize("file", ["figure.json", "claims.json"])
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        *(("figure.json", damage) for damage in (*BYTES, "folder")),
+        *(("claims.json", damage) for damage in ("null", "deep", "folder")),
+    ],
+)
 def test_a_figure_that_is_not_asked_for(damaged, file, damage):
     path, results = damaged(file, damage, "toy2024/fig2")
     assert results.figures["toy2024/fig2"].claims[0]["holds"] is True

@@ -28,9 +28,10 @@ SHAPES = (
 OWN = r"#[^\"<>]*|data:image/png;base64,[\w+/=\s]*"  # what a picture may refer to
 TAG = re.compile(
     rf"<(?:/(?:{SHAPES})|(?:{SHAPES})(?:\s+(?:(?:xlink:)?href=\"(?:{OWN})\""
-    r"|(?!on|style|(?:xlink:)?href)[a-zA-Z][\w:.-]*=\"[^\"<>]*\"))*\s*/?)>"
+    r"|(?!on|style|(?:xlink:)?href)[a-zA-Z][\w:.-]*=\"[^\"<>]*\"))*\s*/?)>",
+    re.IGNORECASE | re.ASCII,
 )
-CSS = re.compile(r"(?:[\w\s:;.,#%()'+*{}-]|url\(#)*")
+CSS = re.compile(r"(?:\.s[0-9a-f]{8}\{[\w\s:;.,#%()'+*-]*\})*")  # what `lighter` writes
 
 
 def of(folder: Path, name: str, title: str) -> tuple[str, float]:
@@ -65,7 +66,7 @@ def plain(svg: str) -> bool:
     tags = TAG.sub("", svg)
     styles = re.findall(r"<style>([^<]*)</style>", svg)
     styled = svg.count("<style") == len(styles) and all(map(CSS.fullmatch, styles))
-    loads = re.search(r"url\((?!#)|@|\\|expression", "".join(styles))
+    loads = re.search(r"url\((?!#)", "".join(styles), re.IGNORECASE)
     return "<" not in tags and ">" not in tags and styled and not loads
 
 
@@ -81,9 +82,9 @@ def loaded(path: Path) -> bytes:
 
 def _inline(svg: str, name: str, title: str) -> tuple[str, float]:
     """An SVG file as a part of a page: with unique ids, without prologue, metadata and size."""
-    svg = re.sub(
-        r"<metadata>.*?</metadata>|<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.S
-    )
+    svg = svg[svg.index("<svg") :]
+    theirs = r"<metadata>.*?</metadata>|<style .*?</style>"  # matplotlib's; `lighter` wrote <style>
+    svg = re.sub(theirs, "", svg, flags=re.S)
     svg = lighter(svg)
     prefix = re.sub(r"\W+", "-", name)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)

@@ -89,6 +89,18 @@ def test_a_picture_from_elsewhere_is_an_image_in_which_nothing_runs(tmp_path, te
         assert not reader.found
 
 
+def test_a_saved_picture_keeps_its_styles_in_the_page(tmp_path):
+    drawn = mpl.Figure(figsize=(3, 2))
+    drawn.subplots().plot([0, 1, 2], [0, 2, 1], color="#123456")
+    (tmp_path / "figure.svg").write_bytes(judge._saved(drawn, "svg"))
+    found, _ = picture.of(tmp_path, "p/fig1", "A title")
+    assert found.startswith("<svg")
+    assert "stroke: #123456" in found
+    classes = set(re.findall(r'class="([^"]+)"', found))
+    assert classes
+    assert all(f".{name}{{" in found for name in classes)
+
+
 def test_one_of_shapes_and_words_stays_in_the_page(tmp_path, svg):
     for text in (svg, PLAIN):
         (tmp_path / "figure.svg").write_text(text, encoding="utf-8")
