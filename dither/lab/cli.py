@@ -14,6 +14,7 @@ import typer.core
 from rich.console import Console
 
 from dither.errors import DitherError
+from dither.lab import terminal
 
 
 class Sentences(typer.core.TyperGroup):
@@ -100,8 +101,6 @@ Scale = Annotated[
 
 def main() -> None:
     """The command `dither`."""
-    from dither.lab import terminal
-
     terminal.steady()
     try:
         app(prog_name="dither")
@@ -386,8 +385,6 @@ def _plain(text: str) -> str:
 
 
 def _console(*, works: bool = False) -> Console:
-    from dither.lab import terminal
-
     if works:
         terminal.works()
     return Console(file=sys.stdout)
