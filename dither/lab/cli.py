@@ -305,8 +305,7 @@ def write_report(out: Out = "results") -> None:
         f"The page: {report.write_page(root).resolve()}", highlight=False, soft_wrap=True
     )
     if left := report.problems(root):
-        more = f", and {len(left) - 1} more, on the page" if len(left) > 1 else ""
-        raise DitherError(f"left out: {left[0]}{more}")
+        raise DitherError(f"{len(left)} left out, as the page says: {left[0]}")
 
 
 @app.command()
