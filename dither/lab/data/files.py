@@ -141,9 +141,10 @@ def cache_folder() -> Path:
     """
     try:
         import pooch
-    except ImportError:  # only the library is installed: nothing is fetched, but a folder is named
+
+        return Path(pooch.os_cache("dither"))
+    except (ImportError, RuntimeError):  # only the library is installed; or there is no home
         return Path(os.path.expanduser("~")) / ".cache" / "dither"
-    return Path(pooch.os_cache("dither"))
 
 
 def folders(name: str) -> list[Path]:
