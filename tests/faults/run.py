@@ -39,6 +39,7 @@ def main() -> int:
     ask.add_argument("--count", type=int, default=100)
     ask.add_argument("--seed", type=int, default=0)
     ask.add_argument("--kinds", nargs="*", default=list(ALL), choices=list(ALL))
+    ask.add_argument("--each", action="store_true", help="print every case")
     said = ask.parse_args()
     tally: Counter[tuple[str, str]] = Counter()
     with tempfile.TemporaryDirectory(prefix="dither-faults-") as name:
@@ -48,7 +49,7 @@ def main() -> int:
             kills.reference(world.empty(folder / "first"))
         for kind, seed in drawn(said.kinds, said.count, said.seed):
             outcome = case(kind, seed, folder / "case")
-            if outcome.startswith("broken"):
+            if said.each or outcome.startswith("broken"):
                 print(f"{kind}, seed {seed}: {outcome}", flush=True)
             tally[kind, outcome.partition(":")[0]] += 1
         world.empty(folder / "case")
