@@ -2,6 +2,8 @@
 #   make reproduce   every figure at the quick scale → results/index.html
 #   make test        the test suite
 #   make fuzz        random models against a dense oracle
+#   make faults      kills, full disks, hostile files at random: does the next call end the job?
+#   make soak        random operations for a quarter of an hour
 #   make mutants     one wrong line at a time: do the tests notice?
 #   make check       what a change must pass: ruff, pyright, tests
 #   make venv        the environment only, in .venv
@@ -20,7 +22,7 @@ MNIST := /usr/share/datasets/fashion-mnist
 export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: reproduce test fuzz mutants check lint types bench docs site data venv clean
+.PHONY: reproduce test fuzz faults soak mutants check lint types bench docs site data venv clean
 .DEFAULT_GOAL := test
 
 $(READY): requirements.lock pyproject.toml
@@ -53,6 +55,14 @@ test: $(READY)
 # Random models against a dense oracle: make fuzz ARGS="--count 20000 --seed 1"
 fuzz: $(READY)
 	$(BIN)/python tests/fuzz/run.py $(ARGS)
+
+# Faults and hostile files: make faults ARGS="--count 2000 --seed 1 --kinds killed results"
+faults: $(READY)
+	$(BIN)/python tests/faults/run.py $(ARGS)
+
+# Random operations, replayed: make soak ARGS="--minutes 60 --seed 1"
+soak: $(READY)
+	$(BIN)/python tests/faults/soak.py $(ARGS)
 
 # Wrong lines, each in a copy of the repository: make mutants ARGS="ghost threads"
 mutants: $(READY)

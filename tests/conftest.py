@@ -16,7 +16,7 @@ except ImportError:
 torch.set_num_threads(1)  # small nets, several test processes, sums in one order
 NEEDS_IT = re.compile(
     r"^\s*(from|import) (dither\.(lab|papers)|accelerate|benchmarks|docs|lightning|matplotlib|"
-    r"polars|runs|scipy|sklearn|tasks|torchmetrics|toys|transformers)",
+    r"polars|runs|scipy|sklearn|tasks|torchmetrics|toys|transformers|world)",
     re.MULTILINE,
 )
 

@@ -129,6 +129,8 @@ def faulty(seed, progress, rate, steps, how):
         raise DitherError("site 'fc9' matches nothing; there is fc0")
     if rate > 0.2 and how == "one seed" and seed == 1:
         raise ZeroDivisionError("seed 1 has a bug")
+    if rate > 0.2 and how == "exit":
+        sys.exit(3)
     if rate > 0.2 and how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     return decay(seed, progress, rate, steps)

@@ -50,7 +50,7 @@ FLOORS = [
     "data",
     "catalogue",
     "figure",
-    "table identity wording rule original",
+    "table identity wording rule original terminal parsing",
 ]
 FLOOR = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 LONGEST = 400  # lines; over that there are two ideas in a file

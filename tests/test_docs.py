@@ -95,7 +95,8 @@ def judged(tmp_path, monkeypatch):
             {"id": id, "claim": text, "holds": holds, "numbers": numbers}
             for id, (text, holds, numbers) in said.items()
         ]
-        whole = {"scale": "quick", "seeds": [0, 1, 2, 3], "left out": [3]} | about
+        whole = {"name": "levi2022/toy", "title": "A toy", "scale": "quick"}
+        whole |= {"seeds": [0, 1, 2, 3], "left out": [3]} | about
         (folder / "claims.json").write_text(json.dumps(entries))
         (folder / "figure.json").write_text(json.dumps(whole))
         return tmp_path, found
@@ -128,7 +129,8 @@ def test_a_verdict_that_a_record_contradicts_points_to_it(judged, tmp_path):
     other.mkdir(parents=True)
     entries = [{"id": "L19", "claim": "a | b", "holds": True, "numbers": {}, "seeds": 9}]
     (other / "claims.json").write_text(json.dumps(entries))
-    (other / "figure.json").write_text(json.dumps({"name": "levi2022/toy", "scale": "paper"}))
+    about = {"name": "levi2022/toy", "title": "t", "scale": "paper", "seeds": [], "left out": []}
+    (other / "figure.json").write_text(json.dumps(about))
     page = verdicts.page(results, tmp_path / "records")
     assert "| ✗ (paper scale: [holds](records.md)) | **L19**" in page
     assert page.count("paper scale: [") == 1

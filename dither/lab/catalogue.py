@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from dither.errors import DitherError
-from dither.lab.figure import Figure
+from dither.lab.figure import BUGS, Figure
 from dither.lab.original import Original
 from dither.lab.wording import title_and_caption
 
@@ -46,7 +46,7 @@ def find(name: str) -> Figure:
         figure = importlib.import_module(module).figure
     except DitherError as error:
         raise DitherError(f"{name} says something that can't be run: {error}") from error
-    except Exception as error:  # a broken figure must not hide the others
+    except BUGS as error:  # a broken figure must not hide the others
         raise DitherError(f"{name} can't be imported: {type(error).__name__}: {error}") from error
     if not isinstance(figure, Figure):
         raise DitherError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dither.errors import DitherError
 from dither.lab import catalogue, reproduce
+from dither.lab.figure import BUGS
 from dither.lab.runs.jobs import Job
 from dither.lab.runs.screen import Quiet, Screen
 from dither.lab.runs.store import FILES, OtherFormat, Store
@@ -40,9 +41,7 @@ def check(store: Store) -> Report:
     if not (store.root / "runs").is_dir():
         raise DitherError(f"there are no results in {store.root}: `dither reproduce` makes some")
     report = Report()
-    for folder in sorted(store.root.glob("runs/*/*/")):
-        if folder.name.startswith("."):  # it belongs to a writer or to a running run
-            continue
+    for folder in _folders(store.root / "runs", report.damaged):
         try:
             sums = _read(store, folder)
         except OtherFormat:
@@ -55,9 +54,23 @@ def check(store: Store) -> Report:
     return report
 
 
+def _folders(runs: Path, damaged: dict[Path, str]) -> Iterator[Path]:
+    """The places of results: runs/<key>/<seed>. Hidden ones belong to writers and running runs."""
+    for key in sorted(path for path in runs.iterdir() if not path.name.startswith(".")):
+        try:
+            places = sorted(path for path in key.iterdir() if not path.name.startswith("."))
+            yield from (path for path in places if path.name.isdecimal() or path.is_dir())
+        except OSError as error:
+            damaged[key] = f"{key} is no folder of results ({error.strerror}): move it away"
+
+
 def _read(store: Store, folder: Path) -> bool:
     """Whether a whole result has checksums."""
-    if lost := [file for file in FILES if not (folder / file).is_file()]:
+    try:
+        lost = [file for file in FILES if not (folder / file).is_file()]
+    except OSError as error:
+        raise DitherError(f"{folder} can't be read ({error.strerror})") from error
+    if lost:
         raise DitherError(f"{folder} lacks {', '.join(lost)}")
     store.env_of(folder)
     store.rows_of(folder)
@@ -79,6 +92,9 @@ def repair(
     known, plan, said = dict(_runs()), [], []
     for folder in damaged:
         job = known.get(folder.parent.name)
+        if folder.parent.name == "runs":
+            said.append(damaged[folder])
+            continue
         if job is None or not folder.name.isdecimal():
             said.append(f"{folder}: no figure has this run; delete the folder")
             continue
@@ -102,7 +118,7 @@ def repair(
 def _runs() -> Iterator[tuple[str, Job]]:
     """Every run of every figure at every scale: (its key, a job without seeds)."""
     for name in catalogue.names():
-        with contextlib.suppress(DitherError):  # it can't be imported; the others can
+        with contextlib.suppress(*BUGS):  # it can't be imported; the others can
             figure = catalogue.find(name)
             for scale in figure.scales:
                 for label, run in figure.at(scale).items():

@@ -13,6 +13,7 @@ import typer.core
 from rich.console import Console
 
 from dither.errors import DitherError
+from dither.lab import parsing, terminal
 
 
 class Sentences(typer.core.TyperGroup):
@@ -26,7 +27,11 @@ class Sentences(typer.core.TyperGroup):
         except DitherError as error:
             code = _fail(str(error))
         except typer.Abort:
-            code = _fail("stopped")
+            code = _fail("stopped", 130)
+        except MemoryError:
+            code = _fail("this process has no memory left: what is finished is kept")
+        except OSError as error:
+            code = _fail(f"{error.filename or 'a file'} can't be used ({error.strerror or error})")
         except Exception as error:
             if not hasattr(error, "format_message"):  # typer's and click's usage errors have one
                 raise
@@ -35,6 +40,15 @@ class Sentences(typer.core.TyperGroup):
         if standalone_mode:
             sys.exit(code if isinstance(code, int) else 0)
         return code
+
+    def invoke(self, ctx: Any) -> Any:
+        from dither.lab.runs.interrupts import heard
+
+        try:
+            with heard():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise typer.Exit(_fail(str(stop) or "stopped", 130)) from None
 
 
 def _commands(group: Any, words: Sequence[str]) -> Iterator[str]:
@@ -86,7 +100,11 @@ Scale = Annotated[
 
 def main() -> None:
     """The command `dither`."""
-    app(prog_name="dither")
+    terminal.steady()
+    try:
+        app(prog_name="dither")
+    except SystemExit as end:
+        sys.exit(end.code or int(not terminal.told()))
 
 
 @app.callback(invoke_without_command=True)
@@ -198,31 +216,29 @@ def reproduce(
     """
     from dither.lab import reproduce as runner
     from dither.lab.runs import provenance
-    from dither.lab.runs.interrupts import heard
     from dither.lab.runs.screen import Bars, Lines
 
-    console = _console()
+    console = _console(works=True)
     screen = Bars(console) if console.is_terminal else Lines(console)
-    chosen, jobs = _seeds(seeds), min(provenance.cores(), 8) if jobs is None else jobs
-    try:
-        with heard():
-            results = runner.reproduce(
-                figures or (),
-                scale=scale,
-                seeds=chosen,
-                only=only or (),
-                jobs=jobs,
-                out=out,
-                cluster=cluster,
-                resources=_resources(resources or ()),
-                again=again,
-                screen=screen,
-            )
-    except KeyboardInterrupt as stop:
-        raise typer.Exit(_fail(str(stop) or "stopped", 130)) from None
-    if results.failures:
-        runs = f"{len(results.failures)} run{'s' * (len(results.failures) != 1)} failed"
-        raise DitherError(f"{runs} (named above and on {results.page}); what is finished is kept")
+    chosen, jobs = parsing.seeds(seeds), min(provenance.cores(), 8) if jobs is None else jobs
+    results = runner.reproduce(
+        figures or (),
+        scale=scale,
+        seeds=chosen,
+        only=only or (),
+        jobs=jobs,
+        out=out,
+        cluster=cluster,
+        resources=parsing.resources(resources or ()),
+        again=again,
+        screen=screen,
+    )
+    failed, damaged = len(results.failures), len(results.damaged)
+    counts = [f"{failed} run{'s' * (failed != 1)} failed"] if failed else []
+    counts += [f"{damaged} thing{'s' * (damaged != 1)} could not be used"] if damaged else []
+    if counts:
+        where = f"named above and on {results.page}" if failed else "named above"
+        raise DitherError(f"{' and '.join(counts)} ({where}); what is finished is kept")
     problems = [study.problem for study in results.figures.values() if study.problem]
     if len(problems) == len(results.figures):
         raise DitherError(f"nothing could be run: {problems[0]}")
@@ -251,14 +267,17 @@ def compare(
     be settings = {"seeds": 5, "epochs": 10, …}: the arguments of dither.compare. Stop it when you
     like: it goes on from there.
     """
-    console = _console()
+    console = _console(works=True)
     from dither.lab.compare import command
 
-    typed = {"seeds": _seeds(seeds), "epochs": epochs, "jobs": jobs, "out": out, "again": again}
-    try:
-        found, page = command.run(file, {n: v for n, v in typed.items() if v}, console)
-    except KeyboardInterrupt as stop:
-        raise typer.Exit(_fail(str(stop) or "stopped", 130)) from None
+    typed = {
+        "seeds": parsing.seeds(seeds),
+        "epochs": epochs,
+        "jobs": jobs,
+        "out": out,
+        "again": again,
+    }
+    found, page = command.run(file, {n: v for n, v in typed.items() if v}, console)
     console.print(str(found), highlight=False, markup=False, soft_wrap=True)
     console.print(f"The page: {page.resolve()}", highlight=False, markup=False, soft_wrap=True)
     if found.failures:
@@ -269,17 +288,19 @@ def compare(
 @app.command("report")
 def write_report(out: Out = "results") -> None:
     """Make the page anew from what is in DIR."""
-    from pathlib import Path
-
     from dither.lab.page import report
+    from dither.lab.runs.store import Store
 
-    if not (Path(out) / "figures").is_dir():
+    root = Store(out).root
+    if not (root / "figures").is_dir():
         raise DitherError(
             f"there are no figures in {out}: run `dither reproduce --out {out}` first"
         )
     _console().print(
-        f"The page: {report.write_page(Path(out)).resolve()}", highlight=False, soft_wrap=True
+        f"The page: {report.write_page(root).resolve()}", highlight=False, soft_wrap=True
     )
+    if left := report.problems(root):
+        raise DitherError(f"{len(left)} left out, as the page says: {left[0]}")
 
 
 @app.command()
@@ -290,11 +311,10 @@ def check(
 ) -> None:
     """Compare every result in DIR with the checksums it was sealed with."""
     from dither.lab import check as checking
-    from dither.lab.runs.interrupts import heard
     from dither.lab.runs.screen import Bars, Lines
     from dither.lab.runs.store import Store
 
-    console, store = _console(), Store(folder)
+    console, store = _console(works=True), Store(folder)
     say = console.print
     report = checking.check(store)
     for sentence in report.damaged.values():
@@ -307,8 +327,7 @@ def check(
             f"{len(report.damaged)} damaged: `dither check {folder} --repair` computes them again"
         )
     screen = Bars(console) if console.is_terminal else Lines(console)
-    with heard():
-        left = checking.repair(store, report.damaged, jobs, screen)
+    left = checking.repair(store, report.damaged, jobs, screen)
     for sentence in left:
         say(sentence, highlight=False, markup=False, soft_wrap=True)
     if left:
@@ -341,39 +360,9 @@ def fetch(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     _console().print(f"{name}: {needs.bring(name)}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _seeds(text: str | None) -> int | range | None:
-    """3 → 3; "2:5" → range(2, 5)."""
-    if text is None:
-        return None
-    first, colon, last = text.partition(":")
-    if not (first.isdecimal() and (last.isdecimal() or not colon)):
-        raise DitherError(f"--seeds {text}: give a number (3) or a range (0:3)")
-    if colon and int(last) <= int(first):
-        raise DitherError(f"--seeds {text} is empty: give a number (3) or a range (0:3)")
-    return range(int(first), int(last)) if colon else int(first)
-
-
-def _resources(pairs: Sequence[str]) -> dict[str, float]:
-    """["GPU=1"] → {"GPU": 1.0}."""
-    found = {}
-    for pair in pairs:
-        name, _, much = pair.partition("=")
-        try:
-            found[name] = float(much)
-        except ValueError:
-            found[name] = 0.0
-        if not (name and 0 < found[name] < float("inf")):
-            raise DitherError(f"--resources {pair}: give a name and a number above 0, as GPU=1")
-    return found
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
-def _console() -> Console:
+def _console(*, works: bool = False) -> Console:
+    if works:
+        terminal.works()
     return Console(file=sys.stdout)
 
 

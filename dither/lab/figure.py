@@ -32,6 +32,7 @@ SEEDS = 5  # the default number; a claim is not judged on fewer
 OBJECTIVES = ("noise", "explicit", "sampled")
 PRECISIONS = ("float32", "bf16", "double")
 NARROW = 64  # units; up to this width many seeds run faster as one program than as processes
+BUGS = (Exception, SystemExit)  # what the code of one figure may raise without ending the others
 Rows = list[tuple[float, str, float]]  # (step, quantity, value)
 Verdict = tuple[bool | None, Mapping[str, Any]]
 

@@ -11,7 +11,7 @@ import math
 import shlex
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from typing import Any
 from dither.errors import DitherError
 from dither.lab import catalogue, identity
 from dither.lab.data import needs
-from dither.lab.figure import SCALES, Run, Task
+from dither.lab.figure import BUGS, SCALES, Run, Task
 from dither.lab.page import report
 from dither.lab.page.judge import Study, conclude
 from dither.lab.runs.cluster import Cluster
 from dither.lab.runs.jobs import Job, Outcome
 from dither.lab.runs.screen import Quiet, Screen
-from dither.lab.runs.store import OtherFormat, Store
+from dither.lab.runs.store import Blocked, OtherFormat, Store
 from dither.lab.runs.workers import InProcess, Processes
 from dither.lab.wording import duration
 
@@ -38,13 +38,14 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class Results:
-    """The result of `reproduce`: the page, the study of each figure (claims, table, problem), and
-    the runs that failed.
+    """The result of `reproduce`: the page, the study of each figure (claims, table, problem), the
+    runs that failed, and what could not be read or written.
     """
 
     page: Path
     figures: dict[str, Study]
     failures: dict[str, str]  # run → sentence
+    damaged: list[str] = field(default_factory=list)  # sentences, each about a file or folder
 
     @property
     def claims(self) -> list[dict[str, Any]]:
@@ -119,6 +120,7 @@ class Session:
     ) -> None:
         self.store, self.screen, self.again, self.only = store, screen, again, only
         self.failures: dict[str, str] = {}
+        self.damaged: dict[str, None] = {}  # sentences, in order
         self.absent: dict[str, str] = {}  # data set → why it is missing; "" if it is here
 
     def study(self, name: str, scale: str, seeds: tuple[int, ...] | None) -> Study:
@@ -134,7 +136,7 @@ class Session:
             study.runs = runs
         except DitherError as error:
             study.problem = str(error)
-        except Exception as error:  # a bug of a figure must not hide the others
+        except BUGS as error:  # a bug of a figure must not hide the others
             study.problem = self.store.log(
                 name, f"{type(error).__name__}: {error}", traceback.format_exc()
             )
@@ -160,7 +162,7 @@ class Session:
         cluster: str | None = None,
         resources: Mapping[str, float] | None = None,
     ) -> Results:
-        page = report.write_page(self.store.root)
+        page = self._write_page()
         self.screen.say(f"The page: {page.resolve()}")
         plan = self._plan(studies)
         total, done = sum(len(job.seeds) for job in plan), 0
@@ -186,7 +188,9 @@ class Session:
             raise DitherError(f"{error}; {_kept(done, total)}") from error
         finally:
             self.screen.close()
-        results = Results(page, {study.name: study for study in studies}, self.failures)
+        self.damage(*report.problems(self.store.root))
+        named = {study.name: study for study in studies}
+        results = Results(page, named, self.failures, list(self.damaged))
         if results.failed_claims:
             self.screen.say("fails:")
         for name, claim in results.failed_claims.items():
@@ -247,10 +251,12 @@ class Session:
         """Seal the result of a job, or record why there is none. Returns the number of finished
         runs.
         """
-        for seed, rows in (outcome.rows or {}).items():
-            if self.again:
-                self.store.discard(job.run, seed)
-            self.store.seal(job.run, seed, rows, outcome.env or {})
+        for seed, rows in list((outcome.rows or {}).items()):
+            try:
+                self.store.seal(job.run, seed, rows, outcome.env or {}, replace=self.again)
+            except Blocked as error:  # the others can be written
+                outcome.sentence = str(error)
+                outcome.rows = {s: r for s, r in (outcome.rows or {}).items() if s != seed}
         if outcome.rows:
             from dither.lab.training import checkpoint  # imports torch
 
@@ -277,9 +283,27 @@ class Session:
                 self._conclude(study)
 
     def _conclude(self, study: Study) -> None:
-        conclude(study, self.store)
-        report.write_page(self.store.root)
+        try:
+            conclude(study, self.store)
+        except DitherError as error:  # a file of this figure can't be written; others can
+            self.damage(str(error))
+        self._write_page()
         self.screen.say(str(study))
+        self.damage(*study.unread.values())
+
+    def _write_page(self) -> Path:
+        try:
+            return report.write_page(self.store.root)
+        except DitherError as error:  # the results can be written
+            self.damage(str(error))
+        return self.store.root / "index.html"
+
+    def damage(self, *sentences: str) -> None:
+        """Tell what can't be read or written, each once."""
+        for sentence in sentences:
+            if sentence not in self.damaged:
+                self.damaged[sentence] = None
+                self.screen.say(sentence)
 
 
 def command(
@@ -291,7 +315,7 @@ def command(
     if seeds:
         first, last = seeds[0], seeds[-1] + 1
         words.append(f"--seeds {last}" if first == 0 else f"--seeds {first}:{last}")
-    return " ".join(words if out == Path("results") else [*words, f"--out {out}"])
+    return " ".join(words if out == Path("results") else [*words, f"--out {shlex.quote(str(out))}"])
 
 
 def _chosen(seeds: int | Iterable[int] | None) -> tuple[int, ...] | None:

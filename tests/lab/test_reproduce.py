@@ -315,6 +315,7 @@ def test_a_result_of_another_format_stops_before_any_work(toy, tmp_path):
     reproduce()
     for env in (tmp_path / "results").glob("runs/*/*/env.json"):
         env.write_text('{"format": 99}', encoding="utf-8")
+        env.with_name("sha256.json").write_text("{}", encoding="utf-8")
     with pytest.raises(DitherError, match="was written in format 99"):
         reproduce()
 

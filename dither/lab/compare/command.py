@@ -13,6 +13,7 @@ from rich.console import Console
 from dither.errors import DitherError
 from dither.lab.compare import compare
 from dither.lab.compare.result import Comparison
+from dither.lab.figure import BUGS
 from dither.lab.runs import provenance
 from dither.lab.runs.screen import Bars, Lines
 
@@ -43,7 +44,7 @@ def names(file: str) -> dict[str, Any]:
     sys.path.insert(0, str(Path(file).resolve().parent))  # for its own modules, also in workers
     try:
         given = runpy.run_path(file, run_name="dither_compare")
-    except Exception as error:
+    except BUGS as error:
         own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
         line = f", line {own[-1].lineno}" if own else f", line {getattr(error, 'lineno', '?')}"
         raise DitherError(f"{file}{line}: {type(error).__name__}: {error}") from None

@@ -61,7 +61,7 @@ class Copy:
         for note in self._places():
             try:
                 held = json.loads(note.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
+            except (OSError, ValueError, RecursionError):
                 continue
             if held == self._note(held.get("splits") if isinstance(held, dict) else None):
                 return True
@@ -93,7 +93,8 @@ class Copy:
         }
 
     def _places(self) -> list[Path]:
-        """The paths of a note: next to the copy, and in the cache."""
+        """The paths of a note: next to the copy, and in the cache if there is one."""
         here = hashlib.sha256(str(self.path).encode()).hexdigest()[:16]
         beside = self.path.with_name(f".{self.path.name}.content.json")
-        return [beside, files.cache_folder() / "content" / f"{here}.json"]
+        cache = files.cache_folder()
+        return [beside, *([cache / "content" / f"{here}.json"] if cache.is_absolute() else [])]

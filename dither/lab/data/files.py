@@ -9,7 +9,9 @@ import gzip
 import hashlib
 import io
 import os
+import threading
 import zlib
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,9 +71,12 @@ MIRRORS = {
     ),
 }
 GZIP = b"\x1f\x8b"  # how a gzipped file begins
-LARGEST_IDX = 64_000_000  # bytes; 60 000 images have 47 million
+LARGEST = 256_000_000  # bytes of a file; the largest, SVHN's, has 182 million
+LARGEST_IDX = 64_000_000  # bytes once decompressed; 60 000 images have 47 million
+PARTS = 10_000  # of a compressed file; the published ones are in one
 SAID = 300  # letters of a mirror's error that are shown
 TIMEOUT = 30  # seconds without an answer before the next mirror is tried
+LONGEST = 3600  # seconds of a download
 
 
 def compressed(file: str) -> str:
@@ -94,15 +99,32 @@ def decoded(raw: bytes, largest: int) -> bytes:
     """The gzipped bytes. Raises ValueError if there are more than `largest`, before they fill the
     memory.
     """
+    if raw.count(GZIP + b"\x08") > PARTS:  # each may be empty, and still takes its time
+        raise ValueError(f"it is in more than {PARTS} parts")
     payload = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(largest + 1)
     if len(payload) > largest:
         raise ValueError(f"it holds more than {largest} bytes")
     return payload
 
 
+def loaded(path: Path, largest: int | None = None) -> bytes:
+    """The bytes of a file. Raises DitherError if it can't be read or is too large to be right."""
+    largest = LARGEST if largest is None else largest
+    try:
+        if (size := path.stat().st_size) > largest:
+            raise DitherError(
+                f"{path} is not the file it should be: it has {size} bytes, more than {largest}; "
+                "replace it or delete it"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise DitherError(f"{path} can't be read ({why}): give it to this user") from error
+
+
 def read(path: Path, file: str, checksum: str) -> bytes:
     """The verified content of a copy of `file`; an idx file is decoded if it is gzipped."""
-    raw = path.read_bytes()
+    raw = loaded(path)
     try:
         idx = compressed(file) != file and raw[:2] == GZIP
         payload = decoded(raw, LARGEST_IDX) if idx else raw
@@ -114,12 +136,15 @@ def read(path: Path, file: str, checksum: str) -> bytes:
 
 
 def cache_folder() -> Path:
-    """Where fetched files are kept: the platform's cache folder for dither."""
+    """Where fetched files are kept: the platform's cache folder for dither; relative ("~/…") for a
+    user without a home.
+    """
     try:
         import pooch
-    except ImportError:  # only the library is installed: nothing is fetched, but a folder is named
-        return Path.home() / ".cache" / "dither"
-    return Path(pooch.os_cache("dither"))
+
+        return Path(pooch.os_cache("dither"))
+    except (ImportError, RuntimeError):  # only the library is installed; or there is no home
+        return Path(os.path.expanduser("~")) / ".cache" / "dither"
 
 
 def folders(name: str) -> list[Path]:
@@ -138,7 +163,7 @@ def locate(name: str, file: str) -> Path | None:
     spellings = dict.fromkeys((compressed(file), file, UNPACKED.get(file, file)))
     candidates = (folder / spelling for folder in folders(name) for spelling in spellings)
     return next(
-        (p for p in candidates if p.is_file() or (p.name in UNPACKED.values() and p.is_dir())),
+        (p for p in candidates if isfile(p) or (p.name in UNPACKED.values() and isdir(p))),
         None,
     )
 
@@ -148,13 +173,57 @@ def missing(name: str) -> list[str]:
     return [compressed(file) for file in SUMS[name] if locate(name, file) is None]
 
 
+class Limited:
+    """A file for a download. `write` raises OSError after `LARGEST` bytes, or once it is `over`."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.room, self.over = file, LARGEST, False
+
+    def write(self, chunk: bytes) -> None:
+        self.room -= len(chunk)
+        if self.room < 0 or self.over:
+            raise OSError(f"it has more than {LARGEST} bytes" if self.room < 0 else "given up")
+        self.file.write(chunk)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def download(url: str, target: str | Path) -> None:
+    """Fetch one file. Raises OSError (requests' errors are) if that fails, or if it has more than
+    `LARGEST` bytes or takes longer than `LONGEST` seconds.
+    """
+    from pooch.downloaders import HTTPDownloader
+
+    failures: list[BaseException] = []
+    with Path(target).open("wb") as file:
+        limited = Limited(file)
+
+        def stream() -> None:
+            try:
+                HTTPDownloader(timeout=TIMEOUT)(url, limited, None)
+            except BaseException as error:  # it is raised below
+                failures.append(error)
+
+        # A mirror can send a byte a second: only another thread can tell how long that takes.
+        thread = threading.Thread(target=stream, daemon=True)
+        thread.start()
+        try:
+            thread.join(LONGEST)
+        finally:
+            limited.over = True
+    if thread.is_alive():
+        raise OSError(f"it took longer than {LONGEST} s")
+    if failures:
+        raise failures.pop()  # no cycle is left that would keep the socket
+
+
 def fetch(name: str, file: str) -> Path:
     """Fetch a file into the cache, from the first mirror whose copy has the checksum."""
     import pooch
-    from pooch.downloaders import HTTPDownloader
 
-    def checked(url: str, target: str, pup: Any) -> None:
-        HTTPDownloader(timeout=TIMEOUT)(url, target, pup)
+    def checked(url: str, target: str, _: Any) -> None:
+        download(url, target)
         try:
             read(Path(target), file, SUMS[name][file])
         except DitherError as error:  # the sentence is about a temporary copy
@@ -162,11 +231,13 @@ def fetch(name: str, file: str) -> Path:
             raise DitherError(said) from error
 
     remote, failures = compressed(file), []
+    if not cache_folder().is_absolute():
+        raise DitherError(f"{name}: this user has no home to keep {remote} in: set DITHER_DATA")
     for mirror in MIRRORS[name]:
         source = pooch.create(cache_folder() / name, mirror, registry={remote: None})
         try:
             return Path(source.fetch(remote, downloader=cast(Any, checked)))
-        except (OSError, DitherError) as error:  # requests' errors are OSErrors
+        except (OSError, DitherError) as error:
             failures.append(f"{mirror}: {_said(error)}")
     files = ", ".join(map(compressed, SUMS[name]))
     raise DitherError(

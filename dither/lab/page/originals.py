@@ -6,7 +6,7 @@ taken from the largest scale with a result.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,14 @@ Entry = dict[str, Any]
 Known = Mapping[str, list[Entry]]  # {"camuto2020/fig3: C4 MLP": entries, the largest scale first}
 
 
-def known(*roots: Path) -> Known:
-    """Every claim that has an entry in these folders of results."""
+def known(*roots: Path, unread: Collection[str] = ()) -> Known:
+    """Every claim that has an entry in these folders of results. unread: figures to leave out."""
     entries_of: dict[str, list[Entry]] = {}
     for folder in (path.parent for root in roots for path in root.glob("figures/*/*/figure.json")):
-        name, (about, entries) = "/".join(folder.parts[-2:]), verdicts.judged(folder)
+        name = "/".join(folder.parts[-2:])
+        if name in unread:
+            continue
+        about, entries = verdicts.judged(folder)
         for entry in entries:
             said = {"scale": about["scale"], **entry, "figure": name}
             entries_of.setdefault(f"{name}: {entry['id']}", []).append(said)

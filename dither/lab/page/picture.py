@@ -1,43 +1,96 @@
-"""A figure's picture as a part of the page: an inline SVG, or a PNG if that is smaller."""
+"""A figure's picture as a part of the page: an inline SVG, or a PNG if that is smaller.
+
+A folder of results may come from elsewhere. So an SVG is put into the page only if it consists of
+the shapes and words that a plot is made of; any other one is shown as an image, in which a browser
+runs no script and loads nothing.
+"""
 
 import base64
 import hashlib
 import html
+import os
 import re
 import struct
 from pathlib import Path
 
+from dither.lab.page.verdicts import unreadable
+
 DPI = 150  # of the PNGs
+PNG = b"\x89PNG\r\n\x1a\n"  # how one begins
+LARGEST = 100_000_000  # bytes of a picture
 HEAVY = 60_000  # bytes of SVG; above, the page shows the PNG if that is smaller
+
+
+SHAPES = (
+    "svg|g|defs|style|path|rect|circle|ellipse|line|polyline|polygon|use|text|tspan|clipPath|image|"
+    "linearGradient|radialGradient|stop|pattern|mask|marker"
+)
+OWN = r"#[^\"<>]*|data:image/png;base64,[\w+/=\s]*"  # what a picture may refer to
+TAG = re.compile(
+    rf"<(?:/(?:{SHAPES})|(?:{SHAPES})(?:\s+(?:(?:xlink:)?href=\"(?:{OWN})\""
+    r"|(?!on|style|(?:xlink:)?href)[a-zA-Z][\w:.-]*=\"[^\"<>]*\"))*\s*/?)>",
+    re.IGNORECASE | re.ASCII,
+)
+CSS = re.compile(r"(?:\.s[0-9a-f]{8}\{[\w\s:;.,#%()'+*-]*\})*")  # what `lighter` writes
 
 
 def of(folder: Path, name: str, title: str) -> tuple[str, float]:
     """HTML and width in points of the smaller of the figure's pictures; ("", 0) if the figure was
-    not drawn.
+    not drawn. Raises DitherError if a picture can't be read.
     """
     svg, png = folder / "figure.svg", folder / "figure.png"
     pictures = []
-    if svg.is_file():
-        pictures.append(_inline(svg.read_text(encoding="utf-8"), name, title))
-    if png.is_file() and (not pictures or len(pictures[0][0]) > HEAVY):
-        data = png.read_bytes()
+    if os.path.lexists(svg):
+        try:
+            text = loaded(svg).decode()
+            pictures.append(_inline(text, name, title))
+        except ValueError as error:
+            raise unreadable(svg, error) from error
+        if not plain(pictures[0][0]):
+            source = f"data:image/svg+xml;base64,{base64.b64encode(text.encode()).decode()}"
+            pictures = [(f'<img src="{source}" alt="{html.escape(title)}">', pictures[0][1])]
+    if os.path.lexists(png) and (not pictures or len(pictures[0][0]) > HEAVY):
+        data = loaded(png)
+        if data[:8] != PNG or len(data) < 24:
+            raise unreadable(png, "it is no PNG")
         (width,) = struct.unpack(">I", data[16:20])
         source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
         pictures.append((f'<img src="{source}" alt="{html.escape(title)}">', width * 72 / DPI))
     return min(pictures, key=lambda picture: len(picture[0]), default=("", 0.0))
 
 
+def plain(svg: str) -> bool:
+    """Whether an inlined SVG has nothing but shapes, words and styles: each "<" begins one of their
+    tags, no tag has a handler of events or refers outside, and no style leaves its element.
+    """
+    tags = TAG.sub("", svg)
+    styles = re.findall(r"<style>([^<]*)</style>", svg)
+    styled = svg.count("<style") == len(styles) and all(map(CSS.fullmatch, styles))
+    loads = re.search(r"url\((?!#)", "".join(styles), re.IGNORECASE)
+    return "<" not in tags and ">" not in tags and styled and not loads
+
+
+def loaded(path: Path) -> bytes:
+    """The bytes of a picture."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise unreadable(path, "it is too large")
+        return path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error.strerror) from error
+
+
 def _inline(svg: str, name: str, title: str) -> tuple[str, float]:
     """An SVG file as a part of a page: with unique ids, without prologue, metadata and size."""
-    svg = re.sub(
-        r"<metadata>.*?</metadata>|<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.S
-    )
+    svg = svg[svg.index("<svg") :]
+    theirs = r"<metadata>.*?</metadata>|<style .*?</style>"  # matplotlib's; `lighter` wrote <style>
+    svg = re.sub(theirs, "", svg, flags=re.S)
     svg = lighter(svg)
     prefix = re.sub(r"\W+", "-", name)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
-    width = float(match[1]) if (match := re.search(r'\bwidth="([\d.]+)pt"', svg)) else 460.0
+    width = float(match[1]) if (match := re.search(r'\bwidth="(\d+\.?\d*)pt"', svg)) else 460.0
     head, rest = svg.split(">", 1)
     head = re.sub(r'\s(width|height)="[^"]*"', "", head)
     label = f'role="img" aria-label="{html.escape(title)}" stroke-linejoin="round"'

@@ -5,7 +5,7 @@ the page can be made on any machine.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from dither.errors import DitherError
 from dither.lab import catalogue
 from dither.lab.page import originals, picture
 from dither.lab.page.picture import DPI as DPI
@@ -31,6 +32,7 @@ class Shown:
     claims: list[dict[str, Any]]
     picture: str  # HTML
     width: float  # of the picture, points
+    problems: tuple[str, ...] = ()  # what could not be read
 
     @property
     def name(self) -> str:
@@ -59,6 +61,7 @@ class Paper:
     rows: list[originals.Row] = field(default_factory=list)  # its own claims
     figures: list[Shown] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)  # figures without results here
+    unread: list[str] = field(default_factory=list)  # sentences about figures that can't be read
 
     def count(self, holds: bool | None) -> int:
         """The number of its original claims with this verdict; without a list, of all claims."""
@@ -74,7 +77,8 @@ class Paper:
 
     @property
     def seeds(self) -> str:
-        counts = sorted({len(f.about["seeds"]) for f in self.figures if not f.about["problem"]})
+        there = (f.about for f in self.figures if not f.about.get("problem"))
+        counts = sorted({len(about["seeds"]) for about in there})
         return " – ".join(map(str, dict.fromkeys([counts[0], counts[-1]]))) if counts else "–"
 
 
@@ -101,6 +105,11 @@ def write_page(root: Path) -> Path:
     return page
 
 
+def problems(root: Path) -> list[str]:
+    """A sentence for each figure, or picture, in DIR/figures that the page has to leave out."""
+    return [sentence for _, figure in _found(root) for sentence in figure.problems]
+
+
 def by_reason(missing: dict[str, str]) -> list[tuple[str, list[str]]]:
     """[(why, labels)]: the missing runs, grouped by reason."""
     labels_of: dict[str, list[str]] = {}
@@ -110,27 +119,37 @@ def by_reason(missing: dict[str, str]) -> list[tuple[str, list[str]]]:
 
 
 def _papers(root: Path) -> list[Paper]:
-    shown = {
-        figure.name: figure
-        for path in root.glob("figures/*/*/figure.json")
-        if (figure := _shown(path.parent))
-    }
-    known, judged_here = catalogue.names(), originals.known(root)
+    found = dict(_found(root))
+    unread = {name for name, figure in found.items() if not figure.about}
+    known, judged_here = catalogue.names(), originals.known(root, unread=unread)
     papers: dict[str, Paper] = {}
-    for name in [*known, *sorted(set(shown) - set(known))]:
+    for name in [*known, *sorted(set(found) - set(known))]:
         if (key := name.split("/")[0]) not in papers:
             papers[key] = Paper(key, catalogue.paper(key), originals.rows(key, judged_here))
         paper = papers[key]
-        if name in shown:
-            paper.figures.append(shown[name])
-        else:
+        if name not in found:
             paper.waiting.append(name)
+        elif found[name].about:
+            paper.figures.append(found[name])
+        else:
+            paper.unread += found[name].problems
     return list(papers.values())
 
 
-def _shown(folder: Path) -> Shown:
-    about, claims = judged(folder)
-    return Shown(about, claims, *picture.of(folder, about["name"], about["title"]))
+def _found(root: Path) -> Iterator[tuple[str, Shown]]:
+    """The figures with results in DIR/figures. One that can't be read has a sentence only."""
+    for folder in (path.parent for path in sorted(root.glob("figures/*/*/figure.json"))):
+        name = "/".join(folder.parts[-2:])
+        try:
+            about, claims = judged(folder)
+        except DitherError as error:
+            yield name, Shown({}, [], "", 0.0, (str(error),))
+            continue
+        try:
+            yield name, Shown(about, claims, *picture.of(folder, name, about["title"]))
+        except DitherError as error:
+            said = about | {"no picture": str(error)}
+            yield name, Shown(said, claims, "", 0.0, (str(error),))
 
 
 def _prose(text: str) -> Markup:

@@ -3,15 +3,18 @@
 import json
 import math
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dither.errors import DitherError
+from dither.lab.figure import SCALES
 
 VERDICTS = {True: ("holds", "✓"), False: ("fails", "✗"), None: ("not judged", "–")}
 FREE = ("cannot fail", "○")  # a claim that is not counted
 THIN = "\u2009"  # space between thousands
 MANY = 12  # values of an array that are shown
+LARGEST = 100_000_000  # bytes of a file
 SPREADS = {"sd": "sd", "sem": "standard error"}
 
 
@@ -45,7 +48,7 @@ def finding(number: dict[str, Any]) -> str:
 
 def _with_spread(mean: Any, spread: Any) -> str:
     """The spread with two digits, the mean to the same decimal."""
-    if not (isinstance(mean, float) and isinstance(spread, float) and spread > 0):
+    if not (isinstance(mean, float) and isinstance(spread, float) and 0 < spread < math.inf):
         return f"{readable(mean)} ± {readable(spread)}"
     decimals = 1 - math.floor(math.log10(spread))
     if not 0 <= decimals <= 6 or abs(mean) >= 1000:
@@ -54,12 +57,103 @@ def _with_spread(mean: Any, spread: Any) -> str:
 
 
 def judged(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The contents of figure.json and claims.json in a figure's folder."""
+    """The contents of figure.json and claims.json in a figure's folder. Raises DitherError if they
+    can't be read, or if a field is of another kind than `conclude` writes.
+    """
+    about, entries = (_json(folder / file) for file in ("figure.json", "claims.json"))
+    for wrong in (*_wrong(about, FIGURE, "the figure"), *_wrong_claims(entries)):
+        raise unreadable(folder, wrong)
+    if about.get("name") != (name := "/".join(folder.parts[-2:])):
+        raise unreadable(folder, f"it is about {about.get('name')}, not {name}")
+    return about, entries
+
+
+def unreadable(path: Path, why: object) -> DitherError:
+    """The error of a file, or folder, of a figure."""
+    return DitherError(f"{path} can't be read ({why}): delete it and run `dither reproduce` again")
+
+
+def _json(path: Path) -> Any:
     try:
-        about = json.loads((folder / "figure.json").read_text(encoding="utf-8"))
-        claims = json.loads((folder / "claims.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DitherError(
-            f"{folder} can't be read ({error}): delete it and run `dither reproduce` again"
-        ) from error
-    return about, claims
+        if (size := path.stat().st_size) > LARGEST:
+            raise ValueError(f"it has {size} bytes")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise unreadable(path, why) from error
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e15 and not isinstance(value, bool)
+
+
+def _word(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _words(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_word, value))
+
+
+def _seeds(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_number, value))
+
+
+def _reasons(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_word, value.values()))
+
+
+def _scalar(value: Any) -> bool:
+    return value is None or isinstance(value, str | bool | int | float)
+
+
+def _shown(value: Any) -> bool:
+    """Whether it is one of the forms that `judge.number` gives."""
+    if isinstance(value, list):
+        return all(map(_scalar, value))
+    if not isinstance(value, dict):
+        return _scalar(value)
+    interval = value.get("kind") == "interval"
+    parts = ("mean", "low", "high", "n", "asked", "holds") if interval else ("mean", "spread")
+    plain = all(map(_scalar, value.values())) and all(part in value for part in parts)
+    return plain and (not interval or _verdict(value["holds"]))
+
+
+def _verdict(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _wrong(held: Any, kinds: Mapping[str, Any], what: str) -> Iterator[str]:
+    """What is wrong with a mapping of fields."""
+    if not isinstance(held, dict):
+        yield f"{what} is a {type(held).__name__} instead of fields"
+        return
+    for field, right in kinds.items():
+        needed = not field.endswith("?")
+        if (name := field.removesuffix("?")) not in held:
+            if needed:
+                yield f"{what} lacks {name!r}"
+        elif not right(held[name]):
+            yield f"{name!r} of {what} has another form"
+
+
+def _wrong_claims(entries: Any) -> Iterator[str]:
+    if not isinstance(entries, list):
+        yield f"the claims are a {type(entries).__name__} instead of a list"
+        return
+    for entry in entries:
+        yield from _wrong(entry, CLAIM, "a claim")
+
+
+FIGURE = {  # field → what it must be; "?": it may be absent
+    "name": _word, "title": _word, "caption?": _word, "scale": lambda scale: scale in SCALES,
+    "seeds": _seeds, "left out": _seeds, "runs?": _number, "problem?": _word, "missing?": _reasons,
+    "failures?": _reasons, "earlier?": _words, "departures?": _words, "command?": _word,
+    "seconds?": _number, "machines?": _words, "versions?": _words, "commits?": _words,
+    "no picture?": _word, "finished?": _word,
+}  # fmt: skip
+CLAIM = {
+    "id": _word, "claim": _word, "holds": _verdict, "counts?": _verdict,
+    "numbers": lambda held: isinstance(held, dict) and all(map(_shown, held.values())),
+    "seeds?": _number, "scale?": lambda scale: scale in SCALES,
+}  # fmt: skip

@@ -15,12 +15,17 @@ def execute(
     run: Run | Task, seeds: Sequence[int], progress: Progress, keeper: "Keeper | None" = None
 ) -> dict[int, Rows]:
     """Train a Run, or call a Task's function, with each seed. keeper: keeps a Run's checkpoints."""
-    if isinstance(run, Run):
-        from dither.lab.training.loop import train
+    try:
+        if isinstance(run, Run):
+            from dither.lab.training.loop import train
 
-        return train(run, seeds, progress, keeper=keeper)
-    module, name = run.function.split(":")
-    function = getattr(importlib.import_module(module), name, None)
-    if function is None:
-        raise DitherError(f"task: {module} has no function {name!r}")
-    return {seed: list(function(seed, progress, **dict(run.kwargs))) for seed in seeds}
+            return train(run, seeds, progress, keeper=keeper)
+        module, name = run.function.split(":")
+        function = getattr(importlib.import_module(module), name, None)
+        if function is None:
+            raise DitherError(f"task: {module} has no function {name!r}")
+        return {seed: list(function(seed, progress, **dict(run.kwargs))) for seed in seeds}
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # sys.exit, or a panic of polars: it would end all runs
+        raise RuntimeError(f"it ended by {type(error).__name__}: {error}") from error

@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM stop a session, also where a library swallows the exception they raise."""
+"""Ctrl-C, SIGTERM and SIGHUP (a terminal that closes) stop a session, also where a library swallows
+the exception they raise.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ _asked = threading.Event()
 
 @contextmanager
 def heard() -> Iterator[None]:
-    """Within: both signals raise KeyboardInterrupt, and `heed` raises it again if it was lost. Only
-    the main thread may say so; in another one nothing changes.
+    """Within: the signals raise KeyboardInterrupt, and `heed` raises it again if it was lost. A
+    signal that is ignored (`nohup`) stays so. Only the main thread may say so; in another one
+    nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -24,7 +27,9 @@ def heard() -> Iterator[None]:
         _asked.set()
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))
+    asked = [n for n in numbers if n is not None and signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in asked}
     try:
         yield
     finally:

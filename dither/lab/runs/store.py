@@ -4,13 +4,16 @@ sha256.json}.
 sha256.json has the checksums of the other files. They are compared at each reading; folders of
 earlier versions have none and are read without. A folder is written next to its place under another
 name and renamed at the end. So it is whole or absent, also with other writers and after a power
-cut. A result is never changed; `discard` moves it away.
+cut. A result is never changed. One that is computed again gives way when the new one is written:
+for the moment between two renames the old one is <seed>'s hidden neighbour, .<seed>.old.
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import secrets
@@ -31,17 +34,29 @@ FORMAT = 1
 FILES = ("rows.parquet", "run.json", "env.json")
 SUMS = "sha256.json"
 SCHEMA = {"step": pl.Float64, "quantity": pl.String, "value": pl.Float64}
+WORDS = ("dither", "torch", "python", "machine", "commit")  # of env.json, where they are known
+MOST_ROWS = 50_000_000  # a small file can say that it has any number
+LARGEST = {"rows.parquet": 2_000_000_000}  # bytes; of other files 100 million
 STALE = 3600  # seconds after which a half-written folder is abandoned
+HOMES = (".", "runs/*", "figures/*/*", "logs")  # where files are written under a hidden name
+OLD = ".old"  # of a result while it is replaced
+IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EACCES, errno.EPERM}
 
 
 class OtherFormat(DitherError):
     """A result that another version of dither wrote. It is not damaged."""
 
 
+class Blocked(DitherError):
+    """Something else is where one result belongs. The others can be written."""
+
+
 class Store:
     """A folder of results. Call `prepare` before writing."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
+        if not os.fspath(root):
+            raise DitherError("the folder of results has no name: --out '' is empty")
         self.root = Path(root)
 
     def prepare(self) -> None:
@@ -54,10 +69,14 @@ class Store:
                 pass
         except OSError as error:
             raise self._unwritable(error) from error
-        for leftover in self.root.glob("runs/*/.*.tmp"):
+        for old in self.root.glob(f"runs/*/.*{OLD}"):
+            with contextlib.suppress(OSError):
+                place = old.with_name(old.name[1 : -len(OLD)])
+                _ = _delete(old) if _whole(place) else old.rename(place)
+        for leftover in (path for folder in HOMES for path in self.root.glob(f"{folder}/.*.tmp")):
             with contextlib.suppress(OSError):  # its writer may have renamed it since
                 if time.time() - leftover.stat().st_mtime > STALE:
-                    _ = shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                    _delete(leftover)
 
     def folder(self, run: Run | Task, seed: int) -> Path:
         return self.root / "runs" / run.key / str(seed)
@@ -67,11 +86,16 @@ class Store:
         return (self.root / "runs" / run.key).resolve()
 
     def has(self, run: Run | Task, seed: int) -> bool:
-        """Whether the whole result is there. Raises OtherFormat for a result of another version."""
+        """Whether the whole result is there. Raises DitherError if it is damaged, and OtherFormat
+        for a result of another version.
+        """
         folder = self.folder(run, seed)
-        if (folder / "env.json").is_file():
-            self.env(run, seed)
-        return _whole(folder)
+        try:
+            if (folder / "env.json").is_file():
+                self.env(run, seed)
+            return _whole(folder)
+        except OSError as error:
+            raise self._damaged(folder, error.strerror or str(error)) from error
 
     def env(self, run: Run | Task, seed: int) -> dict[str, Any]:
         """The environment of a result: versions, machine, seconds, commit."""
@@ -82,7 +106,7 @@ class Store:
         path = folder / "env.json"
         env = self._json(path, self._bytes(path))
         got = env.get("format")
-        if isinstance(got, int) and got != FORMAT:  # its checksums may have another format, too
+        if isinstance(got, int) and got != FORMAT and not self._changed(path):
             raise OtherFormat(
                 f"{folder} was written in format {got} by dither {env.get('dither')}, this one "
                 f"reads format {FORMAT}: choose another folder with --out, or move {self.root} away"
@@ -90,7 +114,21 @@ class Store:
         self._payload(path)
         if got != FORMAT:
             raise self._damaged(path, "it names no format")
+        seconds = env.get("seconds", 0)
+        if not (isinstance(seconds, int | float) and 0 <= seconds < math.inf):
+            raise self._damaged(path, "its seconds are no number")
+        if strange := [word for word in WORDS if not isinstance(env.get(word, ""), str | None)]:
+            raise self._damaged(path, f"its {strange[0]} is no word")
         return env
+
+    def _changed(self, path: Path) -> bool:
+        """Whether a file differs from its checksum. False where another version's checksums have
+        another form.
+        """
+        with contextlib.suppress(DitherError):
+            sums, now = self.sums_of(path.parent), hashlib.sha256(self._bytes(path)).hexdigest()
+            return len(str(sums.get(path.name))) == len(now) and sums[path.name] != now
+        return False
 
     def rows(self, run: Run | Task, seed: int) -> pl.DataFrame:
         """(step, quantity, value) of a finished run."""
@@ -101,13 +139,15 @@ class Store:
         path = folder / "rows.parquet"
         payload = self._payload(path)
         try:
-            rows = pl.read_parquet(io.BytesIO(payload))
+            rows = pl.read_parquet(io.BytesIO(payload), n_rows=MOST_ROWS + 1)
         except BaseException as error:  # polars panics at some damage, which is no Exception
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
             raise self._damaged(path, str(error)) from error
         if dict(rows.schema) != SCHEMA:
             raise self._damaged(path, f"its columns are {', '.join(rows.columns)}")
+        if len(rows) > MOST_ROWS:
+            raise self._damaged(path, f"it has more than {MOST_ROWS} rows")
         return rows
 
     def said_of(self, folder: Path) -> dict[str, Any]:
@@ -118,12 +158,14 @@ class Store:
     def sums_of(self, folder: Path) -> dict[str, Any]:
         """The checksums of a result; {} in a folder of earlier versions."""
         path = folder / SUMS
-        if not path.is_file():
+        if not os.path.lexists(path):
             return {}
         return self._json(path, self._bytes(path))
 
     def _bytes(self, path: Path) -> bytes:
         try:
+            if path.stat().st_size > LARGEST.get(path.name, 100_000_000):
+                raise self._damaged(path, "it is too large")
             return path.read_bytes()
         except OSError as error:
             raise self._damaged(path, error.strerror or str(error)) from error
@@ -149,9 +191,20 @@ class Store:
         mend = f"`dither check {self.root} --repair` computes it again"
         return DitherError(f"{path} can't be read ({why}): {mend}")
 
-    def seal(self, run: Run | Task, seed: int, rows: pl.DataFrame, env: Mapping[str, Any]) -> None:
+    def seal(
+        self,
+        run: Run | Task,
+        seed: int,
+        rows: pl.DataFrame,
+        env: Mapping[str, Any],
+        *,
+        replace: bool = False,
+    ) -> None:
         """Write a finished run. If another process was first, its result stays, and this one is
-        dropped.
+        dropped; with `replace` it gives way, and until then it stays.
+
+        Raises Blocked if something else is in the result's place, DitherError if nothing can be
+        written.
         """
         folder = self.folder(run, seed)
         says = {"format": FORMAT, "key": run.key, "seed": seed, "run": identity.canonical(run)}
@@ -160,7 +213,8 @@ class Store:
             temp = _beside(folder)
             temp.mkdir()
             try:
-                rows.write_parquet(temp / "rows.parquet")
+                rows.write_parquet(table := io.BytesIO())  # polars refuses some paths
+                (temp / "rows.parquet").write_bytes(table.getbuffer())
                 (temp / "run.json").write_text(json_text(says), encoding="utf-8")
                 (temp / "env.json").write_text(
                     json_text({"format": FORMAT, **env}), encoding="utf-8"
@@ -168,34 +222,33 @@ class Store:
                 sums = {file: _sha256(temp / file) for file in FILES}
                 (temp / SUMS).write_text(json_text(sums), encoding="utf-8")
                 _flush(temp)
-                self._rename(temp, folder)
+                _place(temp, folder, replace)
             finally:
                 shutil.rmtree(temp, ignore_errors=True)
         except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _rename(self, temp: Path, folder: Path) -> None:
-        if folder.is_dir() and not _whole(folder):
-            _remove(folder)  # half of it was copied or deleted from outside
-        try:
-            temp.rename(folder)  # fails if the folder exists and is not empty
-        except OSError:
-            if not folder.is_dir():
-                raise
+            if error.errno not in IN_THE_WAY:
+                raise self._unwritable(error) from error
+            self.prepare()  # raises if it is the whole store
+            why = error.strerror or str(error)
+            raise Blocked(f"{folder} can't be written ({why}): move away what is there") from error
 
     def discard(self, run: Run | Task, seed: int) -> None:
         """Remove a result, so that it is computed again."""
-        folder = self.folder(run, seed)
         try:
-            if folder.is_dir():
-                _remove(folder)
+            if (folder := self.folder(run, seed)).is_dir():
+                away = _beside(folder)
+                folder.rename(away)
+                _delete(away)
         except OSError as error:
             raise self._unwritable(error) from error
 
     def log(self, what: str, sentence: str, traceback: str) -> str:
         """Write a traceback to a file. Returns the sentence with the path."""
-        path = self.root / "logs" / f"{re.sub(r'[^-.0-9A-Za-z]+', '_', what)}.log"
-        write(path, f"{what}\n{sentence}\n\n{traceback}")
+        path = self.root / "logs" / f"{re.sub(r'[^-.0-9A-Za-z]+', '_', what)[:200]}.log"
+        try:
+            write(path, f"{what}\n{sentence}\n\n{traceback}")
+        except DitherError as error:
+            return f"{sentence} ({error})"
         return f"{sentence} (traceback: {path})"
 
     def _unwritable(self, error: OSError) -> DitherError:
@@ -205,10 +258,14 @@ class Store:
         )
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Replace a file in one step, so that no reader gets half of it."""
-    payload = content.encode() if isinstance(content, str) else content
+def write(path: Path, content: str | bytes | None) -> None:
+    """Replace a file in one step, so that no reader gets half of it. None: remove it."""
+    # what UTF-8 can't hold comes from a path, and is told as \udcff
+    payload = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     try:
+        if payload is None:
+            path.unlink(missing_ok=True)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         temp = _beside(path)
         try:
@@ -217,10 +274,10 @@ def write(path: Path, content: str | bytes) -> None:
         finally:
             temp.unlink(missing_ok=True)
     except OSError as error:
-        why = error.strerror or str(error)
-        raise DitherError(
-            f"can't write {path} ({why}): choose another folder with --out"
-        ) from error
+        why, do = error.strerror or str(error), "choose another folder with --out"
+        if error.errno in IN_THE_WAY:
+            do = f"move away what is there, or {do}"
+        raise DitherError(f"can't write {path} ({why}): {do}") from error
 
 
 def _sha256(path: Path) -> str:
@@ -267,8 +324,26 @@ def _flush(folder: Path) -> None:
             os.close(handle)
 
 
-def _remove(folder: Path) -> None:
-    """Move a folder out of its place in one step, then delete it."""
-    away = _beside(folder)
-    folder.rename(away)
-    shutil.rmtree(away, ignore_errors=True)
+def _place(temp: Path, folder: Path, replace: bool) -> None:
+    """Rename a written result to its place. What is there stays if it is whole, or goes last."""
+    old = folder.with_name(f".{folder.name}{OLD}")
+    if os.path.lexists(folder) and (replace or not _whole(folder)):
+        _delete(old)
+        with contextlib.suppress(FileNotFoundError):  # another writer moved it
+            folder.rename(old)
+    try:
+        temp.rename(folder)  # fails if the folder exists and is not empty
+    except OSError:
+        if not folder.is_dir():
+            if os.path.lexists(old):
+                old.rename(folder)
+            raise
+    _delete(old)
+
+
+def _delete(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

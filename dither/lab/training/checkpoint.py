@@ -71,14 +71,15 @@ class Keeper:
     def load(self, seeds: Sequence[int]) -> dict[str, Any] | None:
         """The saved state of these seeds, or None."""
         path = self.folder / name(seeds)
-        if not path.is_file():
+        if not os.path.isfile(path):
             return None
         try:
             state = _read(path)
             self._check(state["stamp"], seeds)
         except Exception as error:  # a damaged file may raise anything
             self.say(f"{path} is set aside ({error}): the run starts at its first step")
-            path.replace(path.with_suffix(ASIDE))
+            with contextlib.suppress(OSError):  # then it is overwritten
+                path.replace(path.with_suffix(ASIDE))
             return None
         self.before += state["seconds"]
         return state
@@ -113,7 +114,8 @@ def remove(folder: Path, seeds: Sequence[int]) -> None:
     for group in (tuple(seeds), *((seed,) for seed in seeds)):
         path = folder / name(group)
         for file in (path, path.with_suffix(ASIDE)):
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
 
 
 @cache

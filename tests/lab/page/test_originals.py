@@ -30,8 +30,9 @@ def roots(tmp_path, monkeypatch):
              "seeds": 5}
             for id, verdict in holds.items()
         ]  # fmt: skip
+        about = {"name": name, "title": "t", "scale": scale, "seeds": [0], "left out": []}
         (folder / "claims.json").write_text(json.dumps(entries))
-        (folder / "figure.json").write_text(json.dumps({"name": name, "scale": scale}))
+        (folder / "figure.json").write_text(json.dumps(about))
 
     return both, write
 

@@ -6,7 +6,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from hostile import SVGS, Scripts
 
+from dither.errors import DitherError
 from dither.lab.page import judge, picture
 
 mpl = pytest.importorskip("matplotlib.figure")
@@ -68,6 +70,52 @@ def test_the_lighter_of_two_pictures_is_shown(svg, tmp_path, monkeypatch):
         (tmp_path / "figure.png").write_bytes(png + bytes(size))
         assert picture.of(tmp_path, "p/fig1", "A title")[0].startswith(shown)
     assert picture.of(tmp_path / "none", "p/fig1", "A title") == ("", 0.0)
+
+
+PLAIN = (
+    '<svg width="9pt"><g id="a" style="fill: #fff; clip-path: url(#a)"><path d="M 0 0"/></g></svg>'
+)
+
+
+@pytest.mark.parametrize("text", [svg for svg in SVGS if re.search("<svg.*>", svg)])
+def test_a_picture_from_elsewhere_is_an_image_in_which_nothing_runs(tmp_path, text):
+    (tmp_path / "figure.svg").write_text(text, encoding="utf-8")
+    found, _ = picture.of(tmp_path, "p/fig1", "A title")
+    if found.startswith("<img"):
+        assert re.fullmatch(r'<img src="data:image/svg[+]xml;base64,[^"<>]*" alt="A title">', found)
+    else:
+        reader = Scripts()
+        reader.feed(found)
+        assert not reader.found
+
+
+def test_a_saved_picture_keeps_its_styles_in_the_page(tmp_path):
+    drawn = mpl.Figure(figsize=(3, 2))
+    drawn.subplots().plot([0, 1, 2], [0, 2, 1], color="#123456")
+    (tmp_path / "figure.svg").write_bytes(judge._saved(drawn, "svg"))
+    found, _ = picture.of(tmp_path, "p/fig1", "A title")
+    assert found.startswith("<svg")
+    assert "stroke: #123456" in found
+    classes = set(re.findall(r'class="([^"]+)"', found))
+    assert classes
+    assert all(f".{name}{{" in found for name in classes)
+
+
+def test_one_of_shapes_and_words_stays_in_the_page(tmp_path, svg):
+    for text in (svg, PLAIN):
+        (tmp_path / "figure.svg").write_text(text, encoding="utf-8")
+        assert picture.of(tmp_path, "p/fig1", "A title")[0].startswith("<svg")
+    for part in ("script", "a", "foreignObject", "animate", "iframe", "div"):
+        (tmp_path / "figure.svg").write_text(PLAIN.replace("path", part), encoding="utf-8")
+        assert picture.of(tmp_path, "p/fig1", "A title")[0].startswith("<img")
+
+
+@pytest.mark.parametrize("spoilt", [b"", b"\xff\xfe", b"no picture", b"<svg"])
+@pytest.mark.parametrize("file", ["figure.svg", "figure.png"])
+def test_a_damaged_picture_is_named(tmp_path, file, spoilt):
+    (tmp_path / file).write_bytes(spoilt)
+    with pytest.raises(DitherError, match=rf"{file} can't be read .*: delete it and run `dither"):
+        picture.of(tmp_path, "p/fig1", "A title")
 
 
 def test_a_saved_picture_is_a_file_by_itself():

@@ -8,9 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 from tasks import paper, plain
 
-from dither.errors import DitherError
 from dither.lab import reproduce as runner
 from dither.lab.page import picture, report
 
@@ -159,8 +159,11 @@ def test_a_damaged_result_is_named(results):
     before = path.read_text(encoding="utf-8")
     path.write_text("[", encoding="utf-8")
     try:
-        with pytest.raises(DitherError, match=r"fig1 can't be read .*dither reproduce"):
-            report.write_page(results)
+        text = report.write_page(results).read_text(encoding="utf-8")
+        (sentence,) = report.problems(results)
+        assert re.search(r"claims.json can't be read .*: delete it and run `dither repr", sentence)
+        assert f"<strong>Left out:</strong> {escape(sentence)}" in text
+        assert "toy2024/fig2 ·" in text
     finally:
         path.write_text(before, encoding="utf-8")
 

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from dither.errors import DitherError
 from dither.lab.figure import Task
-from dither.lab.runs.store import FORMAT, STALE, Store, frame, write
+from dither.lab.runs.store import FORMAT, STALE, SUMS, Blocked, Store, frame, write
 
 RUN = Task.of("tasks:decay", rate=0.5, steps=3)
 ROWS = frame([(0, "loss", 1.0), (1, "loss", 0.5), (1, "acc", float("nan"))])
@@ -134,6 +135,7 @@ def test_a_result_of_another_format_is_neither_used_nor_touched(store):
     path = store.folder(RUN, 0) / "env.json"
     path.write_text(json.dumps({"format": FORMAT + 1, "dither": "9.9"}), encoding="utf-8")
     (store.folder(RUN, 0) / "rows.parquet").rename(store.folder(RUN, 0) / "rows.arrow")
+    (store.folder(RUN, 0) / SUMS).write_text('{"blake3": ""}', encoding="utf-8")  # of another form
     match = f"{store.folder(RUN, 0)} was written in format {FORMAT + 1} by dither 9.9.*--out"
     with pytest.raises(DitherError, match=match):
         store.has(RUN, 0)
@@ -148,13 +150,77 @@ def test_a_damaged_file_is_named(store, file):
         store.env(RUN, 0) and store.rows(RUN, 0)
 
 
-def test_discard_makes_room(store):
+def test_a_new_result_takes_the_place_of_the_old_one(store):
     store.seal(RUN, 0, ROWS, {"who": "first"})
-    store.discard(RUN, 0)
-    store.discard(RUN, 1)  # never there
+    store.seal(RUN, 0, ROWS, {"who": "second"}, replace=True)
+    store.seal(RUN, 1, ROWS, {"who": "third"}, replace=True)  # never there
+    assert [store.env(RUN, seed)["who"] for seed in (0, 1)] == ["second", "third"]
+    assert sorted(p.name for p in store.folder(RUN, 0).parent.iterdir()) == ["0", "1"]
+
+
+@pytest.mark.parametrize("at", range(1, 9))
+def test_the_old_result_stays_until_the_new_one_is_sealed(store, monkeypatch, at):
+    """A writer that is killed at its n-th change of the disk; then the next call."""
+    store.seal(RUN, 0, ROWS, {"who": "first"})
+    left = at
+
+    class Killed(BaseException): ...
+
+    def dying(name):
+        real = getattr(os, name)
+
+        def call(*arguments, **more):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Killed
+            if left < 0:
+                raise OSError(5, "a dead process does nothing")
+            return real(*arguments, **more)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("mkdir", "rename", "unlink", "rmdir"):
+        dying(name)
+    with contextlib.suppress(Killed, OSError):
+        store.seal(RUN, 0, ROWS, {"who": "second"}, replace=True)
+    monkeypatch.undo()
+    store.prepare()
+    assert store.env(RUN, 0)["who"] in ("first", "second")
+    assert not list(store.root.glob("runs/*/.*.old"))
+
+
+@pytest.mark.parametrize("place", ["0", ""])
+def test_a_file_where_a_result_belongs(store, place):
+    path = store.folder(RUN, 0).parent / place
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("in the way", encoding="utf-8")
     assert not store.has(RUN, 0)
-    store.seal(RUN, 0, ROWS, {"who": "second"})
-    assert store.env(RUN, 0)["who"] == "second"
+    if place:  # in our own folder, by its name a half of a result
+        store.seal(RUN, 0, ROWS, ENV)
+        assert store.has(RUN, 0)
+        return
+    with pytest.raises(Blocked, match=rf"{RUN.key}/0 can't be written .*: move away what is there"):
+        store.seal(RUN, 0, ROWS, ENV)
+
+
+def test_every_file_under_a_hidden_name_is_swept(store):
+    homes = [".", f"runs/{RUN.key}", "figures/toy2024/fig1", "logs"]
+    left = [store.root / home / ".claims.json.12.ab.tmp" for home in homes]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half", encoding="utf-8")
+    store.prepare()
+    assert all(path.exists() for path in left)  # they may belong to a writer
+    for path in left:
+        os.utime(path, (0, time.time() - STALE - 1))
+    store.prepare()
+    assert not any(path.exists() for path in left)
+
+
+def test_a_folder_without_a_name():
+    with pytest.raises(DitherError, match="has no name"):
+        Store("")
 
 
 def test_a_file_in_place_of_the_folder(tmp_path):

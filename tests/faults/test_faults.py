@@ -1,0 +1,31 @@
+"""A slice of the fault driver: a kill, a full disk, and each kind of hostile file.
+
+`make faults ARGS="--count 2000 --seed 1"` tries many more. A process of its own forks the calls:
+this one may hold threads already.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+FILES = ("batch", "digits", "idx", "archive", "mat", "labels")
+FAULTS = ("killed", "disk full")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="calls are forks")
+@pytest.mark.parametrize(
+    ("count", "kinds"),
+    [(60, FILES), (2, FAULTS), (4, ("results",))],
+    ids=["files", "faults", "folder"],
+)
+def test_the_laws_hold(count, kinds):
+    command = [sys.executable, str(HERE / "run.py"), "--count", str(count), "--kinds", *kinds]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=230)
+    assert re.search(rf"^{count} cases, 0 against the law$", done.stdout, re.M), (
+        done.stdout + done.stderr
+    )
