@@ -82,7 +82,9 @@ def diagonal(
     """Diagonal of ∇²_W L, or of its Gauss–Newton matrix, of the mean loss over a data set; in eval
     mode, without noise. Its sum is `measures.trace`.
 
-    model      a module, or an Injection of noise on parameters: then those parameters alone.
+    model      a module, or an Injection of noise on parameters: then those parameters alone. A call
+               asks where the samples are, which on a small batch costs more than the rest; of an
+               Injection the next call reuses what an exact one found.
     loss       as in `explicit`.
     data       (x, y) or [x, y], or an iterable of such batches that can be read again, as in
                `trace`.
