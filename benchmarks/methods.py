@@ -140,13 +140,11 @@ def spread(job: Job) -> list[Tensor]:
 
 def _diagonal(matrix: str, **how: int) -> Callable[[Job], Call]:
     def build(job: Job) -> Call:
-        seed, u = itertools.count(), spread(job)
+        seed, u, sites = itertools.count(), spread(job), inject(job.model, Weight(1.0))
 
         def call() -> float:
-            data = (job.x, job.y)
-            found = diagonal(
-                job.model, "cross_entropy", data, matrix=matrix, seed=next(seed), **how
-            )
+            now: dict[str, Any] = {"matrix": matrix, "seed": next(seed), **how}
+            found = diagonal(sites, "cross_entropy", (job.x, job.y), **now)
             parts = zip(found.value.values(), u, strict=True)
             return sum((d * w).sum().item() for d, w in parts)
 

@@ -82,7 +82,8 @@ class Use:
                 part = self.kind.squares(self.g[kept] * root, self.layout, self.shape)
                 if part is None:
                     return None
-                total = side * part if total is None else total + side * part
+                part = part if side == 1 else -part
+                total = part if total is None else total + part
         return self.g.new_zeros(self.shape) if total is None else total
 
     def norm2(self) -> Tensor | None:
@@ -153,7 +154,8 @@ class Gradient:
         """Σ [n, *shape] of what belongs to each use's slice, [n, *slice]."""
         w = self.parameter
         if all(use.shape == w.shape and use.region[2] == w.stride() for use in self.uses):
-            return sum(part for _, part in parts)  # pyright: ignore
+            (_, first), *rest = parts
+            return sum((part for _, part in rest), first)
         places = torch.arange(w.numel(), device=w.device)
         total: Any = 0
         for use, part in parts:

@@ -176,20 +176,38 @@ class Means:
 
 
 def _gauss_newton(o: Over, samples: int | None, seed: int) -> Diagonal:
-    means = Means(o.parameters)
     on = {p.device.index for p in o.parameters.values() if p.is_cuda}
-    drawing = torch.random.fork_rng(on, enabled=samples is not None)
-    with unit_noise(o) as unit, torch.no_grad(), drawing:
-        for number, (x, y) in enumerate(o.batches):
-            for draw in range(samples or 1):
-                if samples is not None:
+    with unit_noise(o) as unit, torch.no_grad():
+        if samples is None:
+            return _exact(o, unit)
+        means = Means(o.parameters)
+        with torch.random.fork_rng(on):
+            for number, (x, y) in enumerate(o.batches):
+                for draw in range(samples):
                     torch.manual_seed(key(seed, number, draw))
-                of: dict[str, Tensor] = {}
-                one = None if samples is None else 1
-                explicit_at_unit(unit, x, y, o.loss, one, kind=partial(Squares, of))
-                means.add({name: total / len(y) for name, total in of.items()})
-            means.close(len(y))
-    return means.diagonal(samples or 0)
+                    totals = _squares(o, unit, x, y, 1)
+                    means.add({name: total / len(y) for name, total in totals.items()})
+                means.close(len(y))
+    return means.diagonal(samples)
+
+
+def _exact(o: Over, unit: Injection) -> Diagonal:
+    zeros = {n: torch.zeros_like(wide(p.detach())) for n, p in o.parameters.items()}
+    value, count = dict(zeros), 0
+    for x, y in o.batches:
+        count += len(y)
+        for name, total in _squares(o, unit, x, y, None).items():
+            total = total.to(zeros[name].dtype)
+            value[name] = total if value[name] is zeros[name] else value[name].add_(total)
+    value = {n: v if v is zeros[n] else v.div_(count) for n, v in value.items()}
+    return Diagonal(value, {n: torch.zeros_like(z) for n, z in zeros.items()}, 0)
+
+
+def _squares(o: Over, unit: Injection, x: Any, y: Tensor, samples: int | None) -> dict[str, Tensor]:
+    """{parameter: Σ_i Σ_c g_ci∘g_ci} of a batch; those without a gradient are left out."""
+    of: dict[str, Tensor] = {}
+    explicit_at_unit(unit, x, y, o.loss, samples, kind=partial(Squares, of))
+    return of
 
 
 class Squares(Pull):
@@ -210,7 +228,7 @@ class Squares(Pull):
             found = g.squares(sign)
         else:  # [K, B, *shape]
             found = torch.tensordot(g.new_tensor(sign), wide(g).square().sum(1), 1)
-        self.of[name] = self.of[name] + found if name in self.of else found
+        self.of[name] = self.of[name].add_(found) if name in self.of else found
 
 
 # --------------------------------------------------------------------------------------- Hessian

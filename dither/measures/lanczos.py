@@ -3,15 +3,16 @@
     K_m = span{q, Aq, …, A^(m−1)q} with orthonormal Q,  T = Qᵀ A Q,  T s = θ s
     ‖A Q s − θ Q s‖ = β_m |s_m|,  β_m = ‖what A q_m adds to K_m‖               Lanczos 1950
 
-Each new vector is made orthogonal to all before it, twice ("twice is enough", Parlett 1998, §6.9).
-So T is a plain Rayleigh quotient: no ghost copies of eigenvalues, and nothing goes wrong where a
-Krylov space ends (β_m = 0) and the iteration goes on with a random vector. That is how equal
-eigenvalues are found, as the many zeros of a Gauss–Newton matrix: a Krylov space has one vector of
-each. When the basis is full it is restarted from its best Ritz vectors (thick restart, Wu & Simon
-2000), so that memory is bounded.
+Each new vector is made orthogonal to the two before it, as would be enough in exact arithmetic, then
+to all, and once more if that has made it much shorter ("twice is enough", Parlett 1998, §6.9). So T
+is a plain Rayleigh quotient: no ghost copies of eigenvalues, and nothing goes wrong where a Krylov
+space ends (β_m = 0) and the iteration goes on with a random vector. That is how equal eigenvalues
+are found, as the many zeros of a Gauss–Newton matrix: a Krylov space has one vector of each. When
+the basis is full it is restarted from its best Ritz vectors (thick restart, Wu & Simon 2000), so
+that memory is bounded.
 """
 # torch.lobpcg takes a matrix and no function, and needs n ≥ 3k; scipy's eigsh is not in the core,
-# leaves the device, and bounds its error by β|s_m| too. These are eighty lines.
+# leaves the device, and bounds its error by β|s_m| too. These are a hundred lines.
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 Times = Callable[[Tensor], Tensor]
+SHORTER = 0.7  # a vector that a projection leaves shorter than this share is projected once more
 
 
 class Basis:
@@ -52,10 +54,12 @@ class Basis:
         self.Q[self.m] = self.q
         self.m += 1
         w = self.times(self.q)
-        for _ in range(2):
-            w, found = self._apart(w)
-            self.T[:, : self.m, self.m - 1] += found.cpu().double()
-        beta = w.norm(dim=1).cpu().double()
+        w, size = self._coupled(self._coupled(w, max(self.m - 2, 0))[0])
+        beta = w.norm(dim=1)
+        if bool((beta < SHORTER * size).any()):
+            w, _ = self._coupled(w)
+            beta = w.norm(dim=1)
+        beta = beta.cpu().double()
         self.beta = torch.where(beta <= self.floor * self.scale, 0.0, beta)
         if bool(self.ended.any()) and self.m < self.q.shape[1]:
             other = torch.empty_like(w).normal_(generator=self.generator)
@@ -64,9 +68,16 @@ class Basis:
             w = torch.where(self.ended.to(w.device).unsqueeze(1), other, w)
         self.q = w / w.norm(dim=1, keepdim=True)
 
-    def _apart(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """(w without its part in Q, the coefficients of that part [R, m])."""
-        Q = self.Q[: self.m].transpose(0, 1)  # [R, m, n]
+    def _coupled(self, w: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+        """(w without its part in Q from `first` on, which enters T; ‖w‖ before [R])."""
+        size = w.norm(dim=1)
+        w, found = self._apart(w, first)
+        self.T[:, first : self.m, self.m - 1] += found.cpu().double()
+        return w, size
+
+    def _apart(self, w: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+        """(w without its part in Q from `first` on, the coefficients of that part)."""
+        Q = self.Q[first : self.m].transpose(0, 1)  # [R, m, n]
         c = (Q @ w.unsqueeze(2)).squeeze(2)
         return w - (c.unsqueeze(1) @ Q).squeeze(1), c
 
