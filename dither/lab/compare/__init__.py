@@ -7,7 +7,6 @@ differences from the first method are taken seed by seed. Training loop, workers
 of verdicts are those of the figures.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,7 +30,7 @@ from dither.lab.compare.result import Comparison
 from dither.lab.compare.values import Difference
 from dither.lab.runs.interrupts import heard
 from dither.lab.runs.jobs import Job
-from dither.lab.runs.screen import Bars, Quiet, Screen
+from dither.lab.runs.screen import Bars, Lines, Quiet, Screen
 from dither.lab.training.optimiser import SGD
 
 __all__ = [
@@ -91,8 +90,8 @@ def compare(
     jobs        processes, one thread each.
     out         a folder: finished runs are kept there, and the next call goes on from them.
     again       train finished runs once more.
-    progress    None: bars on a terminal; False: nothing; or a function (method, seed, done, total),
-                called after each run.
+    progress    None: bars on a terminal, else a line after each run, on stderr; False: nothing; or
+                a function (method, seed, done, total), called after each run.
 
     Nothing is trained before every method has made a step on two samples. A run that fails is named
     with its reason, and the others continue. Raises DitherError for arguments that can't be used.
@@ -123,11 +122,12 @@ def _screen(progress: Any) -> Screen:
         return progress
     if callable(progress):
         return _Calls(progress)
-    if progress is False or not os.isatty(2):
+    if progress is False:
         return Quiet()
     from rich.console import Console
 
-    return Bars(Console(stderr=True))
+    console = Console(stderr=True)
+    return Bars(console) if console.is_terminal else Lines(console)
 
 
 class _Calls(Quiet):

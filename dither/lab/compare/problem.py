@@ -243,7 +243,7 @@ def _tree(part: Any, what: str) -> Any:
                 f"{what} must be numbers: got {type(part).__name__} of {array.dtype}; turn names "
                 "into class numbers, and fill what is missing"
             )
-        part = torch.as_tensor(np.ascontiguousarray(array))
+        part = torch.tensor(array)  # a copy: the array may be read-only
     if part.is_complex() or part.is_sparse or part.is_meta:
         raise DitherError(
             f"{what} must be a dense tensor of real numbers: got {part.dtype}"
