@@ -185,6 +185,7 @@ def test_results_of_another_format(dither, tmp_path):
     dither(line)
     for env in tmp_path.glob("results/runs/*/*/env.json"):
         env.write_text('{"format": 99, "dither": "9.9"}', encoding="utf-8")
+        env.with_name("sha256.json").write_text("{}", encoding="utf-8")
     assert re.match(
         r"results/runs/\w+/0 was written in format 99 by dither 9.9", sentence(dither(line))
     )
