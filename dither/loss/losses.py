@@ -203,8 +203,8 @@ def get(loss: Any) -> Any:
     if isinstance(loss, str):
         if loss not in NAMES:
             raise DitherError(
-                f"no loss named {loss!r}: it is one of {', '.join(map(repr, NAMES))}, or a callable, or"
-                " a loss module of torch such as nn.MSELoss()"
+                f"no loss named {loss!r}: it is one of {', '.join(map(repr, NAMES))}, a callable, "
+                "or a loss module of torch such as nn.MSELoss()"
             )
         return NAMES[loss]()
     if hasattr(loss, "per_sample") and hasattr(loss, "columns"):
