@@ -221,6 +221,7 @@ class Squares(Pull):
         self.of.clear()  # an attempt before may have been given up half way
         return super().summed(*given)
 
+    @torch.no_grad()
     def add_parameter(
         self, shares: Shares, name: str, g: Any, leaf: dict[str, Tensor], sign: list[float]
     ) -> None:
