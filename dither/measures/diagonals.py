@@ -98,7 +98,7 @@ def diagonal(
     Entries are in the units of loss/parameter², in the parameter's type (half types in single).
     Cost: exact, C − 1 columns (times the positions of a sequence), each about a plain step where
     weights are shared over positions, and much less where they are not; a sampled column about 1.5
-    plain steps; a probe about 1.5. Memory: two tensors for each parameter if exact, three if not.
+    plain steps; a probe about 2. Memory: two tensors for each parameter if exact, six if not.
     Raises DitherError as `trace` does, and for samples of a Hessian.
 
     >>> net = nn.Linear(2, 1, bias=False)
@@ -221,6 +221,7 @@ class Squares(Pull):
         self.of.clear()  # an attempt before may have been given up half way
         return super().summed(*given)
 
+    @torch.no_grad()
     def add_parameter(
         self, shares: Shares, name: str, g: Any, leaf: dict[str, Tensor], sign: list[float]
     ) -> None:

@@ -3,8 +3,8 @@
     K_m = span{q, Aq, …, A^(m−1)q} with orthonormal Q,  T = Qᵀ A Q,  T s = θ s
     ‖A Q s − θ Q s‖ = β_m |s_m|,  β_m = ‖what A q_m adds to K_m‖               Lanczos 1950
 
-Each new vector is made orthogonal to the two before it, as would be enough in exact arithmetic,
-then to all, and once more if that has made it much shorter ("twice is enough", Parlett 1998, §6.9). So T
+Each new vector is made orthogonal to the two before it, which is enough in exact arithmetic, then
+to all, and once more if that has made it much shorter ("twice is enough", Parlett 1998, §6.9). So T
 is a plain Rayleigh quotient: no ghost copies of eigenvalues, and nothing goes wrong where a Krylov
 space ends (β_m = 0) and the iteration goes on with a random vector. That is how equal eigenvalues
 are found, as the many zeros of a Gauss–Newton matrix: a Krylov space has one vector of each. When
