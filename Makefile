@@ -59,6 +59,7 @@ fuzz: $(READY)
 # Faults and hostile files: make faults ARGS="--count 2000 --seed 1 --kinds killed results"
 faults: $(READY)
 	$(BIN)/python tests/faults/run.py $(ARGS)
+	DITHER_KILLS=1 $(BIN)/python -m pytest -q tests/lab/runs/test_cluster.py
 
 # Random operations, replayed: make soak ARGS="--minutes 60 --seed 1"
 soak: $(READY)

@@ -84,7 +84,7 @@ class Cluster:
             raise DitherError("--cluster needs Dask: pip install 'dither[dask]'") from error
         if self.address != "local":
             return self.address
-        options = {"n_workers": self.width, "threads_per_worker": 1, "dashboard_address": None}
+        options = {"n_workers": self.width, "threads_per_worker": 1, "dashboard_address": ":0"}
         bound = {"distributed.scheduler.allowed-failures": RETRIES}
         with config.set(bound):
             cluster = LocalCluster(
