@@ -77,6 +77,7 @@ PARTS = 10_000  # of a compressed file; the published ones are in one
 SAID = 300  # letters of a mirror's error that are shown
 TIMEOUT = 30  # seconds without an answer before the next mirror is tried
 LONGEST = 3600  # seconds of a download
+CHUNK = 1024  # bytes that are read at once, so that an endless download is given up soon
 
 
 def compressed(file: str) -> str:
@@ -185,15 +186,12 @@ class Limited:
             raise OSError(f"it has more than {LARGEST} bytes" if self.room < 0 else "given up")
         self.file.write(chunk)
 
-    def flush(self) -> None:
-        self.file.flush()
-
 
 def download(url: str, target: str | Path) -> None:
     """Fetch one file. Raises OSError (requests' errors are) if that fails, or if it has more than
     `LARGEST` bytes or takes longer than `LONGEST` seconds.
     """
-    from pooch.downloaders import HTTPDownloader
+    import requests
 
     failures: list[BaseException] = []
     with Path(target).open("wb") as file:
@@ -201,7 +199,10 @@ def download(url: str, target: str | Path) -> None:
 
         def stream() -> None:
             try:
-                HTTPDownloader(timeout=TIMEOUT)(url, limited, None)
+                with requests.get(url, stream=True, timeout=TIMEOUT) as response:
+                    response.raise_for_status()
+                    for chunk in response.iter_content(CHUNK):
+                        limited.write(chunk)
             except BaseException as error:  # it is raised below
                 failures.append(error)
 
@@ -215,7 +216,7 @@ def download(url: str, target: str | Path) -> None:
     if thread.is_alive():
         raise OSError(f"it took longer than {LONGEST} s")
     if failures:
-        raise failures.pop()  # no cycle is left that would keep the socket
+        raise failures.pop()  # no cycle is left that would keep the traceback's frames
 
 
 def fetch(name: str, file: str) -> Path:
