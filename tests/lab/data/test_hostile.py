@@ -165,7 +165,7 @@ def test_a_matlab_file_is_not_parsed_before_its_checksum(tmp_path, monkeypatch):
 @pytest.fixture
 def mirror():
     """mirror(answer) → the address of a server that sends the pieces of this iterable."""
-    servers, before = [], set(threading.enumerate())
+    servers, before, over = [], set(threading.enumerate()), threading.Event()
 
     def start(pieces):
         server = socket.create_server(("127.0.0.1", 0))
@@ -177,6 +177,8 @@ def mirror():
                 with connection:
                     connection.recv(10_000)
                     for piece in pieces:
+                        if over.is_set():
+                            break
                         connection.sendall(piece)
             except OSError:
                 pass  # the other side has enough
@@ -185,6 +187,7 @@ def mirror():
         return f"http://127.0.0.1:{server.getsockname()[1]}/file"
 
     yield start
+    over.set()
     for server in servers:
         server.close()
     for thread in set(threading.enumerate()) - before:
