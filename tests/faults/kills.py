@@ -65,7 +65,11 @@ def finished(home: Path, before: dict[str, bytes]) -> None:
     said(ended, 0)
     assert whole(home).keys() == REFERENCE.keys()
     assert verdicts(home / "out") == {"fig1": [True], "fig2": [True]}
-    left = [p for p in (home / "out").glob("runs/*/.*") if p.name.endswith((".old", ".aside"))]
+    left = [
+        p
+        for p in (home / "out").glob("runs/*/.*")
+        if p.suffix in (".old", ".aside", ".ready", ".again")
+    ]
     assert not left, left
 
 
