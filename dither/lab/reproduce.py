@@ -251,12 +251,11 @@ class Session:
         """Seal the result of a job, or record why there is none. Returns the number of finished
         runs.
         """
-        for seed, rows in list((outcome.rows or {}).items()):
+        if outcome.rows:
             try:
-                self.store.seal(job.run, seed, rows, outcome.env or {}, replace=self.again)
+                self.store.seal(job.run, outcome.rows, env=outcome.env, replace=self.again)
             except Blocked as error:  # the others can be written
-                outcome.sentence = str(error)
-                outcome.rows = {s: r for s, r in (outcome.rows or {}).items() if s != seed}
+                outcome.sentence, outcome.rows = str(error), None
         if outcome.rows:
             from dither.lab.training import checkpoint  # imports torch
 

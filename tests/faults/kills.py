@@ -15,9 +15,12 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import world
 from world import Call, Ended, results, verdicts
+
+from dither.lab import reproduce
 
 Lots = random.Random
 ASK = ("reproduce", "toy2024", "--scale", "smoke")
@@ -62,7 +65,11 @@ def finished(home: Path, before: dict[str, bytes]) -> None:
     said(ended, 0)
     assert whole(home).keys() == REFERENCE.keys()
     assert verdicts(home / "out") == {"fig1": [True], "fig2": [True]}
-    left = [p for p in (home / "out").glob("runs/*/.*") if p.name.endswith((".old", ".aside"))]
+    left = [
+        p
+        for p in (home / "out").glob("runs/*/.*")
+        if p.suffix in (".old", ".aside", ".ready", ".again")
+    ]
     assert not left, left
 
 
@@ -215,8 +222,17 @@ def clock(home: Path, lots: Lots) -> str:
 def starved(home: Path, lots: Lots) -> str:
     """Little memory: a sentence, or, where native code gives up, a process that dies."""
     extra = round(2 ** lots.uniform(18, 30))
-    ended = call(home, inside=lambda: world.memory(extra)).end()
-    died = ended.code is not None and ended.code < 0
+    compute = reproduce.Session.run
+
+    def starve(*given: Any) -> Any:  # once all is imported
+        world.memory(extra)
+        return compute(*given)
+
+    def inside() -> None:
+        reproduce.Session.run = starve  # type: ignore[method-assign]
+
+    ended = call(home, inside=inside).end()
+    died = ended.code not in (None, 0, 1)  # a signal, or 127 of the C library
     if not died:
         said(ended, 0, 1)
     finished(home, whole(home))

@@ -44,6 +44,7 @@ def main() -> int:
     tally: Counter[tuple[str, str]] = Counter()
     with tempfile.TemporaryDirectory(prefix="dither-faults-") as name:
         folder = Path(name)
+        world.load()
         world.package(folder / "papers")
         if set(said.kinds) & set(kills.KINDS):
             kills.reference(world.empty(folder / "first"))

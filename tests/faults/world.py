@@ -27,10 +27,15 @@ import torch  # noqa: E402
 
 import dither.papers  # noqa: E402
 from dither.lab import catalogue, check, cli, compare, reproduce  # noqa: E402, F401
+from dither.lab.data.sets import Data  # noqa: E402
+from dither.lab.figure import Run, Silent  # noqa: E402
+from dither.lab.nets.specs import MLP  # noqa: E402
+from dither.lab.page import judge  # noqa: E402
 from dither.lab.runs.store import FILES  # noqa: E402
-from dither.lab.training import checkpoint, loop  # noqa: E402, F401
+from dither.lab.training import checkpoint, loop  # noqa: E402
+from dither.lab.training.optimiser import SGD  # noqa: E402
 
-STEPS = 400
+STEPS = 300
 FIGURE = '''"""Figure {n}: nets that learn a sum of sines, and a decay."""
 
 from matplotlib.figure import Figure as Picture
@@ -83,6 +88,21 @@ MAIN = """import dither.papers
 dither.papers.__path__[:] = [{folder!r}]
 dither.papers.__spec__.submodule_search_locations = [{folder!r}]
 """  # what a worker runs first
+
+
+def load() -> None:
+    """Train a net and draw a picture, so that whatever that imports is there. No polars."""
+    from matplotlib.figure import Figure
+
+    run = Run(
+        data=Data("sinusoids", train=4), model=MLP((1, 2, 1), activation="tanh"), batch=None,
+        optimiser=SGD(0.1), loss="half_square", steps=1, noise=dither.Additive(0.1),
+    )  # fmt: skip
+    loop.train(run, (0, 1), Silent())
+    picture = Figure(figsize=(1, 1))
+    picture.subplots().plot([0, 1], label="a")
+    for kind in ("svg", "png"):
+        judge._saved(picture, kind)
 
 
 def package(folder: Path) -> None:

@@ -4,8 +4,9 @@ sha256.json}.
 sha256.json has the checksums of the other files. They are compared at each reading; folders of
 earlier versions have none and are read without. A folder is written next to its place under another
 name and renamed at the end. So it is whole or absent, also with other writers and after a power
-cut. A result is never changed. One that is computed again gives way when the new one is written:
-for the moment between two renames the old one is <seed>'s hidden neighbour, .<seed>.old.
+cut. The seeds of one program are sealed together: computed without the others, a seed's numbers
+would differ in their last digits. A result is never changed. One that is computed again gives way
+when the new one is written: between two renames the old one is a hidden neighbour, .<seed>.old.
 """
 
 import contextlib
@@ -40,6 +41,7 @@ LARGEST = {"rows.parquet": 2_000_000_000}  # bytes; of other files 100 million
 STALE = 3600  # seconds after which a half-written folder is abandoned
 HOMES = (".", "runs/*", "figures/*/*", "logs")  # where files are written under a hidden name
 OLD = ".old"  # of a result while it is replaced
+READY, AGAIN = ".ready", ".again"  # of a program's results that are written, not yet in place
 IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EACCES, errno.EPERM}
 
 
@@ -69,6 +71,9 @@ class Store:
                 pass
         except OSError as error:
             raise self._unwritable(error) from error
+        for ready in (path for end in (READY, AGAIN) for path in self.root.glob(f"runs/*/.*{end}")):
+            with contextlib.suppress(OSError):
+                _settle(ready)
         for old in self.root.glob(f"runs/*/.*{OLD}"):
             with contextlib.suppress(OSError):
                 place = old.with_name(old.name[1 : -len(OLD)])
@@ -194,35 +199,35 @@ class Store:
     def seal(
         self,
         run: Run | Task,
-        seed: int,
-        rows: pl.DataFrame,
-        env: Mapping[str, Any],
+        seeds: int | Mapping[int, pl.DataFrame],
+        rows: pl.DataFrame | None = None,
+        env: Mapping[str, Any] | None = None,
         *,
         replace: bool = False,
     ) -> None:
-        """Write a finished run. If another process was first, its result stays, and this one is
-        dropped; with `replace` it gives way, and until then it stays.
+        """Write a finished run: a seed and its rows, or {seed: rows} of one program, all or none.
+        If another process was first, its result stays, and this one is dropped; with `replace` it
+        gives way, and until then it stays.
 
-        Raises Blocked if something else is in the result's place, DitherError if nothing can be
+        Raises Blocked if something else is in a result's place, DitherError if nothing can be
         written.
         """
-        folder = self.folder(run, seed)
-        says = {"format": FORMAT, "key": run.key, "seed": seed, "run": identity.canonical(run)}
+        program = {seeds: rows} if isinstance(seeds, int) else seeds
+        home = self.root / "runs" / run.key
+        temp = _beside(home / "program")
+        ready = temp.with_suffix(AGAIN if replace else READY)
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            temp = _beside(folder)
-            temp.mkdir()
+            home.mkdir(parents=True, exist_ok=True)
             try:
-                rows.write_parquet(table := io.BytesIO())  # polars refuses some paths
-                (temp / "rows.parquet").write_bytes(table.getbuffer())
-                (temp / "run.json").write_text(json_text(says), encoding="utf-8")
-                (temp / "env.json").write_text(
-                    json_text({"format": FORMAT, **env}), encoding="utf-8"
-                )
-                sums = {file: _sha256(temp / file) for file in FILES}
-                (temp / SUMS).write_text(json_text(sums), encoding="utf-8")
-                _flush(temp)
-                _place(temp, folder, replace)
+                for seed, table in program.items():
+                    says = {"format": FORMAT, "key": run.key, "seed": seed}
+                    says["run"] = identity.canonical(run)
+                    _write(temp / str(seed), table, says, {"format": FORMAT, **(env or {})})
+                temp.rename(ready)  # from here on `prepare` could end it
+                _settle(ready)
+            except OSError:
+                shutil.rmtree(ready, ignore_errors=True)
+                raise
             finally:
                 shutil.rmtree(temp, ignore_errors=True)
         except OSError as error:
@@ -230,7 +235,7 @@ class Store:
                 raise self._unwritable(error) from error
             self.prepare()  # raises if it is the whole store
             why = error.strerror or str(error)
-            raise Blocked(f"{folder} can't be written ({why}): move away what is there") from error
+            raise Blocked(f"{home} can't be written ({why}): move away what is there") from error
 
     def discard(self, run: Run | Task, seed: int) -> None:
         """Remove a result, so that it is computed again."""
@@ -322,6 +327,26 @@ def _flush(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _write(folder: Path, rows: Any, says: Mapping[str, Any], env: Mapping[str, Any]) -> None:
+    """Write the files of a result, and flush them."""
+    folder.mkdir(parents=True)
+    rows.write_parquet(table := io.BytesIO())  # polars refuses some paths
+    (folder / "rows.parquet").write_bytes(table.getbuffer())
+    (folder / "run.json").write_text(json_text(says), encoding="utf-8")
+    (folder / "env.json").write_text(json_text(env), encoding="utf-8")
+    sums = {file: _sha256(folder / file) for file in FILES}
+    (folder / SUMS).write_text(json_text(sums), encoding="utf-8")
+    _flush(folder)
+
+
+def _settle(ready: Path) -> None:
+    """Move the results of a program to their places."""
+    with contextlib.suppress(FileNotFoundError):  # a `prepare` of another process ended it
+        for temp in sorted(ready.iterdir()):
+            _place(temp, ready.parent / temp.name, ready.suffix == AGAIN)
+    shutil.rmtree(ready, ignore_errors=True)
 
 
 def _place(temp: Path, folder: Path, replace: bool) -> None:

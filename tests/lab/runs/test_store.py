@@ -158,10 +158,8 @@ def test_a_new_result_takes_the_place_of_the_old_one(store):
     assert sorted(p.name for p in store.folder(RUN, 0).parent.iterdir()) == ["0", "1"]
 
 
-@pytest.mark.parametrize("at", range(1, 9))
-def test_the_old_result_stays_until_the_new_one_is_sealed(store, monkeypatch, at):
-    """A writer that is killed at its n-th change of the disk; then the next call."""
-    store.seal(RUN, 0, ROWS, {"who": "first"})
+def killed_at(monkeypatch, at, act):
+    """Do something in a process that dies at its n-th change of the disk."""
     left = at
 
     class Killed(BaseException): ...
@@ -182,12 +180,24 @@ def test_the_old_result_stays_until_the_new_one_is_sealed(store, monkeypatch, at
 
     for name in ("mkdir", "rename", "unlink", "rmdir"):
         dying(name)
-    with contextlib.suppress(Killed, OSError):
-        store.seal(RUN, 0, ROWS, {"who": "second"}, replace=True)
+    with contextlib.suppress(Killed, DitherError):
+        act()
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("at", range(1, 16))
+def test_the_seeds_of_a_program_are_sealed_together(store, monkeypatch, at, replace):
+    """A writer that is killed at its n-th change of the disk; then the next call."""
+    if replace:
+        store.seal(RUN, {0: ROWS, 1: ROWS}, env={"who": "first"})
+    killed_at(monkeypatch, at, lambda: store.seal(
+        RUN, {0: ROWS, 1: ROWS}, env={"who": "second"}, replace=replace))  # fmt: skip
     store.prepare()
-    assert store.env(RUN, 0)["who"] in ("first", "second")
-    assert not list(store.root.glob("runs/*/.*.old"))
+    there = {seed: store.env(RUN, seed)["who"] for seed in (0, 1) if store.has(RUN, seed)}
+    assert len(there) in ((2,) if replace else (0, 2))
+    assert len(set(there.values())) <= 1
+    assert not [p for p in store.root.glob("runs/*/.*") if p.suffix != ".tmp"]
 
 
 @pytest.mark.parametrize("place", ["0", ""])
@@ -200,7 +210,7 @@ def test_a_file_where_a_result_belongs(store, place):
         store.seal(RUN, 0, ROWS, ENV)
         assert store.has(RUN, 0)
         return
-    with pytest.raises(Blocked, match=rf"{RUN.key}/0 can't be written .*: move away what is there"):
+    with pytest.raises(Blocked, match=rf"{RUN.key} can't be written .*: move away what is there"):
         store.seal(RUN, 0, ROWS, ENV)
 
 
