@@ -144,6 +144,7 @@ figure = Figure(
     plot,
     smoke=AT_SCALE["smoke"],
     quick=AT_SCALE["quick"],
+    decisive=AT_SCALE["decisive"],
     paper=AT_SCALE["paper"],
     claims=[
         Claim("L1 scan", f"FC: in-NINR catapult (logits, σ = {SCAN['FC']['in catapult']:g}, chosen "
@@ -178,5 +179,5 @@ figure = Figure(
     ],
     seeds=SEEDS,
     needs=("fashion-mnist",),
-    cost={"smoke": 0.2, "quick": 12, "paper": 6000},
+    cost={"smoke": 0.2, "quick": 12, "decisive": 420, "paper": 6000},
 )  # fmt: skip

@@ -183,6 +183,7 @@ figure = Figure(
     plot,
     smoke=AT_SCALE["smoke"],
     quick=AT_SCALE["quick"],
+    decisive=AT_SCALE["decisive"],
     paper=AT_SCALE["paper"],
     claims=[*for_each("FC", ""), *for_each("CNN", " CNN")],
     departures=[
@@ -198,5 +199,10 @@ figure = Figure(
     ],
     seeds=SEEDS,
     needs=("fashion-mnist",),
-    cost={"smoke": 0.2, "quick": 12, "paper": 6000},  # alone; after fig2 its runs are there
+    cost={
+        "smoke": 0.2,
+        "quick": 12,
+        "decisive": 420,
+        "paper": 6000,
+    },  # alone; after fig2 its runs are there
 )

@@ -1,15 +1,19 @@
-"""What Levi et al. look at once a net is trained: accuracy on spoilt images.
+"""What Levi et al. look at: accuracy on spoilt images, and the local Hessian that explains it.
 
 Their strengths are in pixels, which lie in [0, 1] before they are standardised: an attack gets
 those bounds and strengths in the units the net sees. Of a net whose outputs are not finite nothing
 is noted: it has the accuracy of chance, like one that diverged (`methods.final`).
 """
 
+import math
 from dataclasses import dataclass
 
+from dither.attach.inject import inject
 from dither.errors import NotFinite
 from dither.lab import State
 from dither.measures import robustness
+from dither.measures.local import local, terms
+from dither.noise import Additive
 
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 STRENGTHS = (0.0, 0.02, 0.05, 0.1)  # in pixels; the paper names none
@@ -75,4 +79,31 @@ class Attacks:
                     seen[attacked(method, target, strength)] = value
                 if (method, target) == ("fgsm", "loss"):
                     seen["vanishing"] = attack.vanishing
+        return seen
+
+
+@dataclass(frozen=True)
+class LocalHessian:
+    """λ_max and the trace of the local Hessian on the first `limit` training images, the noise off.
+
+    "top at node" and "trace at node" are of the first layer's pre-activation, where the node is and
+    its Hessian is H₀ of eq. 7; "top at input" and "trace at input" are of the image. A run with one
+    node has "R1" and "R2" too: the standard deviation of R₁ on a batch of the run, and the mean of
+    R₂ (eq. 4).
+    """
+
+    limit: int
+    every: int | None = None
+
+    def __call__(self, state: State) -> dict[str, float]:
+        x, y = state.examples("train", self.limit)
+        first = next(name for name, _ in state.model.named_modules() if name in ("fc0", "conv0"))
+        seen = {}
+        for place, site in {"node": f"{first}:out", "input": f"{first}:in"}.items():
+            with inject(state.model, {site: Additive(1.0)}, example=x) as noise:
+                (here,) = local(noise, x, y, state.run.loss).values()
+            seen |= {f"top at {place}": here.top, f"trace at {place}": here.trace}
+        if state.noise is not None and len(state.noise.nodes) == 1:
+            one, two = terms(state.noise, x, y, state.run.loss, order=2)
+            seen |= {"R1": one.sd * math.sqrt(len(y) / (state.run.batch or len(y))), "R2": two.mean}
         return seen

@@ -66,6 +66,7 @@ figure = Figure(
     plot,
     smoke=AT_SCALE["smoke"],
     quick=AT_SCALE["quick"],
+    decisive=AT_SCALE["decisive"],
     paper=AT_SCALE["paper"],
     claims=[
         Claim("L11", "FC: decay NINR is not 1.5 points below none", kept("FC")),
@@ -81,5 +82,5 @@ figure = Figure(
     ],
     seeds=SEEDS,
     needs=("fashion-mnist",),
-    cost={"smoke": 0.05, "quick": 1, "paper": 600},
+    cost={"smoke": 0.05, "quick": 1, "decisive": 60, "paper": 600},
 )
