@@ -197,7 +197,7 @@ figure = Figure(
     runs,
     plot,
     smoke={"fc": AT_SCALE["smoke"]["fc"], "epochs": 1},
-    quick={"fc": replace(AT_SCALE["quick"]["fc"], epochs=60), "epochs": 8},
+    quick={"fc": replace(AT_SCALE["quick"]["fc"], epochs=40), "epochs": 5},
     paper={"fc": AT_SCALE["paper"]["fc"], "epochs": 50},
     claims=[
         Claim("N1", "σ falling to 0 by half of the steps is as robust as constant σ: not 3 points "
@@ -216,7 +216,7 @@ figure = Figure(
         "in none of the papers: there is nothing to depart from",
         "added after first results: N3's bound on the loss, N6's and N7's on the norm",
         RULED,
-        "quick: FC of 128³ on 3 000 images, at most 60 epochs; the other nets 8 epochs",
+        "quick: FC of 128³ on 3 000 images, at most 40 epochs; the other nets 5 epochs",
         "a run that diverged counts as chance, 10 %",
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 5},

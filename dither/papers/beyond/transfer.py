@@ -162,7 +162,7 @@ figure = Figure(
     runs,
     plot,
     smoke={"widths": (16, 32), "depths": (1, 2), "at": (16, 1), "train": 200, "epochs": 2},
-    quick={"widths": (64, 128, 256, 512), "depths": (2, 4, 8), "at": (128, 3), "train": 2000,
+    quick={"widths": (64, 128, 256), "depths": (2, 4, 8), "at": (128, 3), "train": 1000,
            "epochs": 10},
     decisive={"widths": (64, 128, 256, 512, 1024, 2048), "depths": (2, 4, 8, 16),
               "at": (256, 3), "train": 5000, "epochs": 20},

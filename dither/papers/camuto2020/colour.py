@@ -44,7 +44,7 @@ def figure_of(name: str) -> Figure:
             "variance",
             "CONV without biases; 15 bins",
             "quick: 10 000 images, an MLP of three hidden layers of 64 instead of CONV, R by "
-            "random signs; rate × steps as the paper's, at rate .02 instead of .001",
+            "random signs; rate × steps as the paper's, at rate .05 instead of .001",
         ],
         seeds=nets.SEEDS,
         needs=(name,),

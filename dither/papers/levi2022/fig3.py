@@ -278,7 +278,7 @@ figure = Figure(
         "decay": 600,
         "batch": 250,
         "every": 5,
-        "looks": 20,
+        "looks": 10,
         "test": 500,
         "images": 20_000,
     },

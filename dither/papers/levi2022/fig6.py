@@ -195,7 +195,7 @@ figure = Figure(
         "range, 10 steps of δ/4; 'best' is judged on the mean over the three",
         "a run that diverged counts as chance, 10 %, and as without gradients",
         "paper: the first 1 000 test images are attacked",
-        "quick: the first 200 (FC) and 60 (CNN) test images are attacked",
+        "quick: the first 50 (FC) and 20 (CNN) test images are attacked",
     ],
     seeds=SEEDS,
     needs=("fashion-mnist",),

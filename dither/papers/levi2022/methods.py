@@ -103,8 +103,8 @@ AT_SCALE: dict[str, dict[str, Setting]] = {
         "cnn": Setting("CNN", 16, 256, 64, 1, 8, (2, 4)),
     },
     "quick": {
-        "fc": Setting("FC", 128, 3000, 1000, 80, 200, local=(256, 240)),  # of 10 epochs
-        "cnn": Setting("CNN", 128, 1000, 1000, 30, 60, (4, 8)),
+        "fc": Setting("FC", 128, 3000, 1000, 80, 50, local=(256, 240)),  # of 10 epochs
+        "cnn": Setting("CNN", 128, 1000, 1000, 30, 20, (4, 8)),
     },
     "decisive": {
         "fc": Setting("FC", 512, 20_000, None, 500, 1000, local=(512, 785)),  # of 5 epochs

@@ -224,8 +224,8 @@ def legend(picture: Any, ax: Any, labels: dict[str, str]) -> None:
 
 SMOKE = Scale(1, 32, 64, 32, 2, 8, thinner=8, substitute=True)
 QUICK: dict[str, Scale] = {
-    "toy": Scale(30, 64, 1024, 1000, 10, 64, faster=20, substitute=True),
-    "wide": Scale(16, 64, 512, 500, 8, 64, thinner=4, faster=10, substitute=True),
+    "toy": Scale(15, 64, 1024, 500, 5, 64, faster=20, substitute=True),
+    "wide": Scale(8, 64, 512, 500, 4, 64, thinner=4, faster=10, substitute=True),
 }
 PAPER = Scale(100)
 COST = {
@@ -238,8 +238,8 @@ DEPARTURES = [
     "momentum .9 and the cyclic order are the released code's, its weight decay is not; how long "
     "they trained is not given: 100 epochs at paper scale",
     "quick: Fashion-MNIST in three channels (CIFAR-10 beside it where it is here), batches of 64",
-    "quick: toy: 1024 images, 1000 for tests, 64 for traces, 30 epochs, the rate × 20; wide: 512, "
-    "500 and 64 images, 16 epochs, the rate × 10, a quarter of the channels with twice the σ "
+    "quick: toy: 1024 images, 500 for tests, 64 for traces, 15 epochs, the rate × 20; wide: 512, "
+    "500 and 64 images, 8 epochs, the rate × 10, a quarter of the channels with twice the σ "
     "behind the first layer (which keeps the noise's variance over the weights')",
     "changed after first results: paired differences with 95 % intervals against a tenth of SGD's "
     "rise and 5 % of a test loss (had been one standard error); n ≥ 5; every net must have learnt; "

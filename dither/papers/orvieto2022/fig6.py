@@ -297,7 +297,7 @@ figure = Figure(
     },
     quick={
         "net": ResNet(8, (1, 1, 1), augment=False),
-        "images": Images(12, 32, 512, 400, 6, 32, faster=5, substitute=True),
+        "images": Images(4, 32, 512, 200, 2, 32, faster=5, substitute=True),
         "sigmas": (0.03, 0.1),
         "at": 0.1,
     },
@@ -321,7 +321,7 @@ figure = Figure(
         "crops leave black where the image ends, as released",
         "the trace is of the first 2000 training images, in eval mode, exact",
         "quick: Fashion-MNIST in three channels (CIFAR-10 beside it where it is here), 512 images "
-        "of it, 400 for tests, 32 for traces; batches of 32, 12 epochs, η × 5, no crops",
+        "of it, 200 for tests, 32 for traces; batches of 32, 4 epochs, η × 5, no crops",
         "changed after first results: paired differences with 95 % intervals against a point of "
         "accuracy (had been one standard error), n ≥ 5; 'O18 headline' was added; fewer than 16 "
         "channels are not judged, as weights of a thin net average less noise away",

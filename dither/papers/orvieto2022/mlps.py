@@ -308,10 +308,12 @@ def plot(t: Table, name: str):
 
 SMOKE = Scale(16, 8, 4, images=64, test=64, limit=16, rates=("cosine",))
 QUICK: dict[str, Scale] = {
-    "MLP1": Scale(128, 800, 16, test=2000, limit=512),
-    "MLP2": Scale(128, 400, 10, test=2000, limit=256, rates=("cosine",), sigma=0.025, slower=0.4),
-    "MLP3 at .05": Scale(128, 600, 12, test=2000, limit=512, rates=("cosine",), sigma=0.05),
-    "MLP4": Scale(128, 600, 12, test=2000, limit=512, rates=("cosine",)),
+    "MLP1": Scale(128, 800, 10, images=512, test=2000, limit=256),
+    "MLP2": Scale(128, 200, 6, test=2000, limit=256, rates=("cosine",), sigma=0.025, slower=0.4),
+    "MLP3 at .05": Scale(
+        128, 600, 8, images=512, test=2000, limit=256, rates=("cosine",), sigma=0.05
+    ),
+    "MLP4": Scale(128, 300, 6, images=512, test=2000, limit=256, rates=("cosine",)),
 }
 PAPER = Scale(None, 2000, 40)
 HOUR: dict[str, Scale] = {  # the 5000-wide: as many steps as fit into an hour
@@ -331,8 +333,9 @@ DEPARTURES = [
     "(dashed)",
     "how long they trained is not given: 2000 steps at paper scale",
     "the trace is the trace (theirs is multiplied by its probes), and exact: the nets are ReLU",
-    "quick: hidden width 128, σ and the rate scaled by its rule; 800 (MLP1), 400 (MLP2) or 600 "
-    "steps, 2000 test images, traces on 512 (MLP2: 256) of the 1024; a constant rate for MLP1 only",
+    "quick: hidden width 128, σ and the rate scaled by its rule; 800 (MLP1), 200 (MLP2), 600 "
+    "(MLP3) or 300 steps, 2000 test images, traces on 256 of the 512 images (MLP2: 1024); a "
+    "constant rate for MLP1 only",
     "quick: changed after first results: MLP1 from 500 to 800 steps (at 500 both noises were "
     "behind GD, undertrained, and O13 failed)",
     "quick: MLP2 at σ = .025 (its .1 leaves a net of 128 units at chance, with either noise) and "
