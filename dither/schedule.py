@@ -90,6 +90,7 @@ class Balanced:
     ratio  R / loss, > 0
     every  steps, ≥ 1
     bound  the largest noise in sizes of what it displaces, as in `balance`
+    of     a fixed loss that R is a share of, in the loss' units; None: the loss at each measure
 
     0 until the net has learnt something (`rebalance`).
     """
@@ -97,12 +98,15 @@ class Balanced:
     ratio: float = 0.1
     every: int = 50
     bound: float = 0.5
+    of: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("ratio", self.ratio), ("bound", self.bound)):
+        for name, value in (("ratio", self.ratio), ("bound", self.bound), ("of", self.of)):
+            if name == "of" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, Real) or not float(value) > 0:
                 raise DitherError(f"Balanced: {name} is a number > 0: got {value!r}")
-        if self.ratio == math.inf:
+        if math.inf in (self.ratio, self.of):
             raise DitherError("Balanced: ratio is a share of the loss: got inf")
         if (
             isinstance(self.every, bool)
@@ -115,4 +119,4 @@ class Balanced:
         return 0.0
 
     def __str__(self) -> str:
-        return f"kept at R = {self.ratio:g} of the loss"
+        return f"kept at R = {self.ratio:g} of {'the loss' if self.of is None else f'{self.of:g}'}"

@@ -78,8 +78,9 @@ def rebalance(
     sizes.update({n: (size, left - 1) for n, (size, left) in sizes.items() if n in due})
     for kind in set(due.values()):
         here = {n: found[n] for n in due if due[n] == kind}
-        old = not look or numbers[0] >= max(kind.ratio * L, 2 * numbers[1])
-        _set(noise, kind, L, here, old=old)
+        share = L if kind.of is None else kind.of  # of which R is to be `ratio`
+        old = not look or numbers[0] >= max(kind.ratio * share, 2 * numbers[1])
+        _set(noise, kind, share if math.isfinite(L) else L, here, old=old)
     return True
 
 

@@ -84,6 +84,24 @@ def test_R_stays_a_share_of_the_loss(name, ratio):
     assert F.cross_entropy(run.model.eval()(X), Y) < 0.5
 
 
+@pytest.mark.parametrize("name", ["additive", "weight"])
+def test_R_stays_a_share_of_a_fixed_loss(name):
+    """While the loss falls, R stays where it was asked to be."""
+    what, how = NOISES[name]
+    run, held = Training(what(Balanced(0.05, every=25, of=2.0)), **how), []
+    run.run(200)
+    for _ in range(15):
+        run.run(20)
+        with torch.no_grad():
+            loss, R, _ = dither.explicit(run.noise, X[::3], Y[::3])
+        held.append((float(R) / 0.1, float(loss)))
+    ratios = sorted(r for r, _ in held)
+    assert 1 / 4 < ratios[0]
+    assert ratios[-1] < 4
+    assert 1 / 1.5 < ratios[7] < 1.5
+    assert held[-1][1] < held[0][1] / 2
+
+
 def test_one_sigma_does_not():
     """Which is what the law above is worth: R/ℓ of a constant σ grows many times."""
     run, shares = Training(dither.Multiplicative(0.1)), []
@@ -186,6 +204,8 @@ def test_what_is_not_finite_leaves_sigma_as_it_is():
     [
         ({"ratio": 0}, "ratio is a number > 0: got 0"),
         ({"bound": True}, "bound is a number > 0: got True"),
+        ({"of": -1.0}, "of is a number > 0: got -1.0"),
+        ({"of": math.inf}, "a share of the loss: got inf"),
         ({"every": 0}, "every is a whole number of steps ≥ 1: got 0"),
     ],
 )

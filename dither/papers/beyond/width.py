@@ -1,0 +1,185 @@
+"""Layer-wise or full weight noise, each at its best σ, over the width.   After Orvieto et al. 2022
+
+Orvieto et al. compare the two at one σ and find that wide nets need layer-wise noise. But full
+noise of a wide net has a term of its own that grows with the width (`orvieto2022/fig1`), so that it
+may just ask for a smaller σ. Here each has the best of a grid of σ at each width: nets of three
+hidden layers (MLP1), full-batch GD, a constant number of images and steps. Top: test accuracy at
+the best σ, and the best σ over the width, beside the prediction σ*_full ~ width^(−1/2). Below: all
+σ at the narrowest and the widest net.
+
+The best σ of a seed is chosen on the other seeds.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from dither.lab import Array, Claim, Figure, Run, Table, Verdict
+from dither.lab.rule import above, decide, near, unlearnt
+from dither.noise import Weight
+from dither.papers import style
+from dither.papers.orvieto2022.mlps import NETS, Scale, plain
+from dither.papers.orvieto2022.schemes import ACCURACY, DRAWS, FULL, GD, LAYER, POINT, diverged
+
+KINDS = (FULL, LAYER)
+COLOURS = {GD: style.BLACK, FULL: style.RED, LAYER: style.BLUE}
+HALF = -0.5  # the predicted slope of ln σ*_full over ln width
+NEAR = 0.2  # of the slope
+LEARNT = 0.6  # test accuracy
+GRID = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
+
+
+def runs(
+    widths: tuple[int, ...], sigmas: tuple[float, ...], steps: int, images: int, test: int | None
+) -> dict[str, Run]:
+    by_label = {}
+    for width in widths:
+        scale = Scale(width, steps, 4, images=images, test=test, limit=128, rates=("cosine",))
+        base = plain(NETS["MLP1"], scale, "cosine")
+        by_label[f"{width} {GD}"] = base
+        for kind in KINDS:
+            for sigma in sigmas:
+                noisy = replace(base, noise=Weight(sigma), draw=DRAWS[kind])
+                by_label[f"{width} {kind}, σ = {sigma:g}"] = noisy
+    return by_label
+
+
+def widths(t: Table) -> list[int]:
+    return [int(label.split()[0]) for label in t.labels if label.endswith(f" {GD}")]
+
+
+def sigmas(t: Table) -> list[float]:
+    start = f"{widths(t)[0]} {FULL}, σ = "
+    return [float(label.removeprefix(start)) for label in t.labels if label.startswith(start)]
+
+
+def accuracies(t: Table, width: int, kind: str) -> Array:
+    """[σ, S]: test accuracy at the end; 0 of what diverged."""
+    rows = []
+    for sigma in sigmas(t):
+        label = f"{width} {kind}, σ = {sigma:g}"
+        rows.append(np.where(diverged(t, label) > 0, 0.0, np.nan_to_num(t.last(label, ACCURACY))))
+    return np.stack(rows)
+
+
+def best(t: Table, width: int, kind: str) -> tuple[Array, Array]:
+    """(accuracy [S], σ [S]) at the σ with the best mean over the other seeds."""
+    table = accuracies(t, width, kind)
+    others = table.sum(1, keepdims=True) - table
+    at = others.argmax(0)
+    return np.take_along_axis(table, at[None], 0)[0], np.array(sigmas(t))[at]
+
+
+def slope(t: Table, kind: str) -> Array:
+    """The slope of ln σ* over ln width, [S]."""
+    x = np.log(widths(t))
+    x = x - x.mean()
+    y = np.log(np.stack([best(t, w, kind)[1] for w in widths(t)], 1))
+    return y @ x / (x @ x)
+
+
+def unfit(t: Table) -> str:
+    plainly = {f"{w} {GD}": t.last(f"{w} {GD}", ACCURACY) for w in widths(t)}
+    edge = [w for w in widths(t) for kind in KINDS if at_the_edge(t, w, kind)]
+    if len(widths(t)) < 3:
+        return "it takes three widths"
+    return unlearnt(plainly, at_least=LEARNT) or (
+        f"the best σ of width {edge[0]} is at the end of the grid" if edge else ""
+    )
+
+
+def at_the_edge(t: Table, width: int, kind: str) -> bool:
+    """Whether the σ with the best mean is the largest or the smallest of the grid."""
+    at = accuracies(t, width, kind).mean(1).argmax()
+    return at in (0, len(sigmas(t)) - 1)
+
+
+def told(t: Table) -> dict[str, Array]:
+    seen = {}
+    for w in widths(t):
+        seen[f"accuracy, {w}, {GD}"] = t.last(f"{w} {GD}", ACCURACY)
+        for kind in KINDS:
+            seen[f"accuracy, {w}, {kind}"], seen[f"best σ, {w}, {kind}"] = best(t, w, kind)
+    return seen
+
+
+def advantage(t: Table) -> Verdict:
+    wide = max(widths(t))
+    (ours, _), (theirs, _) = (best(t, wide, kind) for kind in (LAYER, FULL))
+    asked = above(f"width {wide}: layer-wise − full", ours, theirs, by=POINT)
+    return decide(asked, unless=unfit(t), numbers=told(t))
+
+
+def grows(t: Table) -> Verdict:
+    """The advantage at the widest net is above that at the narrowest by more than a point."""
+    ends = {}
+    for w in (min(widths(t)), max(widths(t))):
+        (ours, _), (theirs, _) = (best(t, w, kind) for kind in (LAYER, FULL))
+        ends[w] = ours - theirs
+    narrow, wide = ends[min(ends)], ends[max(ends)]
+    return decide(above("advantage, widest − narrowest", wide, narrow, by=POINT), unless=unfit(t))
+
+
+def scales(t: Table) -> Verdict:
+    asked = near("slope of ln σ*, full noise, + ½", slope(t, FULL) - HALF, within=NEAR)
+    return decide(asked, unless=unfit(t), numbers={"slope, layer-wise": slope(t, LAYER)})
+
+
+def plot(t: Table):
+    picture, axes = style.grid(2, 2)
+    for kind in KINDS:
+        both = [best(t, w, kind) for w in widths(t)]
+        for ax, values in zip(axes[0], zip(*both, strict=True), strict=True):
+            style.dots(ax, widths(t), np.stack(values, 1), COLOURS[kind], fmt="o-", label=kind)
+    base = np.stack([t.last(f"{w} {GD}", ACCURACY) for w in widths(t)], 1)
+    style.dots(axes[0, 0], widths(t), base, COLOURS[GD], fmt="o-", label=GD)
+    x = np.array(widths(t), float)
+    start = np.exp(np.log(best(t, widths(t)[0], FULL)[1]).mean())
+    axes[0, 1].plot(x, start * (x / x[0]) ** HALF, ":", color=style.GREY, label="width$^{-1/2}$")
+    axes[0, 0].set(xscale="log", title="test accuracy at the best σ", xlabel="width")
+    axes[0, 1].set(xscale="log", yscale="log", title="the best σ", xlabel="width")
+    for ax, w in zip(axes[1], (min(widths(t)), max(widths(t))), strict=True):
+        for kind in KINDS:
+            style.dots(ax, sigmas(t), accuracies(t, w, kind).T, COLOURS[kind], fmt="o-")
+        ax.axhline(t.last(f"{w} {GD}", ACCURACY).mean(), color=COLOURS[GD], lw=1)
+        ax.set(xscale="log", title=f"width {w}", xlabel="σ", ylabel="test accuracy")
+    for ax in axes[0]:
+        ax.set_xticks(widths(t), [str(w) for w in widths(t)])
+        ax.set_xticks([], minor=True)
+        ax.yaxis.set_minor_formatter("")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    line, name = axes[0, 1].get_legend_handles_labels()
+    style.legend(
+        picture, handles=[*handles, line[0]], labels=[*names, name[0]],
+        loc="outside upper center", ncols=4,
+    )  # fmt: skip
+    return picture
+
+
+figure = Figure(
+    runs,
+    plot,
+    smoke={"widths": (8, 16, 32), "sigmas": (0.05, 0.1, 0.2), "steps": 6, "images": 64, "test": 64},
+    quick={"widths": (32, 64, 128), "sigmas": GRID[2:], "steps": 100, "images": 256,
+           "test": 500},
+    decisive={"widths": (125, 250, 500, 1000), "sigmas": GRID, "steps": 1000, "images": 1024,
+              "test": 5000},
+    paper={"widths": (125, 250, 500, 1000, 2000, 5000), "sigmas": GRID, "steps": 2000,
+           "images": 1024, "test": None},
+    claims=[
+        Claim("D1", "at the largest width layer-wise noise at its best σ is above full noise at "
+              "its own, by more than a point", advantage),
+        Claim("D2", "this advantage is larger at the largest width than at the smallest, by more "
+              "than a point", grows),
+        Claim("D3", "the best σ of full noise falls like width^(−1/2) (slope −.5 ± .2)", scales),
+    ],
+    departures=[
+        "no paper has this figure; the grid and the bounds were written before any run",
+        "the rate is that of MLP1's 500 units times 500/width, σ is the same on all tensors",
+        "a best σ at an end of the grid is not judged",
+        "quick: widths 32 to 128, σ from .05 on, 256 images, 100 steps",
+    ],
+    seeds={"smoke": 2, "quick": 5, "decisive": 5, "paper": 5},
+    needs=("fashion-mnist",),
+    cost={"smoke": 0.2, "quick": 1, "decisive": 160, "paper": 20_000},
+)  # fmt: skip
