@@ -195,7 +195,7 @@ figure = Figure(
     plot,
     smoke={"nets": {"784-50³-10": (784, 50, 50, 50, 10)}, "train": 64, "steps": 4,
            "sigmas": (0.1, 0.8)},
-    quick={"nets": SMALL, "train": 128, "steps": 60, "sigmas": (0.05, 0.1, 0.2)},
+    quick={"nets": SMALL, "train": 128, "steps": 40, "sigmas": (0.05, 0.1, 0.2)},
     paper={"nets": LARGE, "train": 1024, "steps": 1000,
            "sigmas": (0.0125, 0.025, 0.05, 0.1, 0.2)},
     claims=[
@@ -213,7 +213,7 @@ figure = Figure(
         "both ways of drawing end where R is most of it, so now what is learnt is compared",
         "changed after first results: 95 % intervals over seeds, at the σ furthest from the claim "
         "(had been every run); training without noise and with layer-wise noise must have learnt",
-        "quick: 128 images, 60 steps, width 300 for 5000",
+        "quick: 128 images, 40 steps, width 300 for 5000",
     ],
     needs=["fashion-mnist"],
     seeds={"smoke": 2, "quick": 5, "paper": 5},

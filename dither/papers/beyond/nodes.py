@@ -216,7 +216,7 @@ figure = Figure(
         "in none of the papers: there is nothing to depart from",
         "added after first results: N3's bound on the loss, N6's and N7's on the norm",
         RULED,
-        "quick: FC of 128³ on 3 000 images, at most 40 epochs; the other nets 5 epochs",
+        "quick: FC of 128³ on 2 000 images, at most 40 epochs; the other nets 5 epochs",
         "a run that diverged counts as chance, 10 %",
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 5},

@@ -276,7 +276,7 @@ figure = Figure(
     quick={
         "steps": 300,
         "decay": 600,
-        "batch": 250,
+        "batch": 150,
         "every": 5,
         "looks": 10,
         "test": 500,
@@ -320,7 +320,7 @@ figure = Figure(
         "changed after first results: means over seeds with 95 % intervals (had been every run); "
         "L6 allows a climb of 5 %; ratios above 10, and those of runs that diverged, count as 10",
         "changed after first results: L7 compares with the loss at step 0 (first: at step 5)",
-        "quick: 20 000 images, |B| = 250 instead of 1000, 300 steps (decay: 600), losses and "
+        "quick: 20 000 images, |B| = 150 instead of 1000, 300 steps (decay: 600), losses and "
         "accuracies on 500 images",
         "smoke: 1000 images, 4 steps of |B| = 50",
     ],

@@ -108,7 +108,7 @@ figure = Figure(
         RULED,
         "Table 3's σ of FC's full-nodes are unreadable in part: 366.3 and 36.6 are inferred",
         "weight decay is L2 for both optimisers: it is part of the gradient they rescale",
-        "quick: half of Fig. 2's epochs (FC 40), a third less (CNN 20), without L2 and "
+        "quick: half of Fig. 2's epochs (FC 30), a third less (CNN 13), without L2 and "
         "dropout; the CNN in the decay phase alone",
         "a run that diverged counts as chance, 10 %",
     ],

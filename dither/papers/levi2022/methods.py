@@ -103,8 +103,8 @@ AT_SCALE: dict[str, dict[str, Setting]] = {
         "cnn": Setting("CNN", 16, 256, 64, 1, 8, (2, 4)),
     },
     "quick": {
-        "fc": Setting("FC", 128, 3000, 1000, 80, 50, local=(256, 240)),  # of 10 epochs
-        "cnn": Setting("CNN", 128, 1000, 1000, 30, 20, (4, 8)),
+        "fc": Setting("FC", 128, 2000, 1000, 60, 50, local=(256, 160)),  # of 10 epochs
+        "cnn": Setting("CNN", 128, 1000, 500, 20, 20, (4, 8)),
     },
     "decisive": {
         "fc": Setting("FC", 512, 20_000, None, 500, 1000, local=(512, 785)),  # of 5 epochs
@@ -124,8 +124,8 @@ DEPARTURES = [
     "given: 32 and 64",
     "decisive: FC of 512³, at most 500 epochs; CNN with 32 and 64 filters and 512 dense units, at "
     "most 100 epochs, in bf16; both on 20 000 images; 5 seeds",
-    "quick: FC of 128³ on 3 000 images, at most 80 epochs; CNN with 4 and 8 filters and 128 dense "
-    "units on 1 000 images, at most 30 epochs; 1 000 test images",
+    "quick: FC of 128³ on 2 000 images, at most 60 epochs, 1 000 test images; CNN with 4 and 8 "
+    "filters and 128 dense units on 1 000 images, at most 20 epochs, 500 test images",
     "smoke: nets of 16 units, 256 images, one epoch",
 ]
 RULED = (

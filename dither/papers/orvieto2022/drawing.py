@@ -266,7 +266,7 @@ figure = Figure(
     runs,
     plot,
     smoke={"train": 256, "steps": 5, "batch": 64},
-    quick={"train": 1024, "steps": 250, "batch": 128},
+    quick={"train": 1024, "steps": 200, "batch": 128},
     paper={"train": 60_000, "steps": 20_000, "batch": 128},
     claims=[
         Claim("one R", "all, cyclic and random have one R; by layer and of weights only M R is the "
@@ -289,7 +289,7 @@ figure = Figure(
         "their noise on the weights they need not come to a training loss of 0.1",
         "changed after first results: 95 % intervals of paired differences against 5 % (had been "
         "every seed, and two standard errors); all must have learnt",
-        "quick: 1024 images, 250 steps",
+        "quick: 1024 images, 200 steps",
     ],
     needs=("fashion-mnist",),
     seeds={"smoke": 2, "quick": 5, "paper": 5},
