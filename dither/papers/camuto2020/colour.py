@@ -43,8 +43,9 @@ def figure_of(name: str) -> Figure:
             "images standardised (the released code: in [0, 1]), so σ² = .1 is in units of their "
             "variance",
             "CONV without biases; 15 bins",
-            "quick: 5 000 images, a quarter of the looks, an MLP of three hidden layers of 64 instead of CONV, R by "
-            "random signs; rate × steps as the paper's, at rate .05 instead of .001",
+            "quick: 5 000 images, a quarter of the looks, an MLP of three hidden layers of 64 "
+            "instead of CONV, R by random signs; rate × steps as the paper's, at rate "
+            ".05 instead of .001",
         ],
         seeds=nets.SEEDS,
         needs=(name,),

@@ -336,9 +336,9 @@ figure = Figure(
         "gradient",
         "the width of the MLP of four hidden layers is not given: 512, the released code's default",
         "the Hessian is that of 512 training images, by 16 probes",
-        "quick: rate .1 instead of .001, a hundredth of the steps, batches of 256: the draws move a "
-        "GNI net 14 times as far as at the paper's rate; CONV of 4 and 16 filters, the MLP of width 64; of "
-        "standardised images and of colour images the 2 × 32 alone",
+        "quick: rate .1 instead of .001, a hundredth of the steps, batches of 256: the draws move "
+        "a GNI net 14 times as far as at the paper's rate; CONV of 4 and 16 filters, the MLP of "
+        "width 64; of standardised images and of colour images the 2 × 32 alone",
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 10},
     needs=("fashion-mnist",),

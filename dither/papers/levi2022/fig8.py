@@ -81,7 +81,7 @@ def plot(t: Table):
 
 def short(fc: Setting, cnn: Setting) -> dict[str, Any]:
     """Fewer epochs and methods, since no other figure trains these nets."""
-    return {"fc": replace(fc, epochs=40), "cnn": replace(cnn, epochs=20), "fewer": True}
+    return {"fc": replace(fc, epochs=30), "cnn": replace(cnn, epochs=13), "fewer": True}
 
 
 figure = Figure(
