@@ -3,10 +3,10 @@
 from dither.lab.original import Original
 
 F2, F3, F6, F8 = (f"levi2022/fig{n}" for n in (2, 3, 6, 8))
-LARGE = "FC of 512³ on 20 000 images to 98 % of them right, 5 seeds (4 core-hours)."
-CONV = "A CNN of 32 and 64 filters on 20 000 images, 5 seeds (3 core-hours)."
-BOTH = "FC of 512³ and a CNN of 32 and 64 filters on 20 000 images, 5 seeds (7 core-hours)."
-ATTACKED = "1 000 attacked images for FC of 512³ and the CNN, 5 seeds (7 core-hours)."
+LARGE = "FC of 512³ on 20 000 images, 5 seeds (4 core-hours): `--scale decisive --only 'FC*'`."
+CONV = "A CNN of 32 and 64 filters on 20 000 images (4 core-hours): `--scale decisive`."
+BOTH = "FC of 512³ and a CNN of 32 and 64 filters (8 core-hours): `--scale decisive`."
+ATTACKED = "1 000 attacked images for FC of 512³ and the CNN (8 core-hours): `--scale decisive`."
 DIGITS = "20 000 images of MNIST and the 2 007 test digits of USPS, 5 seeds (5 core-hours)."
 PHASES = "1024 units for 600 steps, 5 seeds and more."
 ALIKE = "All methods of Fig. 7 and 8 with 5 seeds (3.4 core-hours)."
