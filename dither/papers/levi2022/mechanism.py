@@ -85,7 +85,16 @@ def drawn(ax, t: Table, label: str, quantity: str, look: dict, name: str) -> Non
     steps, values = t.series(label, quantity)
     for i, row in enumerate(values):
         there = np.isfinite(row) & (row > 0)
-        ax.plot(steps[there], row[there], lw=1, alpha=0.8, label=name if i == 0 else None, **look)
+        ax.plot(
+            steps[there],
+            row[there],
+            lw=1,
+            marker=".",
+            ms=3,
+            alpha=0.8,
+            label=name if i == 0 else None,
+            **look,
+        )
 
 
 def plot(t: Table):
