@@ -65,7 +65,7 @@ GAINS = {  # quantity: (its name, +1 if more is better, −1 if less is)
     "attacked": ("accuracy under attack", 1),
     "margin": ("median output margin", 1),
     "log trace": ("ln of the Hessian's trace", -1),
-    "log local": ("ln λ$_{max}$, local", -1),
+    "log local": ("ln λ of the local Hessian", -1),
 }
 NETS = {"FC": "fashion-mnist", "CNN": "cifar-10"}
 
@@ -287,7 +287,7 @@ figure = Figure(
     },
     claims=[
         Claim(f"B {net} {quantity}", f"{net}: at equal R the kind of noise explains less than a "
-              f"quarter of the variance of the gain in {name.replace('$_{max}$', '_max')}", currency(net, quantity))
+              f"quarter of the variance of the gain in {name}", currency(net, quantity))
         for net in NETS for quantity, (name, _) in GAINS.items()
     ],
     departures=[
