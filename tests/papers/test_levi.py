@@ -19,7 +19,18 @@ from dither.lab.training.loop import Training, train
 from dither.lab.training.optimiser import SGD
 from dither.lab.training.watch import State
 from dither.papers.beyond import nodes
-from dither.papers.levi2022 import fig2, fig6, fig7, fig8, fig9, methods, phases, table1, table2
+from dither.papers.levi2022 import (
+    combined,
+    fig2,
+    fig6,
+    fig7,
+    fig8,
+    fig9,
+    methods,
+    phases,
+    table1,
+    table2,
+)
 from dither.papers.levi2022.looks import LEVELS, STRENGTHS, Attacks, Corrupted, attacked, corrupted
 from dither.papers.levi2022.methods import AT_SCALE, BASELINES, METHODS, NINR
 from dither.papers.levi2022.printed import TABLE1, TABLE2, TABLE3
@@ -295,6 +306,33 @@ def test_nothing_is_judged_where_nothing_is_learnt():
 )
 def test_the_other_claims(figure, claim, changed, holds):
     assert verdict(figure.figure, claim, scores(figure.figure, **changed))[0] is holds
+
+
+@pytest.mark.parametrize(
+    ("changed", "holds"),
+    [
+        ({}, True),
+        ({"FC in decay": 0.7, "FC in decay + dropout": 0.7}, True),
+        ({"FC dropout": 0.7, "FC in decay": 0.65}, False),  # the better of the two counts
+        ({"FC dropout": None}, None),
+    ],
+)
+def test_nodes_with_dropout(changed, holds):
+    t = scores(combined.figure, **changed)
+    assert verdict(combined.figure, "L27 dropout", t)[0] is holds
+    assert verdict(combined.figure, "L27 L2 CNN", t)[0] is True
+    combined.plot(t).savefig(io.BytesIO(), format="png")
+
+
+def test_nodes_with_dropout_are_both_on():
+    runs = combined.figure.at("smoke")
+    for net, sites in (("FC", 4), ("CNN", 4)):
+        mixed, node = runs[f"{net} in decay + dropout"], runs[f"{net} in decay"]
+        x = torch.zeros(2, 784) if net == "FC" else torch.zeros(2, 1, 28, 28)
+        noise = dither.inject(mixed.model.build(0), dict(mixed.noise), example=x)
+        assert (len(noise.sites), len(noise.nodes)) == (sites, 1)
+        both = runs[f"{net} in decay + L2"]
+        assert (both.noise, both.optimiser) == (node.noise, runs[f"{net} L2"].optimiser)
 
 
 def test_what_a_scale_leaves_out_is_not_judged():

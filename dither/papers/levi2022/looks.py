@@ -87,9 +87,9 @@ class LocalHessian:
     """λ_max and the trace of the local Hessian on the first `limit` training images, the noise off.
 
     "top at node" and "trace at node" are of the first layer's pre-activation, where the node is and
-    its Hessian is H₀ of eq. 7; "top at input" and "trace at input" are of the image. A run with one
-    node has "R1" and "R2" too: the standard deviation of R₁ on a batch of the run, and the mean of
-    R₂ (eq. 4).
+    its Hessian is H₀ of eq. 7; "top at input" and "trace at input" are of the image. A run whose
+    noise is one node has "R1" and "R2" too: the standard deviation of R₁ on a batch of the run, and
+    the mean of R₂ (eq. 4).
     """
 
     limit: int
@@ -103,7 +103,7 @@ class LocalHessian:
             with inject(state.model, {site: Additive(1.0)}, example=x) as noise:
                 (here,) = local(noise, x, y, state.run.loss).values()
             seen |= {f"top at {place}": here.top, f"trace at {place}": here.trace}
-        if state.noise is not None and len(state.noise.nodes) == 1:
+        if state.noise is not None and len(state.noise.sites) == len(state.noise.nodes) == 1:
             one, two = terms(state.noise, x, y, state.run.loss, order=2)
             seen |= {"R1": one.sd * math.sqrt(len(y) / (state.run.batch or len(y))), "R2": two.mean}
         return seen
