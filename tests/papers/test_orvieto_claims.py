@@ -3,11 +3,12 @@
 from itertools import pairwise
 
 import numpy as np
+import polars as pl
 import pytest
 
 from dither.lab.data import needs
 from dither.lab.table import Table
-from dither.papers.orvieto2022 import cnns, fig3, fig4, fig6, fig9, mlps, schemes
+from dither.papers.orvieto2022 import cnns, fig3, fig4, fig6, fig7, fig8, fig9, mlps, schemes
 from dither.papers.orvieto2022.schemes import FULL, GD, LAYER
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -121,6 +122,56 @@ def test_a_narrow_net_says_nothing_of_a_wide_one(units):
         assert holds is None
         assert f"{units} units say nothing" in numbers["why"]
         assert verdict(fig4.figure, f"{claim} (MLP4)", mlp("MLP4", 1000, **courses))[0] is True
+
+
+def steps(end: float, *, wave: float):
+    """A run whose trace falls steadily but for a wave, in its logarithm."""
+    looks = np.arange(8)
+    curve = dict.fromkeys(("accuracy/test", "loss/test"), np.full(8, 0.8))
+    curve |= {"loss/train": np.linspace(2, 0.1, 8), "trace sem": np.zeros(8)}
+    trace = np.exp(np.linspace(0, np.log(end), 8) + wave * (-1.0) ** looks)
+    return curve | {"trace": trace, "Gauss–Newton": trace}
+
+
+@pytest.mark.parametrize(("noisy", "holds"), [(0.2, True), (0.49, False), (0.6, False)])
+def test_noise_may_damp_the_oscillations_of_the_trace(noisy, holds):
+    """A steady fall, however far, is no oscillation; the first look does not count."""
+    runs = {"gd": steps(0.5, wave=0.5), "full": steps(0.01, wave=noisy),
+            "layer": steps(2.0, wave=noisy)}  # fmt: skip
+    t = mlp("MLP1", **runs)
+    assert verdict(fig7.figure, "O20 (MLP1)", t)[0] is holds
+    of = mlps.named("MLP1", "cosine")
+    jump = t.frame.with_columns(value=pl.when(pl.col("step") == 0).then(99.0).otherwise("value"))
+    assert schemes.swing(Table(jump), of[GD]) == pytest.approx(schemes.swing(t, of[GD]))
+    wide = cnns.named("wide", cnns.FASHION)
+    t = table({wide[s]: runs[k] for s, k in ((GD, "gd"), (FULL, "full"), (LAYER, "layer"))})
+    assert verdict(cnns.figure("wide"), "O20 on Fashion-MNIST", t)[0] is holds
+
+
+def on_ladder(full, layer, widths=(250, 1000, 2000)):
+    """Accuracies at each width; GD has .7."""
+    runs = {}
+    for w, a, b in zip(widths, full, layer, strict=False):
+        of = fig8.of_width(w)
+        runs |= {of[GD]: course(0.7, 50), of[FULL]: course(a, 20), of[LAYER]: course(b, 10)}
+    return table(runs)
+
+
+@pytest.mark.parametrize(
+    ("full", "layer", "holds"),
+    [
+        ((0.75, 0.7, 0.6), (0.75, 0.8, 0.75), True),
+        ((0.75, 0.7, 0.75), (0.75, 0.8, 0.75), False),
+        ((0.75, 0.7, 0.6), (0.75, 0.7, 0.7), False),
+        ((0.75,), (0.75,), None),
+    ],
+)
+def test_along_a_ladder_of_widths(full, layer, holds):
+    t = on_ladder(full, layer)
+    assert verdict(fig8.figure, "O14 ladder", t)[0] is holds
+    if holds:  # O14 is judged at the largest width
+        assert verdict(fig8.figure, "O14 (MLP2)", t)[0] is True
+        assert fig8.plot(t).axes[0].get_xscale() == "log"
 
 
 def test_nothing_is_said_of_what_has_not_learnt():

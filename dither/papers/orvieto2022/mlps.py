@@ -11,12 +11,13 @@ E, √(w/w′) times as much, so that a narrow net averages less of a layer's no
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from dither.lab import MLP, SGD, Array, Claim, Data, Figure, Run, Table, Verdict
+from dither.lab.figure import SCALES
 from dither.lab.rule import Comparison, above, below, decide
 from dither.noise import Weight
 from dither.papers import style
@@ -74,7 +75,8 @@ NETS: dict[str, Net] = {
 @dataclass(frozen=True)
 class Scale:
     """The cost of a scale; None: the paper's value. looks: steps between looks. limit: images for
-    the trace. sigma: replaces the net's. slower: a further factor on the rate.
+    the trace. sigma: replaces the net's. slower: a further factor on the rate. precision: of the
+    training steps.
     """
 
     width: int | None
@@ -86,6 +88,7 @@ class Scale:
     rates: tuple[Rate, ...] = ("cosine", "constant")
     sigma: float | None = None
     slower: float = 1.0
+    precision: str = "float32"
 
 
 def plain(net: Net, scale: Scale, rate: Rate) -> Run:
@@ -100,6 +103,7 @@ def plain(net: Net, scale: Scale, rate: Rate) -> Run:
         optimiser=SGD(net.lr * net.width / width * scale.slower, momentum=0.9),
         steps=scale.steps,
         schedule=rate,
+        precision=scale.precision,
         watch=looks(max(1, scale.steps // scale.looks), limit=scale.limit),
     )  # fmt: skip
 
@@ -125,10 +129,11 @@ def named(name: str, rate: str, units: int | None = None) -> dict[str, str]:
 
 
 def there(t: Table, name: str, rate: str = "cosine") -> dict[str, str]:
-    """{scheme: label} of the runs in a table, of any width; {} if there is none."""
+    """{scheme: label} of the runs in a table, of the largest width; {} if there is none."""
     start = f"{name} {GD}, {rate}"
     labels = [b for b in (*t.there, *t.missing) if b == start or b.startswith(f"{start}, ")]
-    return named(name, rate, width(labels[0])) if labels else {}
+    widest = max(labels, key=lambda label: width(label) or NETS[name].width, default=None)
+    return named(name, rate, width(widest)) if widest else {}
 
 
 def width(label: str) -> int | None:
@@ -316,15 +321,17 @@ QUICK: dict[str, Scale] = {
     "MLP4": Scale(128, 300, 6, images=512, test=2000, limit=256, rates=("cosine",)),
 }
 PAPER = Scale(None, 2000, 40)
+COSINE = replace(PAPER, rates=("cosine",))
+DECISIVE: dict[str, Scale] = {"MLP1": COSINE, "MLP3 at .05": COSINE}  # of 5000 units: Fig. 8's
 HOUR: dict[str, Scale] = {  # the 5000-wide: as many steps as fit into an hour
     "MLP2": Scale(None, 300, 6, rates=("cosine",)),
     "MLP4": Scale(None, 130, 4, rates=("cosine",)),
 }
 COST = {  # minutes
-    "MLP1": {"smoke": 0.05, "quick": 5, "paper": 130},
+    "MLP1": {"smoke": 0.05, "quick": 5, "decisive": 130, "paper": 130},
     "MLP2": {"smoke": 0.05, "quick": 1, "paper": 60},
-    "MLP3": {"smoke": 0.05, "quick": 0, "paper": 750},
-    "MLP3 at .05": {"smoke": 0.05, "quick": 3.4, "paper": 750},
+    "MLP3": {"smoke": 0.05, "quick": 0, "decisive": 0, "paper": 750},
+    "MLP3 at .05": {"smoke": 0.05, "quick": 3.4, "decisive": 375, "paper": 750},
     "MLP4": {"smoke": 0.05, "quick": 2, "paper": 60},
 }
 DEPARTURES = [
@@ -333,6 +340,7 @@ DEPARTURES = [
     "(dashed)",
     "how long they trained is not given: 2000 steps at paper scale",
     "the trace is the trace (theirs is multiplied by its probes), and exact: the nets are ReLU",
+    "decisive: cosine annealing alone; of MLP3 the main text's σ = .05 alone",
     "quick: hidden width 128, σ and the rate scaled by its rule; 800 (MLP1), 200 (MLP2), 600 "
     "(MLP3) or 300 steps, 2000 test images, traces on 256 of the 512 images (MLP2: 1024); a "
     "constant rate for MLP1 only",
@@ -358,17 +366,24 @@ HOURLY = (
 
 def figure(*names: Name, draw: Callable[[Table], Any] | None = None, more: Sequence[str] = ()):
     """A figure of one net, or of several; `more`: its own departures."""
-    cost = {s: sum(COST[name][s] for name in names) for s in ("smoke", "quick", "paper")}
+    known = [s for s in SCALES if all(s in COST[name] for name in names)]
+    cost = {s: sum(COST[name][s] for name in names) for s in known}
     hourly, few = set(names) & set(HOUR), set(names) <= set(HOUR)
     return Figure(
         runs,
         draw or (lambda t: plot(t, next(name for name in names if there(t, name)))),
         smoke=dict.fromkeys(names, SMOKE),
         quick={name: QUICK[name] for name in names if name in QUICK},
+        decisive=None if hourly else {n: DECISIVE[n] for n in names if n in DECISIVE},
         paper={name: HOUR.get(name, PAPER) for name in names},
         claims=[claim for name in names for claim in claims(name)],
         departures=[*more, *([HOURLY] if hourly else []), *DEPARTURES],
-        seeds={"smoke": 2, "quick": 3 if few else 5, "paper": 1 if few else 5},
+        seeds={
+            "smoke": 2,
+            "quick": 3 if few else 5,
+            "decisive": 10 if names == ("MLP1",) else 5,
+            "paper": 1 if few else 5,
+        },
         needs=("fashion-mnist",),
         cost=cost,
     )

@@ -27,6 +27,8 @@ COLOURS = {GD: style.BLACK, FULL: style.RED, LAYER: style.BLUE}
 LEARNT = 1.0  # a training loss of less than half of ln 10: above it a network is not compared
 POINT = 0.01  # of accuracy: the smallest difference that counts
 PART = 0.05  # of a trace or of a test loss
+CALMER = 0.1  # of the oscillation without noise
+SWING = "sd of the differences of ln trace"
 TRACE, LOSS, TEST, ACCURACY = "trace", "loss/train", "loss/test", "accuracy/test"
 GAUSS_NEWTON = "Gauss–Newton"
 
@@ -125,6 +127,24 @@ def at_loss(t: Table, label: str, quantity: str, level: Array) -> Array:
             share = (before - np.log(target)) / (before - after) if before > after else 1.0
             crossings[s] = values[s, max(k - 1, 0)] * (1 - share) + values[s, k] * share
     return crossings
+
+
+def swing(t: Table, label: str) -> Array:
+    """How much the trace oscillates along training, [S]: the standard deviation of its logarithm's
+    differences from look to look, without the first look. A steady fall has 0.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps = np.diff(np.log(t.series(label, TRACE)[1][:, 1:]), axis=1)
+    return steps.std(1)
+
+
+def steadier(t: Table, of: Mapping[str, str]) -> list[rule.Comparison]:
+    """With either noise the trace oscillates less than without, by `CALMER` of that."""
+    swings = {scheme: swing(t, label) for scheme, label in of.items()}
+    return [
+        rule.nearer(f"{SWING}, {s} less than without", swings[s], swings[GD], by=CALMER)
+        for s in (FULL, LAYER)
+    ]
 
 
 def unlearnt(t: Table, labels: Iterable[str]) -> str:
