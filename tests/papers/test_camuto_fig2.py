@@ -3,6 +3,7 @@
 import io
 import math
 
+import matplotlib.pyplot as plt
 import polars as pl
 import pytest
 import torch
@@ -172,9 +173,41 @@ def test_numbers_of_the_claims_can_be_written(monkeypatch):
     for claim in fig2.figure.claims:
         entry, trace = judge(claim, made_up(), "quick")
         assert not trace, trace
-        there = "CIFAR-10" not in claim.id
-        assert entry["holds"] is (True if there else None)
+        there, ladder = "CIFAR-10" not in claim.id, claim.id.startswith("C1 width")
+        assert entry["holds"] is (True if there and not ladder else None)
         assert there or "data absent" in entry["numbers"]["why"]
+
+
+def ladder(ratios) -> Table:
+    """|E[C]|/R of each width, three nets a seed."""
+    results = {}
+    for width, ratio in ratios.items():
+        parts = {"R": 2.0, "C": -2.0 * ratio, "sem": 0.01, "residual": 0.0}
+        results[fig2.at_width("Boston, sigmoid", width)] = {
+            seed: [(net, f"{q}/{v:g}", value * (1 + 0.01 * seed)) for net in range(3)
+                   for v in fig2.WIDTHS_AT for q, value in parts.items()]
+            for seed in SEEDS
+        }  # fmt: skip
+    return Table.of(results)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "holds"),
+    [
+        ({16: 0.5, 256: 0.6, 1024: 0.4}, True),
+        ({16: 0.5, 256: 0.4, 1024: 0.48}, False),
+        ({256: 0.4}, None),
+        ({}, None),
+    ],
+)
+def test_wider_nets_leave_less_out(ratios, holds):
+    assert fig2.falls(ladder(ratios), "Boston, sigmoid")[0] is holds
+
+
+def test_the_ladder_is_drawn():
+    _, axes = plt.subplots()
+    fig2.widths(axes, ladder({16: 0.5, 1024: 0.4}), "Boston, sigmoid")
+    assert axes.get_lines()[0].get_xdata().tolist() == [16, 1024]
 
 
 def test_the_picture_says_which_files_are_missing(monkeypatch):

@@ -265,6 +265,16 @@ def test_the_distance_between_answers_is_total_variation():
     assert found == pytest.approx([0.9] * 5)  # from one class to ten alike
 
 
+def test_other_variances_are_judged_where_they_are_trained():
+    runs = margins.figure.at("decisive")
+    label = f"{nets.named('GNI', 0.25)}, {FEW}"
+    assert runs[label].noise.sigma ** 2 == pytest.approx(0.25)
+    assert (
+        f"this scale does not train {label}"
+        in verdict(margins, f"C13 (σ² = 0.25, {FEW})", told())[1]["why"]
+    )
+
+
 @pytest.mark.parametrize("name", ["svhn", "cifar-10"])
 def test_colour_images_are_asked_for_and_not_replaced(name):
     module = importlib.import_module(

@@ -16,7 +16,7 @@ from dither.lab import Claim, Figure, Table, Verdict
 from dither.lab.rule import below, decide
 from dither.papers import style
 from dither.papers.camuto2020 import nets
-from dither.papers.camuto2020.nets import ALL, BINS, FEW, METHODS, SHORT, both, short, unlearnt
+from dither.papers.camuto2020.nets import ALL, BINS, FEW, METHODS, both, unjudged, unlearnt
 
 FLOOR = 0.005  # of the calibration error, half a point
 FAINT = 0.002  # share of the images below which a bin is not drawn
@@ -28,8 +28,8 @@ def lower(method: str, among: str) -> Callable[[Table], Verdict]:
     """
 
     def check(t: Table) -> Verdict:
-        if short(t):
-            return None, {"why": SHORT}
+        if why := unjudged(t, method, among):
+            return None, {"why": why}
         ours, none = both(t, "ece", method, among)
         chance = t.last(f"none, {among}", "chance")
         numbers: dict[str, object] = {}
@@ -86,17 +86,17 @@ CLAIMS = [
     Claim("C14", f"noise: {TEXT}", lower("GNI", ALL)),
     Claim("C14 (R)", f"R: {TEXT}", lower("R", ALL)),
 ]
+FITTED = [
+    Claim(f"C14 ({FEW})", f"noise, images fitted: {TEXT}", lower("GNI", FEW)),
+    Claim(f"C14 (R, {FEW})", f"R, images fitted: {TEXT}", lower("R", FEW)),
+]
 figure = Figure(
     nets.nets,
     plot,
     smoke=nets.SMOKE,
     quick=nets.QUICK,
     paper=nets.PAPER,
-    claims=[
-        *CLAIMS,
-        Claim(f"C14 ({FEW})", f"noise, images fitted: {TEXT}", lower("GNI", FEW)),
-        Claim(f"C14 (R, {FEW})", f"R, images fitted: {TEXT}", lower("R", FEW)),
-    ],
+    claims=[*CLAIMS, *FITTED],
     departures=[*nets.DEPARTURES, "15 bins; on SVHN and CIFAR-10 in figures of their own"],
     seeds=nets.SEEDS,
     needs=("fashion-mnist",),

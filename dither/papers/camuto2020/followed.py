@@ -22,11 +22,14 @@ NETS = ("CONV", "MLP", "2 × 32")
 SCARCE = {"MLP, few images": "MLP", "2 × 32, few images": "2 × 32"}
 SETS = {"Fashion-MNIST": "fashion-mnist", "SVHN": "svhn", "CIFAR-10": "cifar-10"}
 ALWAYS, STANDARDISED = "Fashion-MNIST", ", standardised"
+HOUSES, HOUSES_RATE = "Boston", 0.01  # rate × steps as for the images of ALWAYS
 AT_SCALE: dict[str, dict[str, Any]] = {
     "smoke": {"rate": 0.1, "steps": 4, "batch": 16, "scarce": (0.1, 16), "train": 64, "test": 64,
               "width": 16, "filters": (2, 4)},
     "quick": {"rate": 0.1, "batch": 256, "scarce": (0.1, 64), "train": None, "test": 2000,
               "twice": ("2 × 32",), "beside": ("2 × 32",), "width": 64, "filters": (4, 16)},
+    "decisive": {"rate": 0.05, "batch": 512, "scarce": (0.1, 64), "train": None, "test": None,
+                 "twice": (), "width": 512, "filters": (32, 128), "houses": True},
     "paper": {"rate": 1e-3, "batch": 512, "scarce": (1e-3, 512), "train": None, "test": None,
               "width": 512, "filters": (32, 128)},
 }  # fmt: skip
@@ -41,16 +44,28 @@ def model(net: str, data: str, width: int, filters: tuple[int, int]) -> MLP | CN
     return MLP((math.prod(image), *hidden, 10), activation="elu", bias=False, init="glorot")
 
 
+def methods(base: Run, net: str) -> dict[str, Run]:
+    """{"baseline", "GNI", "R", "GNI, other draws"}; R of the 2 × 32 exact, of the others from one
+    random column. By default noise is on the input of every layer: h₀ … h_{L−1}.
+    """
+    plain = tuple(watch for watch in base.watch if not isinstance(watch, Traces))
+    noise, penalty = dither.Additive(SIGMA), "explicit" if net == "2 × 32" else "sampled"
+    return {
+        "baseline": base,
+        "GNI": replace(base, noise=noise),
+        "R": replace(base, noise=noise, objective=penalty),
+        # the same places by other names, which are part of the draws' key
+        AGAIN: replace(base, noise={"input": noise, "act*:out": noise}, watch=plain),
+    }
+
+
 def trained(
     net: str, data: str, *, rate: float, batch: int, scarce: tuple[float, int], train: int | None,
     test: int | None, width: int, filters: tuple[int, int], standardise: bool = False,
     few: bool = False, steps: int | None = None,
 ) -> dict[str, Run]:  # fmt: skip
-    """{"baseline", "GNI", "R", "GNI, other draws"}; R of the 2 × 32 exact, of the others
-    from one random column.
-
-    scarce: rate and batch where images are few; steps: None for as long as the paper trains. By
-    default noise is on the input of every layer: h₀ … h_{L−1}.
+    """The methods on images. scarce: rate and batch where images are few; steps: None for as long
+    as the paper trains.
     """
     if few:
         (rate, batch), train = scarce, min(FEW, train or FEW)
@@ -70,35 +85,47 @@ def trained(
             Accuracy("train", every, limit=2000), *paths,
         ),
     )  # fmt: skip
-    plain = tuple(watch for watch in base.watch if not isinstance(watch, Traces))
-    noise, penalty = dither.Additive(SIGMA), "explicit" if net == "2 × 32" else "sampled"
-    return {
-        "baseline": base,
-        "GNI": replace(base, noise=noise),
-        "R": replace(base, noise=noise, objective=penalty),
-        # the same places by other names, which are part of the draws' key
-        AGAIN: replace(base, noise={"input": noise, "act*:out": noise}, watch=plain),
-    }
+    return methods(base, net)
+
+
+def with_houses(net: str, width: int) -> dict[str, Run]:
+    """The methods on Boston's 405 houses: full batch, ½(f − y)², inputs and prices standardised."""
+    hidden = [32] * 2 if net == "2 × 32" else [width] * 4
+    steps = epochs.steps("fashion-mnist", HOUSES_RATE)
+    every = max(1, steps // LOOKS)
+    paths = (Traces(SIGMA, 2 * every), Sketch(2 * every)) if net == "2 × 32" else ()
+    base = Run(
+        data=Data("boston"),
+        model=MLP((13, *hidden, 1), activation="elu", bias=False, init="glorot"),
+        optimiser=SGD(HOUSES_RATE),
+        loss="half_square",
+        steps=steps,
+        watch=(Loss("test", every), Loss("train", every), *paths),
+    )
+    return methods(base, net)
 
 
 def runs(
-    *, twice: tuple[str, ...] = NETS, beside: tuple[str, ...] = NETS, **setting: Any
-) -> dict[str, Run]:
-    """The runs. twice: the nets that are also trained on standardised images; beside: those that
-    are also trained on sets other than Fashion-MNIST.
+    *, twice: tuple[str, ...] = NETS, beside: tuple[str, ...] = NETS, houses: bool = False,
+    **setting: Any,
+) -> dict[str, Run]:  # fmt: skip
+    """The runs. twice: the nets that are also trained on standardised images; without any of them
+    there are no few images either. beside: those that are also trained on sets other than
+    Fashion-MNIST. houses: train on Boston's too.
     """
     by_label = {}
     for name, data in SETS.items():
         if name != ALWAYS and not needs.found(data):
             continue
         scarce = SCARCE if name == ALWAYS else {}
-        for tail in ("", STANDARDISED):
+        for tail in ("", STANDARDISED) if twice else ("",):
             nets = [net for net in NETS if name == ALWAYS or net in beside]
             cases = [(net, net, False) for net in nets if not tail or net in twice]
             cases += [(c, net, True) for c, net in scarce.items() if tail]
             for case, net, few in cases:
-                methods = trained(net, data, few=few, standardise=bool(tail), **setting)
-                by_label |= {
-                    f"{name}{tail} {case} {method}": run for method, run in methods.items()
-                }
+                each = trained(net, data, few=few, standardise=bool(tail), **setting)
+                by_label |= {f"{name}{tail} {case} {method}": run for method, run in each.items()}
+    for net in NETS[1:] if houses else ():
+        each = with_houses(net, setting["width"])
+        by_label |= {f"{HOUSES} {net} {method}": run for method, run in each.items()}
     return by_label

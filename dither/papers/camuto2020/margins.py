@@ -29,6 +29,7 @@ from dither.papers.camuto2020.nets import (
     SHORT,
     both,
     short,
+    unjudged,
     unlearnt,
 )
 
@@ -41,8 +42,8 @@ def larger(method: str, among: str) -> Callable[[Table], Verdict]:
     labels = f"none, {among}", f"{method}, {among}"
 
     def check(t: Table) -> Verdict:
-        if short(t):
-            return None, {"why": SHORT}
+        if why := unjudged(t, method, among):
+            return None, {"why": why}
         ours, none = both(t, "γ/test/50", method, among)
         numbers: dict[str, object] = {}
         for label in ("none", method):
@@ -109,12 +110,14 @@ figure = Figure(
     plot,
     smoke=nets.SMOKE,
     quick=nets.QUICK,
+    decisive=nets.DECISIVE,
     paper=nets.PAPER,
     claims=[
         Claim("C13", f"noise: {TEXT}", larger("GNI", ALL)),
         Claim("C13 (R)", f"R: {TEXT}", larger("R", ALL)),
         Claim(f"C13 ({FEW})", "noise, images fitted: the same", larger("GNI", FEW)),
         Claim(f"C13 (R, {FEW})", "R, images fitted: the same", larger("R", FEW)),
+        *nets.of_variances("C13", TEXT, larger),
         Claim(
             "C13 ours",
             "not in the paper: first order is within 25 % of the distance to a wrong answer",
@@ -123,9 +126,10 @@ figure = Figure(
     ],
     departures=[
         *nets.DEPARTURES,
+        nets.DECIDED,
         "margins of the first 1000 test images; the distance of the first 200 of them",
     ],
     seeds=nets.SEEDS,
     needs=("fashion-mnist",),
-    cost={"smoke": 0.2, "quick": 4.7, "paper": 1200},
+    cost={"smoke": 0.2, "quick": 4.7, "decisive": 90, "paper": 1200},
 )

@@ -11,7 +11,7 @@ SGD in batches of 512. Each is trained on all images for as long as the paper do
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,12 +25,14 @@ from dither.lab import (
     SGD,
     Accuracy,
     Array,
+    Claim,
     Data,
     Loss,
     Outputs,
     Run,
     State,
     Table,
+    Verdict,
     Watch,
     rule,
 )
@@ -40,7 +42,9 @@ from dither.papers import style
 from dither.papers.camuto2020.epochs import steps
 from dither.regulariser.explicit import explicit
 
+Check = Callable[[Table], Verdict]
 VARIANCE = 0.1  # σ² of Fig. 3 and 4
+OTHERS = (0.25, 1.0)  # of Fig. 2
 NOISE = dither.Additive(math.sqrt(VARIANCE))  # by default on the input of every layer: h₀ … h_{L−1}
 ALL, FEW = "all images", "few images"
 METHODS = {"none": style.BLACK, "GNI": style.BLUE, "R": style.ORANGE}
@@ -230,8 +234,18 @@ WHOLE = Scale(
     rate=1e-3, steps=steps("fashion-mnist"), few=1000, few_rate=0.01, few_steps=7500,
     objective="explicit",
 )  # fmt: skip
+COLOUR = Scale(
+    replace(MLP_64, widths=(3072, 256, 256, 256, 10)), Data("cifar-10"),
+    rate=0.02, steps=steps("cifar-10", 0.02), few=2000, few_rate=0.05, few_steps=3000,
+)  # fmt: skip
 SMOKE, QUICK, PAPER = ({"scale": scale} for scale in (SMALL, MEDIUM, WHOLE))
-SEEDS = {"smoke": 2, "quick": 5, "paper": 10}
+DECISIVE = {"scale": COLOUR, "variances": (VARIANCE, *OTHERS)}
+SEEDS = {"smoke": 2, "quick": 5, "decisive": 5, "paper": 10}
+DECIDED = (
+    f"decisive: CIFAR-10, an MLP of three hidden layers of 256, noise of variance {VARIANCE:g}, "
+    f"{' and '.join(f'{v:g}' for v in OTHERS)}; rate × steps as the paper's, at rate .02; {FEW}: "
+    "2000 at a rate of .05; R by random signs; the picture shows variance .1"
+)
 DEPARTURES = [
     "the appendix is not to be had: its figures are derived and drawn anew",
     "Fashion-MNIST, one MLP of three hidden layers; the paper names neither for these figures",
@@ -256,15 +270,24 @@ def nets(
     scale: Scale,
     methods: tuple[str, ...] = tuple(METHODS),
     settings: tuple[str, ...] = (ALL, FEW),
+    variances: tuple[float, ...] = (VARIANCE,),
 ) -> dict[str, Run]:
-    """{"none, all images": …, "GNI, few images": …}: the runs of every figure that shows these
-    nets.
+    """{"none, all images": …, "GNI, few images": …, "GNI, σ² = 0.25, all images": …}: the runs of
+    every figure that shows these nets.
     """
     return {
-        f"{method}, {name}": trained(baseline(scale, name), method, scale.objective)
+        f"{named(method, sigma2)}, {name}": trained(
+            baseline(scale, name), method, scale.objective, sigma2
+        )
         for name in settings
+        for sigma2 in variances
         for method in methods
     }
+
+
+def named(method: str, sigma2: float) -> str:
+    """A method with noise of this variance; the variance is named where it is not the usual one."""
+    return method if method == "none" or sigma2 == VARIANCE else f"{method}, σ² = {sigma2:g}"
 
 
 def baseline(scale: Scale, setting: str) -> Run:
@@ -280,14 +303,15 @@ def baseline(scale: Scale, setting: str) -> Run:
     )
 
 
-def trained(base: Run, method: str, objective: str) -> Run:
+def trained(base: Run, method: str, objective: str, sigma2: float = VARIANCE) -> Run:
     """`base` as one of the four methods."""
     if method == "none":
         return base
+    noise = dither.Additive(math.sqrt(sigma2))
     if method == "GNI":
-        return replace(base, noise=NOISE)
+        return replace(base, noise=noise)
     loss = Diagonal() if method == EQ14 else "cross_entropy"
-    return replace(base, noise=NOISE, objective=objective, loss=loss)
+    return replace(base, noise=noise, objective=objective, loss=loss)
 
 
 def short(t: Table) -> bool:
@@ -304,3 +328,23 @@ def unlearnt(t: Table, labels: Sequence[str]) -> str:
     """A sentence that names the networks that have not learnt; "" if all have."""
     accuracy = {label: t.last(label, "accuracy/test") for label in labels}
     return rule.unlearnt(accuracy, at_least=LEARNT, what="test accuracy")
+
+
+def unjudged(t: Table, method: str, among: str) -> str:
+    """Why nothing can be said of a method; "" if it was trained, and for long enough."""
+    if short(t):
+        return SHORT
+    there = f"{method}, {among}" in (*t.there, *t.missing)
+    return "" if there else f"this scale does not train {method}, {among}"
+
+
+def of_variances(id: str, text: str, check: Callable[[str, str], Check]) -> list[Claim]:
+    """The claim at the other variances; check(method, among)."""
+    listed = []
+    for sigma2 in OTHERS:
+        for method, word in (("GNI", "noise"), ("R", "R")):
+            for among, fitted in ((ALL, ""), (FEW, ", images fitted")):
+                tail = "R, " * (method == "R") + f"σ² = {sigma2:g}" + f", {FEW}" * (among == FEW)
+                said = f"{word} of variance {sigma2:g}{fitted}: {text}"
+                listed.append(Claim(f"{id} ({tail})", said, check(named(method, sigma2), among)))
+    return listed
