@@ -21,12 +21,16 @@ from dither.attach.inject import Injection
 from dither.attach.reading import reading
 from dither.calling import check_devices, mixing, ordinary, tensors, twice
 from dither.errors import DitherError
+from dither.picture import BLUE, SOFT, panel
 from dither.regulariser.gradient_check import check_gradients
 from dither.regulariser.padding import padded
 from dither.regulariser.pull import Pull
 from dither.regulariser.second import Second
 from dither.regulariser.usable import check_usable
 from dither.torch_internals import without_checkpoints
+
+
+MOST = 30  # bars of a plot
 
 
 class Explicit(NamedTuple):
@@ -37,6 +41,28 @@ class Explicit(NamedTuple):
     loss: Tensor
     R: Tensor
     by_site: dict[str, Tensor]
+
+    def plot(self, ax: Any = None) -> Any:
+        """Each site's share of R, in the order of the model from above; beyond 30 sites the largest
+        29, and the sum of the others. As a figure of pyplot; or drawn into the axes `ax`. Raises
+        DitherError if matplotlib is missing.
+        """
+        parts = {name: float(part.detach()) for name, part in self.by_site.items()}
+        if len(parts) > MOST:
+            large = sorted(parts, key=lambda name: -abs(parts[name]))[: MOST - 1]
+            rest = sum(part for name, part in parts.items() if name not in large)
+            shown = {name: part for name, part in parts.items() if name in large}
+            parts = {**shown, f"{len(parts) - len(large)} others": rest}
+        figure, ax = panel(ax, height=0.9 + 0.26 * max(len(parts), 3))
+        bars = ax.barh(list(parts), list(parts.values()), height=0.7, color=BLUE)
+        ax.bar_label(bars, [f"{part:.3g}" for part in parts.values()], padding=3, fontsize="small")
+        ax.axvline(0, color=SOFT, lw=1)
+        ax.margins(x=0.15)
+        ax.locator_params(axis="x", nbins=4)
+        ax.set(ylim=(len(parts) - 0.4, -0.6), xlabel="share of R, in units of the loss")
+        R, loss = self.R.detach(), self.loss.detach()
+        ax.set_title(f"R = {R:.3g}, loss {loss:.3g}", fontsize="medium")
+        return figure
 
 
 def explicit(
