@@ -38,6 +38,19 @@ def register(injection: Compiled) -> int:
     return number
 
 
+def check_not_kept(site: Site) -> None:
+    """Raises DitherError while the model is exported or traced: the graph would keep the noise, also
+    in eval mode and after `remove`, and it would ask this process's injection for the draws.
+    """
+    exported = torch.compiler.is_exporting()
+    if exported or (not torch.compiler.is_compiling() and torch.jit.is_tracing()):
+        raise DitherError(
+            f"noise at {site.name!r} can't go into a graph of "
+            f"{'torch.export' if exported else 'torch.jit.trace'}, which would never be without "
+            "it: call model.eval() first, or put with noise.off() around the call"
+        )
+
+
 class Traced:
     """A source while torch.compile traces. The compiled code draws when it runs, from the noise's
     own `law`.
