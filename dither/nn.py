@@ -37,7 +37,7 @@ from dither.noise.shared import TENTH
 from dither.noise.shared import DropPath as _DropPath
 from dither.noise.shared import Locked as _Locked
 from dither.schedule import Balanced
-from dither.torch_internals import in_backward
+from dither.torch_internals import in_backward, traced
 
 __all__ = ["Additive", "DropPath", "Locked", "Multiplicative", "Node"]
 
@@ -66,7 +66,7 @@ class Placed(nn.Module):
         if not self.training or self.injected:
             return h
         real(self, h)  # type: ignore[arg-type]
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or traced():
             self._check_constant()
             return h + at(self.placed_noise, 0).displace(self.here(h), _Torch())
         step = self._step(h)

@@ -172,11 +172,12 @@ def _warn_of_twins(noise: Injection) -> None:
         if _equal(other.sites[name].noise, site.noise)
     ]
     if twins:
-        sites = f"{twins[0]!r} and {len({*twins}) - 1} more" if len({*twins}) > 1 else repr(twins[0])
+        first, others = twins[0], len({*twins}) - 1
+        more = f" and {others} more" if others else ""
         warnings.warn(
-            f"inject: {describe(noise.sites[twins[0]].noise)} is at {sites} already, from an earlier "
-            "inject, and the variances add: remove the earlier one, noise.remove(), or if its name "
-            "was used again, for n in noise.beside: n.remove()",
+            f"inject: {describe(noise.sites[first].noise)} is at {first!r}{more} already, from an "
+            "earlier inject, and the variances add: remove the earlier one, noise.remove(), or if "
+            "its name was used again, for n in noise.beside: n.remove()",
             stacklevel=3,
         )
 

@@ -29,7 +29,6 @@ from dither.regulariser.second import Second
 from dither.regulariser.usable import check_usable
 from dither.torch_internals import without_checkpoints
 
-
 MOST = 30  # bars of a plot
 
 
@@ -80,7 +79,8 @@ def explicit(
     noise      an Injection; whether its noise is on plays no part, and σ is that of its present
                step.
     x, y       a batch: x a tensor, a tuple of arguments or a mapping of keywords; samples in
-               dimension 0 of the output.
+               dimension 0 of the output. If the model gives a tuple or mapping, the output is
+               its `logits`, or the one real tensor [B, …] in it; what is nested is left out.
     loss       "cross_entropy", "half_square", "logistic", a loss of `dither.loss`, a torch loss
                module or a callable; outputs of half precision reach it in single.
     samples    None: exact, a pull-back per column of √H (C − 1 for softmax, times the positions
@@ -92,7 +92,8 @@ def explicit(
 
     Returns (loss, R, by_site), scalars in the loss' units. Under `torch.no_grad()` only values,
     at a third of the cost. Raises DitherError for exact R where something mixes the batch (such
-    as BatchNorm in train mode), where no site is called, targets out of range, several devices;
+    as BatchNorm in train mode), where no site is called, targets out of range, several devices or
+    outputs;
     for both curvatures where a site is used with gradients off, where a forward differentiates what
     multiplicative noise is on, and where a model draws by itself in eval mode.
     """

@@ -1,4 +1,4 @@
-"""Graphs that outlive the noise: torch.export and torch.jit.trace get a clean model or a sentence."""
+"""Graphs that outlive the noise, of torch.export and torch.jit.trace: clean, or refused."""
 
 import io
 
@@ -15,7 +15,6 @@ every_noise = pytest.mark.parametrize("name", NOISES)
 both = pytest.mark.parametrize("strict", [False, True], ids=["export", "strict"])
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # PyTorch's own, of torch.jit
-    pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is deprecated"),
 ]
 
 
