@@ -169,6 +169,7 @@ def _warn_of_twins(noise: Injection) -> None:
         for other in noise.beside
         if name in other.sites and not other.paused and other.reader is None
         if other.when == noise.when or site.module.training
+        if (other.draw, other.by) == (noise.draw, noise.by)  # else it is another weight noise
         if _equal(other.sites[name].noise, site.noise)
     ]
     if twins:
@@ -183,9 +184,9 @@ def _warn_of_twins(noise: Injection) -> None:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two noises are of one kind with equal σ, law and the rest."""
+    """Whether two noises are of one kind with equal σ ≠ 0, law and the rest."""
     try:
-        return type(one) is type(other) and bool(one == other)
+        return type(one) is type(other) and bool(one == other) and bool(one.sigma != 0)
     except (RuntimeError, ValueError):  # fields that are tensors have no one truth
         return False
 

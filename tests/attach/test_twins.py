@@ -32,8 +32,10 @@ def test_different_noises_and_those_that_never_act_together_are_left_in_peace():
     model = plain()
     noises = [dither.Additive(0.1), dither.Additive(0.2), dither.Multiplicative(0.1)]
     noises += [dither.Additive(0.1, dither.uniform), dither.Weight(0.1), {"2": dither.Node(0.1)}]
-    noises += [{"0:out": dither.Additive(0.1)}]
+    noises += [{"0:out": dither.Additive(0.1)}, dither.Additive(0.0), dither.Additive(0.0)]
     first, *_ = [dither.inject(model, what, seed=0) for what in noises]
+    dither.inject(model, dither.Weight(0.1), draw="cycle", seed=0)
+    dither.inject(model, dither.Weight(0.1), draw="cycle", by="layer", seed=0)
     first.pause()
     again = dither.inject(model, dither.Additive(0.1), seed=0)
     again.remove()
