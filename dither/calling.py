@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -31,19 +31,32 @@ def call(model: nn.Module, x: Any) -> Any:
 
 
 def output(model: nn.Module, x: Any) -> Tensor:
-    """The model's output tensor z [B, …]: itself, its `logits`, or the first of a tuple."""
+    """The model's output z [B, …]: the tensor itself, its `logits`, or the one real tensor [B, …]
+    of a tuple, list or mapping. What is nested in it, as the state of an LSTM, is left out.
+
+    Raises DitherError if there is no such tensor, or more than one.
+    """
     z = call(model, x)
     if isinstance(z, Tensor):
         return _checked(z)
     logits = z.get("logits") if isinstance(z, Mapping) else getattr(z, "logits", None)
-    if logits is None and isinstance(z, tuple | list) and z and isinstance(z[0], Tensor):
-        logits = z[0]
-    if logits is None:
+    if logits is not None:
+        return _checked(logits)
+    parts = z if isinstance(z, Mapping) else dict(enumerate(z)) if isinstance(z, Sequence) else {}
+    given = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+    real = [name for name, part in given.items() if part.is_floating_point() and part.dim()]
+    if len(real) > 1:
         raise DitherError(
-            "the model must give a tensor, something with .logits, or a tuple of tensors: got "
-            f"{type(z).__name__}"
+            f"the model gives {len(real)} tensors of real numbers ({', '.join(map(repr, real))}), "
+            "and there is no telling which one the loss is of: give one (torch.cat, if the loss is "
+            "of all), or call it 'logits' in a mapping"
         )
-    return _checked(logits)
+    if not given:
+        raise DitherError(
+            "the model must give a tensor, something with .logits, or a tuple, list or mapping "
+            f"with one tensor of real numbers: got {type(z).__name__}"
+        )
+    return _checked(given[next(iter(real or given))])
 
 
 def _checked(z: Tensor) -> Tensor:

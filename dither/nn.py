@@ -7,7 +7,8 @@ functions of its seed and of its step, which `state_dict()` holds: a resumed run
 had never stopped. `inject(net)`, without a noise, takes all placed noises over, so that `explicit`,
 `expected` and the rest work on them; until it is removed their draws are the injection's.
 
-Inside `torch.compile` the draws come from torch's own generator.
+Inside `torch.compile`, and in graphs of `torch.export` and `torch.jit.trace`, the draws come from
+torch's own generator, as dropout's do, and σ must be a number.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from dither.noise.shared import TENTH
 from dither.noise.shared import DropPath as _DropPath
 from dither.noise.shared import Locked as _Locked
 from dither.schedule import Balanced
-from dither.torch_internals import in_backward
+from dither.torch_internals import in_backward, traced
 
 __all__ = ["Additive", "DropPath", "Locked", "Multiplicative", "Node"]
 
@@ -65,13 +66,23 @@ class Placed(nn.Module):
         if not self.training or self.injected:
             return h
         real(self, h)  # type: ignore[arg-type]
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or traced():
+            self._check_constant()
             return h + at(self.placed_noise, 0).displace(self.here(h), _Torch())
         step = self._step(h)
         noise = at(self.placed_noise, step)
         if noise.sigma == 0:
             return h
         return plus(noise, self.here(h), Source([key(self.seed, "placed", step, rank())]))
+
+    def _check_constant(self) -> None:
+        """Raises DitherError for a schedule of σ: a graph would keep its first value for ever."""
+        if callable(self.placed_noise.sigma):
+            raise DitherError(
+                f"σ of {self.name} of dither.nn is a schedule, and compiled or exported code would "
+                "stay at its first value: call dither.inject(model), which takes the noise over "
+                "and follows the schedule"
+            )
 
     def _step(self, h: Tensor) -> int:
         """The step of this call; in the recomputation of a checkpoint that of the first time."""

@@ -96,6 +96,11 @@ def forget_parametrised() -> None:
         parametrize._cache.clear()
 
 
+def traced() -> bool:
+    """Whether torch.jit.trace runs this code. Not to be asked where torch.compile traces it."""
+    return torch._C._get_tracing_state() is not None
+
+
 def asked_by_torchscript() -> bool:
     """Whether torch.jit, which looks at hooks to compile them, is three calls up: it asked for an
     attribute, whose property asked a function, which asks here.

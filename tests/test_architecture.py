@@ -33,6 +33,7 @@ AT_THE_ROOT = [
     "schedule",
     "torch_internals",
     "halves",
+    "picture",
     "signs",
     "text",
 ]

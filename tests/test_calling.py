@@ -1,5 +1,8 @@
 """What a model is called with, and what it gives: one sentence where that can't be used."""
 
+import re
+
+import oracles
 import pytest
 import torch
 from nets import plain
@@ -63,3 +66,96 @@ def test_measures_that_move_the_input_need_one_tensor_of_floats(name, x, got):
 def test_and_a_class_for_each_example(name, y):
     with pytest.raises(dither.DitherError, match="y "):
         MEASURED[name](plain(), X, y)
+
+
+# ------------------------------------------------------------------------- several outputs
+
+
+class Gives(nn.Module):
+    """A classifier whose forward wraps z, and its hidden layer h, in something."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.net, self.wrap = plain().double(), wrap
+
+    def forward(self, x):
+        h = self.net[:2](x)
+        return self.wrap(self.net[2:](h), h)
+
+
+class Answer(dict):
+    """As transformers' outputs: a mapping whose entries are attributes."""
+
+    logits = property(lambda self: self["logits"])
+
+
+ONE = {
+    "a tensor": lambda z, h: z,
+    "a tuple of one": lambda z, h: (z,),
+    "a list of one": lambda z, h: [z],
+    "a mapping of one": lambda z, h: {"out": z},
+    "loss first": lambda z, h: (z.square().mean(), z),
+    "classes too": lambda z, h: (z.argmax(-1), z, None),
+    "a nested state": lambda z, h: (z, (h, h)),
+    "logits among others": lambda z, h: {"hidden": h, "logits": z, "loss": z.mean()},
+    "logits of transformers": lambda z, h: Answer(hidden=h, logits=z),
+}
+SEVERAL = {
+    "tuple": (lambda z, h: (z, h), "2 tensors of real numbers (0, 1)"),
+    "list": (lambda z, h: [z.mean(), z, None, h], "2 tensors of real numbers (1, 3)"),
+    "mapping": (lambda z, h: {"out": z, "aux": h, "n": 3}, "('out', 'aux')"),
+}
+ASKED = {
+    "R": lambda model, noise, x: dither.explicit(noise, x, Y).R.detach(),
+    "all": lambda model, noise, x: dither.explicit(noise, x, Y, curvature="full").R.detach(),
+    "expected": lambda model, noise, x: dither.expected(noise, x, Y, draws=4, seed=0).value,
+    "trace": lambda model, noise, x: measures.trace(model, "cross_entropy", [(x, Y)]).value,
+    "spread": lambda model, noise, x: measures.predictive(noise, x, draws=4).mean.value.sum(),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_one_output_is_found_wherever_it_is(asked):
+    found = set()
+    for wrap in ONE.values():
+        torch.manual_seed(0)
+        model = Gives(wrap)
+        noise = dither.inject(model, {"net.0": dither.Additive(0.1)}, seed=0)
+        found.add(float(ASKED[asked](model, noise, X.double())))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("wrap", SEVERAL)
+def test_of_several_outputs_none_is_taken_in_silence(wrap, asked):
+    model = Gives(SEVERAL[wrap][0])
+    noise = dither.inject(model, {"net.0": dither.Additive(0.1)}, seed=0)
+    with pytest.raises(dither.DitherError, match=re.escape(SEVERAL[wrap][1]) + ".*torch.cat"):
+        ASKED[asked](model, noise, X.double())
+
+
+def test_compare_and_sweep_do_not_take_one_of_several_either():
+    pytest.importorskip("polars", reason="the laboratory is not installed")
+    several = lambda: Gives(SEVERAL["tuple"][0]).float()  # noqa: E731
+    with pytest.raises(dither.DitherError, match="2 tensors of real numbers"):
+        dither.compare(several, (X, Y, X, Y), {"none": None}, seeds=1, epochs=1)
+    with pytest.raises(dither.DitherError, match="2 tensors of real numbers"):
+        dither.sweep(several(), dither.Additive(0.1), [0.1], (X, Y), draws=1)
+
+
+def test_a_loss_of_all_outputs_joined_is_exact():
+    """The recipe of the questions: one tensor out, the loss takes it apart. Against the oracle."""
+
+    def each(z, y):  # [B, 3 + 8] → [B]
+        return nn.functional.cross_entropy(z[:, :3], y, reduction="none") + z[:, 3:].pow(4).sum(1)
+
+    def one(z, y):
+        return oracles.cross_entropy(z[:3], y) + (z[3:] ** 4).sum()
+
+    model = Gives(lambda z, h: torch.cat([z, h], -1)).eval()
+    noise = dither.inject(model, {"net.0": dither.Additive(0.3), "net.2": dither.Additive(0.2)})
+    _, R, by_site = dither.explicit(noise, X.double(), Y, each)
+    wanted = oracles.regulariser(noise, X.double(), Y, one)
+    for site, part in wanted.items():
+        oracles.close(by_site[site].detach(), part.detach())
+    oracles.close(R.detach(), sum(wanted.values()).detach())

@@ -17,6 +17,7 @@ from torch import Tensor
 from dither.attach.site import Site
 from dither.errors import DitherError
 from dither.noise.laws import Law
+from dither.torch_internals import traced
 
 
 class Compiled(Protocol):
@@ -36,6 +37,19 @@ def register(injection: Compiled) -> int:
     number = next(_NUMBERS)
     _INJECTIONS[number] = injection
     return number
+
+
+def check_not_kept(site: Site) -> None:
+    """Raises DitherError while the model is exported or traced: the graph would keep the noise,
+    also in eval mode and after `remove`, and it would ask this process's injection for the draws.
+    """
+    exported = torch.compiler.is_exporting()
+    if exported or (not torch.compiler.is_compiling() and traced()):
+        raise DitherError(
+            f"noise at {site.name!r} can't go into a graph of "
+            f"{'torch.export' if exported else 'torch.jit.trace'}, which would never be without "
+            "it: call model.eval() first, or put with noise.off() around the call"
+        )
 
 
 class Traced:

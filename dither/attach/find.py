@@ -23,16 +23,27 @@ FLAT = SHARDED[:1]  # it replaces the parameters, so that nothing of the model c
 
 SCRIPTED = torch.jit.ScriptModule
 _ONE_INPUT = re.compile(r"input(?::(?P<name>[^\W\d]\w*)|\[(?P<number>\d+)\])")
-WRAPPERS = ("DistributedDataParallel", "OptimizedModule", "DataParallel")
+WRAPPERS = {  # → the attribute that holds what is inside
+    "DistributedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "_FabricModule": "_forward_module",
+}
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel or torch.compile's wrapper. Raises DitherError for
-    FSDP's first version and for DataParallel on several devices.
+def wrapped(model: nn.Module) -> list[nn.Module]:
+    """The wrappers of a model, the outermost first, and the model itself."""
+    found = [model]
+    while inside := WRAPPERS.get(type(found[-1]).__name__):
+        found.append(getattr(found[-1], inside))
+    return found
+
+
+def unwrapped(whole: nn.Module) -> nn.Module:
+    """The model inside the wrappers of DistributedDataParallel, torch.compile and Fabric. Raises
+    DitherError for FSDP's first version and for DataParallel on several devices.
     """
-    whole = model
-    while type(model).__name__ in WRAPPERS:
-        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module  # pyright: ignore
+    model = wrapped(whole)[-1]
     for name, module in whole.named_modules():
         if isinstance(module, nn.DataParallel) and len(module.device_ids or ()) > 1:
             raise replicas(name or "the model")

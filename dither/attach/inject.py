@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from numbers import Integral
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from dither.attach.find import find_sites, unwrapped
+from dither.attach.find import find_sites, unwrapped, wrapped
 from dither.attach.hooks import DisplaceInput, DisplaceOutput, Enter, Leave, ShapeReader
 from dither.attach.injection import Injection
 from dither.attach.masks import masked
@@ -22,7 +23,7 @@ from dither.attach.site import CONV, Site, label
 from dither.calling import call, evaluating, unfused
 from dither.errors import DitherError
 from dither.noise.draw import Source
-from dither.noise.noises import Node, Noise
+from dither.noise.noises import Node, Noise, describe
 from dither.torch_internals import forget_compiled
 
 __all__ = ["Injection", "inject", "put", "take"]
@@ -77,7 +78,8 @@ def inject(
               under it (`Masked`).
 
     One forward of `model` in train mode is one step (see `Injection.hold`). Raises DitherError for
-    patterns that match nothing, sharded weights, and unknown shapes.
+    patterns that match nothing, sharded weights, and unknown shapes. Warns if an equal noise is at
+    a site already; different noises at one site add up in silence.
     """
     options = (("draw", draw, DrawMode), ("by", by, Group), ("when", when, When))
     for name, got, kind in (*options, ("statistics", statistics, Keep)):
@@ -97,7 +99,8 @@ def inject(
         undo.callback(noise.remove)
         if statistics == "keep":
             noise.statistics = Statistics(root)
-        noise.__dict__["wrapper"] = model if isinstance(model, DistributedDataParallel) else root
+        parallel = (m for m in wrapped(model) if isinstance(m, DistributedDataParallel))
+        noise.__dict__["wrapper"] = next(parallel, root)
         _check_stack(noise)
         shapes = _shapes(noise, example) if example is not None else {}
         _check_lazy(noise)
@@ -107,6 +110,7 @@ def inject(
                 if not hasattr(site.module, "placed_noise"):  # else it is the model's parameter
                     w.register_post_accumulate_grad_hook(averaged)  # DDP does not know of them
                 noise.nodes[label(site.name)] = w
+        _warn_of_twins(noise)
         _attach(noise)
         undo.pop_all()
     return noise
@@ -153,6 +157,38 @@ def _check_lazy(noise: Injection) -> None:
                 "no shape yet: run a batch through the model before inject, or pass inject(…, "
                 "example=x)"
             )
+
+
+def _warn_of_twins(noise: Injection) -> None:
+    """Warn if an earlier injection has an equal noise at a site and both act: their variances add.
+    A notebook's cell that ran twice does so.
+    """
+    twins = [
+        name
+        for name, site in noise.sites.items()
+        for other in noise.beside
+        if name in other.sites and not other.paused and other.reader is None
+        if other.when == noise.when or site.module.training
+        if (other.draw, other.by) == (noise.draw, noise.by)  # else it is another weight noise
+        if _equal(other.sites[name].noise, site.noise)
+    ]
+    if twins:
+        first, others = twins[0], len({*twins}) - 1
+        more = f" and {others} more" if others else ""
+        warnings.warn(
+            f"inject: {describe(noise.sites[first].noise)} is at {first!r}{more} already, from an "
+            "earlier inject, and the variances add: remove the earlier one, noise.remove(), or if "
+            "its name was used again, for n in noise.beside: n.remove()",
+            stacklevel=3,
+        )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two noises are of one kind with equal σ ≠ 0, law and the rest."""
+    try:
+        return type(one) is type(other) and bool(one == other) and bool(one.sigma != 0)
+    except (RuntimeError, ValueError):  # fields that are tensors have no one truth
+        return False
 
 
 def _attach(noise: Injection) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dither.attach import masks
 from dither.attach.clock import Clock, Phase
-from dither.attach.compiled import Traced, register
+from dither.attach.compiled import Traced, check_not_kept, register
 from dither.attach.find import check_whole, replicas
 from dither.attach.hooks import Enter, Reader, real
 from dither.attach.keys import Draws, noise_at
@@ -133,6 +133,11 @@ class Injection(Clock, Weights, nn.Module):
         self.unshadow()
         self.removed = True
         forget_compiled()
+
+    @property
+    def beside(self) -> list[Injection]:
+        """The other injections on its model, the oldest first."""
+        return [noise for noise in on_model(self.model) if noise is not self]
 
     def unhook(self) -> None:
         """Take every hook off the model."""
@@ -320,6 +325,7 @@ class Injection(Clock, Weights, nn.Module):
         if not self.on(module):
             return None
         real(site, h)
+        check_not_kept(site)
         if torch.compiler.is_compiling():
             masks.check_compiled(site)
             traced = Traced(self.handle, site, self._next(site))

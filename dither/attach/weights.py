@@ -7,9 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
-from dither.attach.compiled import Traced
+from dither.attach.compiled import Traced, check_not_kept
 from dither.attach.shadow import Statistics, current, put, take
 from dither.noise.noises import plus
 
@@ -53,6 +54,7 @@ class Weights:
                 continue
             if below is not None and not any(id(owner) in below for owner, _ in site.owners):
                 continue
+            check_not_kept(site)
             scale, noise = self.scale(site, step), self.noise_at(site, step)
             if scale and noise.sigma:
                 again = partial(self._displaced, site, current(site), step, micro)
@@ -64,11 +66,13 @@ class Weights:
 
     def shadow_traced(self) -> None:
         """The same while torch.compile traces: the draw happens when the compiled code runs."""
-        self._calls = {}
+        if not torch.compiler.is_exporting():  # a strict export warns of side effects
+            self._calls = {}
         if self.statistics and any(map(self.on, self.modules_of_sites)):
             self.statistics.put()
         for site in self.shadowed:
             if self.on(site.module):
+                check_not_kept(site)
                 w = current(site)
                 put(site, w + site.unit.displace(self.here(site, w), Traced(self.handle, site, 0)))
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import polars as pl
 import torch
@@ -23,6 +22,7 @@ from dither.lab.compare import compare
 from dither.lab.compare.problem import Stack, problem
 from dither.lab.compare.quantities import accuracy
 from dither.noise.noises import is_noise
+from dither.picture import BLUE, SOFT, panel
 from dither.text import grid, html
 
 __all__ = ["Sweep", "sweep"]
@@ -83,16 +83,11 @@ class Sweep:
 
     def plot(self) -> Figure:
         """The mean with its 95 % interval against σ, as a figure of pyplot."""
-        import matplotlib.pyplot as plt
-
         mean, low, high = np.array(self.intervals).T
-        style: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False}
-        with mpl.rc_context(style):
-            figure = plt.figure(figsize=(5.2, 3.2), layout="constrained")
-            ax = figure.subplots()
-        ax.axhline(self.baseline, color="#9a9a9a", lw=1, label="without noise")
-        ax.fill_between(self.sigmas, low, high, color="#0072B2", alpha=0.2, lw=0)
-        ax.plot(self.sigmas, mean, "o-", color="#0072B2", ms=4, label="with noise")
+        figure, ax = panel()
+        ax.axhline(self.baseline, color=SOFT, lw=1, label="without noise")
+        ax.fill_between(self.sigmas, low, high, color=BLUE, alpha=0.2, lw=0)
+        ax.plot(self.sigmas, mean, "o-", color=BLUE, ms=4, label="with noise")
         if min(s for s in self.sigmas if s > 0) * 30 < max(self.sigmas) and 0 not in self.sigmas:
             ax.set_xscale("log")
         ax.set(xlabel="σ", ylabel=self.metric)

@@ -10,13 +10,14 @@ it is computed here and tested against torchmetrics.
 
 import math
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dither.calling import check_class_numbers
 from dither.errors import DitherError
+from dither.picture import BLUE, SOFT, panel
 
 __all__ = ["Reliability", "error", "reliability"]
 
@@ -62,6 +63,24 @@ class Reliability(NamedTuple):
         Σ_m √(2 v_m/π)/n, as the mean of |N(0, v)| is √(2v/π).
         """
         return (2 / math.pi * self.variance).sqrt().sum() / self.count.sum()
+
+    def plot(self, ax: Any = None) -> Any:
+        """Accuracy against confidence, bin by bin, with bars of ± 2 standard deviations √v_m/n_m
+        of a calibrated model about the accuracy: a bar that reaches the diagonal says nothing.
+        Below, as grey columns, each bin's share of the examples. As a figure of pyplot; or drawn
+        into the axes `ax`. Raises DitherError if matplotlib is missing.
+        """
+        figure, ax = panel(ax, width=4.2, height=4.0)
+        count, confidence, accuracy, variance = (t[self.count > 0].cpu() for t in self)
+        bars, bins = 2 * variance.sqrt() / count, len(self.count)
+        edges = [m / bins for m in range(bins)]
+        ax.bar(edges, self.share.tolist(), 1 / bins, align="edge", color=SOFT, alpha=0.3)
+        ax.plot([0, 1], [0, 1], color=SOFT, lw=1)
+        ax.errorbar(confidence, accuracy, bars, fmt="none", ecolor=BLUE, elinewidth=1.5)
+        ax.plot(confidence, accuracy, "o", color=BLUE, ms=4, clip_on=False, zorder=3)
+        ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy; share of examples")
+        ax.set_title(f"error {self.error:.3g}, by chance {self.chance:.3g}", fontsize="medium")
+        return figure
 
 
 def reliability(p: Tensor, y: Tensor, *, bins: int = 15) -> Reliability:

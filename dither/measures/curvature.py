@@ -86,7 +86,7 @@ def trace(
     model      a module, or an Injection of noise on parameters. Of an Injection the trace is over
                its parameters alone, and the next call reuses what an exact trace found out about
                the network.
-    loss       as in `explicit`.
+    loss       as in `explicit`, and so is the output found that it is of.
     data       (x, y) or [x, y], or an iterable of such batches that can be read twice (a list, a
                DataLoader without shuffling). The weight of a batch is its number of samples, also
                if the loss divides by another count (ignored positions, class weights).

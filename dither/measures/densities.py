@@ -7,7 +7,6 @@ Stochastic Lanczos quadrature: Golub & Meurant 2010; Ubaru, Chen & Saad 2017; Gh
 Xiao 2019. Derived in docs/math.md, §22.
 """
 
-import importlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from dither.errors import DitherError
 from dither.measures.lanczos import quadrature
 from dither.measures.over import over
 from dither.measures.products import check_matrix, in_parameters
+from dither.picture import panel
 from dither.signs import signs
 
 __all__ = ["Density", "density"]
@@ -48,26 +48,16 @@ class Density:
     size: int
 
     def plot(self, ax: Any = None) -> Any:
-        """The density on a logarithmic scale, with a band of ± 2 standard errors. → matplotlib's
-        axes; `ax` are axes to draw into.   Raises DitherError if matplotlib is missing.
+        """The density on a logarithmic scale with a band of ± 2 standard errors, as a figure of
+        pyplot; or drawn into the axes `ax`. Raises DitherError if matplotlib is missing.
         """
-        ax = _axes() if ax is None else ax
+        figure, ax = panel(ax)
         least = 0.1 / self.size / (self.width * math.sqrt(2 * math.pi))  # a tenth of an eigenvalue
         low, mid, high = ((self.density + b * self.sem).clamp(min=least) for b in (-2, 0, 2))
-        ax.fill_between(self.grid, low, high, alpha=0.3, linewidth=0)
-        ax.plot(self.grid, mid)
+        (line,) = ax.plot(self.grid, mid)
+        ax.fill_between(self.grid, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         ax.set(yscale="log", xlabel="eigenvalue λ", ylabel="density")
-        return ax
-
-
-def _axes() -> Any:
-    try:
-        pyplot: Any = importlib.import_module("matplotlib.pyplot")
-    except ImportError as error:
-        raise DitherError(
-            "plot needs the package matplotlib: pip install 'dither[lab]', or draw grid and density"
-        ) from error
-    return pyplot.subplots()[1]
+        return figure
 
 
 def density(

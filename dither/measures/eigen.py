@@ -19,6 +19,7 @@ from dither.errors import DitherError
 from dither.measures.lanczos import largest
 from dither.measures.over import over
 from dither.measures.products import Matrix, at_site, check_matrix, in_parameters, normal
+from dither.picture import BLUE, SOFT, panel
 
 __all__ = ["Eigenvalues", "eigenvalues"]
 
@@ -37,6 +38,21 @@ class Eigenvalues(NamedTuple):
     residual: Tensor
     vectors: dict[str, Tensor]
     products: int
+
+    def plot(self, ax: Any = None) -> Any:
+        """λ in its order with bars of ± its residual; at a site a dot for each sample. As a figure
+        of pyplot; or drawn into the axes `ax`. Raises DitherError if matplotlib is missing.
+        """
+        figure, ax = panel(ax)
+        value, residual = (t.reshape(-1, t.shape[-1]).cpu() for t in (self.value, self.residual))
+        alone = len(value) == 1
+        for row, bar in zip(value, residual, strict=True):
+            at = range(1, len(row) + 1)
+            ax.errorbar(at, row, bar, fmt="o", color=BLUE, ms=4, lw=1.5, alpha=1 if alone else 0.3)
+        ax.axhline(0, color=SOFT, lw=1, zorder=0)
+        ax.set(xlabel="number", ylabel="eigenvalue λ" if alone else "eigenvalue λ of each sample")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        return figure
 
 
 def eigenvalues(

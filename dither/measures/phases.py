@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from dither import loss as losses
 from dither.attach.find import find_sites
 from dither.attach.inject import inject
+from dither.attach.reading import silenced
 from dither.calling import output
 from dither.errors import DitherError
 from dither.measures.local import local, norms, terms
@@ -141,13 +142,15 @@ def predict(
     """
     if not lr > 0:
         raise DitherError(f"phases: lr = {lr!r}; give the learning rate, a number above 0")
-    with inject(model, nodes(model, where, 1.0, law), seed=seed, example=x) as noise:
+    what = nodes(model, where, 1.0, law)
+    with silenced(model), inject(model, what, seed=seed, example=x) as noise:
         felt = local(noise, x, y, loss)
         names = list(noise.sites)
     top = {name: here.top for name, here in felt.items()}
     decay = []
     for name in names:
-        with inject(model, {name: Node(1.0, law)}, seed=seed, example=x) as noise:
+        what = {name: Node(1.0, law)}
+        with silenced(model), inject(model, what, seed=seed, example=x) as noise:
             (first,) = terms(noise, x, y, loss, order=1)
             w = next(iter(noise.parameters())).detach()
         second = law.variance * felt[name].along(w.double()) / 2

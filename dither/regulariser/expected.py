@@ -45,7 +45,8 @@ def expected(
     `draws` independent draws at every site, at the present step's σ; weight noise is shared by
     the batch. `antithetic` draws pairs (ε and its mirror image), draws/2 of them: odd orders
     cancel, so small σ need far fewer. `seed` None takes one from torch's default generator; the
-    noise's own clock stands still. Raises DitherError for fewer than 2 draws (4 in pairs).
+    noise's own clock stands still. The model's output is found as in `explicit`. Raises DitherError
+    for fewer than 2 draws (4 in pairs), and for several outputs.
     """
     each = losses.get(loss)
     if not isinstance(draws, Integral):

@@ -21,12 +21,15 @@ from dither.attach.inject import Injection
 from dither.attach.reading import reading
 from dither.calling import check_devices, mixing, ordinary, tensors, twice
 from dither.errors import DitherError
+from dither.picture import BLUE, SOFT, panel
 from dither.regulariser.gradient_check import check_gradients
 from dither.regulariser.padding import padded
 from dither.regulariser.pull import Pull
 from dither.regulariser.second import Second
 from dither.regulariser.usable import check_usable
 from dither.torch_internals import without_checkpoints
+
+MOST = 30  # bars of a plot
 
 
 class Explicit(NamedTuple):
@@ -37,6 +40,28 @@ class Explicit(NamedTuple):
     loss: Tensor
     R: Tensor
     by_site: dict[str, Tensor]
+
+    def plot(self, ax: Any = None) -> Any:
+        """Each site's share of R, in the order of the model from above; beyond 30 sites the largest
+        29, and the sum of the others. As a figure of pyplot; or drawn into the axes `ax`. Raises
+        DitherError if matplotlib is missing.
+        """
+        parts = {name: float(part.detach()) for name, part in self.by_site.items()}
+        if len(parts) > MOST:
+            large = sorted(parts, key=lambda name: -abs(parts[name]))[: MOST - 1]
+            rest = sum(part for name, part in parts.items() if name not in large)
+            shown = {name: part for name, part in parts.items() if name in large}
+            parts = {**shown, f"{len(parts) - len(large)} others": rest}
+        figure, ax = panel(ax, height=0.9 + 0.26 * max(len(parts), 3))
+        bars = ax.barh(list(parts), list(parts.values()), height=0.7, color=BLUE)
+        ax.bar_label(bars, [f"{part:.3g}" for part in parts.values()], padding=3, fontsize="small")
+        ax.axvline(0, color=SOFT, lw=1)
+        ax.margins(x=0.15)
+        ax.locator_params(axis="x", nbins=4)
+        ax.set(ylim=(len(parts) - 0.4, -0.6), xlabel="share of R, in units of the loss")
+        R, loss = self.R.detach(), self.loss.detach()
+        ax.set_title(f"R = {R:.3g}, loss {loss:.3g}", fontsize="medium")
+        return figure
 
 
 def explicit(
@@ -54,7 +79,8 @@ def explicit(
     noise      an Injection; whether its noise is on plays no part, and σ is that of its present
                step.
     x, y       a batch: x a tensor, a tuple of arguments or a mapping of keywords; samples in
-               dimension 0 of the output.
+               dimension 0 of the output. If the model gives a tuple or mapping, the output is
+               its `logits`, or the one real tensor [B, …] in it; what is nested is left out.
     loss       "cross_entropy", "half_square", "logistic", a loss of `dither.loss`, a torch loss
                module or a callable; outputs of half precision reach it in single.
     samples    None: exact, a pull-back per column of √H (C − 1 for softmax, times the positions
@@ -66,7 +92,8 @@ def explicit(
 
     Returns (loss, R, by_site), scalars in the loss' units. Under `torch.no_grad()` only values,
     at a third of the cost. Raises DitherError for exact R where something mixes the batch (such
-    as BatchNorm in train mode), where no site is called, targets out of range, several devices;
+    as BatchNorm in train mode), where no site is called, targets out of range, several devices or
+    outputs;
     for both curvatures where a site is used with gradients off, where a forward differentiates what
     multiplicative noise is on, and where a model draws by itself in eval mode.
     """

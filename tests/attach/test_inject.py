@@ -317,6 +317,7 @@ def test_a_part_in_eval_gets_no_noise_and_the_rest_does(name):
 # ------------------------------------------------------------------------- two on one site
 
 
+@pytest.mark.filterwarnings("ignore:inject. .* already, from an earlier")
 @pytest.mark.parametrize("site", ["input", "0.weight"])
 def test_two_injections_with_one_seed_draw_independently(site):
     """Var(ε + ε′) is 2 (4 if they were one draw): N = 40 000, alarm one in a million."""
@@ -338,6 +339,7 @@ def test_two_injections_with_one_seed_draw_independently(site):
     assert abs(correlation - 0.5**0.5) < 0.03  # one of the two is what it is alone
 
 
+@pytest.mark.filterwarnings("ignore:inject. .* already, from an earlier")
 def test_the_number_of_an_injection_is_its_own_and_kept():
     model = plain()
     a, b = (dither.inject(model, dither.Node(1.0), seed=0) for _ in range(2))

@@ -153,7 +153,7 @@ def test_ctrl_c_inside_forward_is_recovered_from(name):
 def test_two_weight_noises_recover_from_ctrl_c_together():
     model = Broken(KeyboardInterrupt())
     first = dither.inject(model, dither.Weight(0.1), seed=0)
-    second = dither.inject(model, dither.Weight(0.1), seed=1)
+    second = dither.inject(model, dither.Weight(0.2), seed=1)
     with pytest.raises(KeyboardInterrupt):
         model(X)
     model.error = None

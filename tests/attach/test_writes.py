@@ -48,7 +48,7 @@ def test_what_is_written_arrives_without_noise_on_the_rest(way, noises, grad):
     """Also through the shadows of two injections, one on the other."""
     model = Writes(way, NEW)
     w = model.w
-    injected = [dither.inject(model, dither.Weight(0.1), seed=s) for s in range(noises)]
+    injected = [dither.inject(model, dither.Weight(0.1 + s), seed=s) for s in range(noises)]
     with torch.set_grad_enabled(grad):
         z = model(X)
     assert model.w is w

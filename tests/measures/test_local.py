@@ -230,10 +230,11 @@ def test_norms_are_the_nodes_vectors():
 
 def test_what_terms_do_not_take():
     net, x, y = chain()
+    noise = dither.inject(net, {"0": dither.Node(1.0)})
     with pytest.raises(DitherError, match="k = 1"):
-        terms(dither.inject(net, {"0": dither.Node(1.0)}), x, y, order=0)
+        terms(noise, x, y, order=0)
     with pytest.raises(DitherError, match="2 draws"):
-        series(dither.inject(net, {"0": dither.Node(1.0)}), x, y, draws=1)
+        series(noise, x, y, draws=1)
 
 
 def test_local_asks_for_samples_in_front_and_one_call():

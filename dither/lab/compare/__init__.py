@@ -63,7 +63,8 @@ def compare(
 ) -> Comparison:
     """Train every method on every seed and measure all of them in the same way.
 
-    make_model  () → a new nn.Module; torch's generator is seeded for it.
+    make_model  () → a new nn.Module; torch's generator is seeded for it. Its output is found as in
+                `explicit`.
     data        (x_train, y_train, x_test, y_test) of arrays, tensors or frames; or (train, test) of
                 data sets or loaders of torch that give (x, y), or mappings with "labels". x may be
                 a mapping of the model's arguments. A training set that gives other values when it

@@ -16,6 +16,8 @@ from dither.lab.compare.method import Method
 from dither.lab.compare.problem import Problem
 from dither.lab.compare.trial import Trial
 
+PACKAGES = {"site-packages", "dist-packages"}  # also those of a system, or of another environment
+
 
 def digest(
     held: Problem, trial: Trial, method: Method, measured: list[Any], settings: Sequence[Any]
@@ -40,7 +42,7 @@ def _code(payload: bytes) -> set[Path]:
     """
     texts = [arg for _, arg, _ in pickletools.genops(payload) if isinstance(arg, str)]
     todo, done = [text for text in texts if text in sys.modules], set()
-    installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    standard = sysconfig.get_path("stdlib") + os.sep
     files: set[Path] = set()
     while todo:
         name = todo.pop()
@@ -49,7 +51,7 @@ def _code(payload: bytes) -> set[Path]:
         if name in done or not file or name.partition(".")[0] == "dither":
             continue
         done.add(name)
-        if any(file.startswith(place + os.sep) for place in installed):
+        if file.startswith(standard) or PACKAGES & {*Path(file).parts}:
             continue
         files.add(Path(file))
         for value in vars(module).values():

@@ -11,16 +11,15 @@ from matplotlib.figure import Figure
 from dither.errors import DitherError
 from dither.lab.compare.values import Values
 from dither.lab.table import Array
+from dither.picture import BLUE, FRAME, INK, ORANGE, SOFT
 
-INK, BETTER, WORSE, SOFT = "#3b3b3b", "#0072B2", "#D55E00", "#9a9a9a"
-COLOURS = {"better": BETTER, "worse": WORSE}
+COLOURS = {"better": BLUE, "worse": ORANGE}
 MARKS = {"better": "o", "worse": "s", "": "D", "higher": "^", "lower": "v"}
 LEFT_OUT = ("its chance level", "last epoch", "diverged")
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    **FRAME,
     "axes.spines.left": False,
     "svg.fonttype": "none",
 }

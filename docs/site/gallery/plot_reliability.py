@@ -55,15 +55,12 @@ for name, what in ways.items():
 # %%
 # The diagram: accuracy against confidence. Points below the diagonal are overconfident. The bars
 # are two standard deviations of the accuracy of a calibrated model: a point whose bar reaches the
-# diagonal says nothing.
+# diagonal says nothing. The grey columns are the shares of the examples.
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.8), sharey=True, layout="constrained")
 for ax, (name, d) in zip(axes, diagrams.items(), strict=True):
-    ax.plot([0.2, 1], [0.2, 1], color="grey", lw=0.8)
-    bars = 2 * d.variance.sqrt() / d.count
-    ax.errorbar(d.confidence, d.accuracy, bars, fmt="o", color="#4c72b0")
-    ax.set(title=f"{name}: error {d.error:.3f}, chance {d.chance:.3f}", xlabel="confidence")
-axes[0].set(ylabel="accuracy")
+    d.plot(ax)
+    ax.set_title(f"{name}: {ax.get_title()}")
 plt.show()
 
 # %%

@@ -1,5 +1,8 @@
 """compare on what users bring: data of any kind, optimisers, steps, baselines, sequences."""
 
+import importlib
+
+import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -17,6 +20,7 @@ from dither.lab.compare import (
     sam,
     weight_decay,
 )
+from dither.lab.compare.digest import _code
 from dither.lab.compare.plan import Plan, Settings
 from dither.lab.compare.trial import TrialTraining
 
@@ -292,3 +296,15 @@ def test_matched_methods_have_equal_shares():
         return max(shares) / min(shares)
 
     assert ratio(alike) < ratio(apart) / 10
+
+
+def test_code_is_the_users_own_wherever_packages_are_installed(tmp_path, monkeypatch):
+    """A module of a user, which imports one of another environment, as with system packages."""
+    theirs = tmp_path / "site-packages"
+    theirs.mkdir()
+    (theirs / "their_package.py").write_text("def f(): pass\n")
+    (tmp_path / "own_module.py").write_text("import their_package\ndef make(): pass\n")
+    for folder in (theirs, tmp_path):
+        monkeypatch.syspath_prepend(folder)
+    make = importlib.import_module("own_module").make
+    assert _code(cloudpickle.dumps(make)) == {tmp_path / "own_module.py"}
