@@ -1,0 +1,248 @@
+"""The mechanism of nodes; and beyond: R or the draws, one R, the local Hessian, widths."""
+
+import io
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import dither
+from dither.lab import MLP, SGD, Data, Run, Table
+from dither.lab.figure import Silent
+from dither.lab.training.loop import Training, train
+from dither.lab.training.watch import State
+from dither.papers.beyond import explicit_implicit, local_hessian, matched, width
+from dither.papers.levi2022 import mechanism
+from dither.papers.levi2022.looks import LocalHessian, corrupted
+from dither.papers.levi2022.methods import LARGE, METHODS
+from dither.papers.orvieto2022.schemes import ACCURACY, FULL, GD
+
+SEEDS = range(5)
+
+
+def table(values) -> Table:
+    """{run: {quantity: value, [values along training] or value(seed)}}; seeds differ a little."""
+    rows = {}
+    for i, (label, quantities) in enumerate(values.items()):
+        rows[label] = {seed: [] for seed in SEEDS}
+        for seed in SEEDS:
+            for q, v in quantities.items():
+                path = v(seed) if callable(v) else v
+                path = path if isinstance(path, list) else [path]
+                wiggle = 1 + 1e-3 * ((3 * seed + i) % 5 - 2)
+                rows[label][seed] += [(float(k), q, x * wiggle) for k, x in enumerate(path)]
+    return Table.of(rows)
+
+
+def verdict(figure, claim, t):
+    return next(c for c in figure.claims if c.id == claim).check(t)[0]
+
+
+def drawn(figure, t):
+    figure.plot(t).savefig(io.BytesIO(), format="png")
+
+
+# ------------------------------------------------------------------------------------ the mechanism
+
+
+def test_the_local_hessian_is_the_dense_one():
+    """At the image and at the pre-activation: autograd's, in a displacement of the whole batch."""
+    run = Run(
+        data=Data("mnist-5000", train=64, test=16), model=MLP((784, 12, 10)), optimiser=SGD(0.1),
+        batch=16, steps=1, noise={"fc0": dither.Node(2.0)},
+    )  # fmt: skip
+    training = Training(run, (0,), False, "cpu")
+    model, data, noise = training.model.double().eval(), training.data.double(), training.noise
+    state = State(run, (0,), 0, 0, model, noise, data)
+    seen = LocalHessian(16)(state)
+    x, y = data.x_train[:16], data.y_train[:16]
+
+    def shifted(u):
+        h = torch.relu(model.fc0(x) + u)
+        return cross_entropy(model.fc1(h), y)
+
+    H = torch.autograd.functional.hessian(shifted, torch.zeros(12, dtype=x.dtype))
+    top = float(torch.linalg.eigvalsh(H)[-1])
+    assert seen["top at node"] == pytest.approx(top, rel=1e-6)
+    assert seen["trace at node"] == pytest.approx(float(H.trace()), rel=1e-6)
+    w = noise.nodes["fc0:out"].detach().flatten().double()
+    assert seen["R2"] == pytest.approx(float(0.5 * 4 * w @ H @ w), rel=1e-5)
+    W = model.fc0.weight.detach()
+    image = W.T @ H @ W
+    assert seen["top at input"] == pytest.approx(float(torch.linalg.eigvalsh(image)[-1]), rel=1e-5)
+
+
+def hessians(**tops):
+    labels = mechanism.labels()
+    return {
+        labels[m]: {
+            "accuracy/train": 0.95, "top at input": tops.get(m.replace(" ", "_"), 0.05),
+            "top at node": tops.get(m.replace(" ", "_"), 0.05), "R1": [0.05, 0.01],
+            "R2": [0.2, 0.012],
+        }
+        for m in mechanism.SHOWN
+    }  # fmt: skip
+
+
+def test_nodes_must_lower_the_local_hessian():
+    low = table(hessians(in_decay=0.01, in_catapult=0.004, full_decay=0.03, CDT_4=0.03))
+    assert verdict(mechanism.figure, "L25", low)
+    assert verdict(mechanism.figure, "L25 full", low)
+    assert verdict(mechanism.figure, "L25 node", low)
+    assert verdict(mechanism.figure, "L26", low)
+    drawn(mechanism.figure, low)
+    high = hessians(in_decay=0.06)
+    high["FC in decay"]["R2"] = [0.2, 0.0001]
+    assert verdict(mechanism.figure, "L25", table(high)) is False
+    assert verdict(mechanism.figure, "L26", table(high)) is False
+
+
+# ------------------------------------------------------------------------------------ one number
+
+
+def robustness(accuracy):
+    """accuracy(ln λ, method) of each method, with λ that falls from method to method."""
+    found = {}
+    for i, m in enumerate(METHODS):
+        top = 0.1 * 0.6**i
+        label = local_hessian.names("FC")[i]
+        found[label] = {"accuracy/train": 0.95, "top at input": top}
+        found[label] |= {corrupted(s): accuracy(math.log(top), m) for s in LARGE}
+    return table(found)
+
+
+def test_accuracy_must_follow_the_local_hessian():
+    good = robustness(lambda top, m: 0.5 - 0.05 * top)
+    assert [verdict(local_hessian.figure, c, good) for c in ("H1", "H2", "H3")] == [True] * 3
+    assert verdict(local_hessian.figure, "H1 CNN", good) is None
+    drawn(local_hessian.figure, good)
+    against = robustness(lambda top, m: 0.9 + 0.05 * top)
+    assert verdict(local_hessian.figure, "H1", against) is False
+    off = robustness(lambda top, m: 0.5 - 0.05 * top + 0.1 * (m == "dropout"))
+    assert verdict(local_hessian.figure, "H3", off) is False
+
+
+# ----------------------------------------------------------------------------------- one R for all
+
+
+def traded(gain, R=1.0):
+    """gain(kind, r) in every quantity, at a training loss that falls equally for all."""
+    falls = [2.0, 1.0, 0.5, 0.25]
+    plain = {"loss/train": falls} | {q: [1.0] * 4 for q in matched.GAINS}
+    found = {"FC, none": plain}
+    for r in (0.1, 0.3):
+        for kind in (*matched.KINDS, matched.ITSELF):
+            values = {q: [1 + s * gain(kind, r)] * 4 for q, (_, s) in matched.GAINS.items()}
+            asked = R * r * matched.GUESS
+            found[matched.named("FC", kind, r)] = {"loss/train": falls, "R": [asked] * 4, **values}
+    return table(found)
+
+
+def test_the_kind_of_noise_matters_or_not():
+    same = traded(lambda kind, r: r)
+    assert verdict(matched.figure, "B FC test", same)
+    drawn(matched.figure, same)
+    of_kind = traded(lambda kind, r: 0.1 * len(kind))
+    assert verdict(matched.figure, "B FC test", of_kind) is False
+    assert verdict(matched.figure, "B FC test", traded(lambda kind, r: r, R=3.0)) is None
+    assert verdict(matched.figure, "B CNN test", same) is None
+
+
+def test_the_shares_of_the_variance_sum_to_one():
+    gain = np.random.default_rng(0).normal(size=(5, 4, 3))
+    parts = matched.shares(gain)
+    assert sum(parts.values()) == pytest.approx(np.ones(5))
+    rs = np.array([0.0, 1.0, 2.0])
+    assert matched.shares(np.broadcast_to(rs, (5, 4, 3)))["r"] == pytest.approx(np.ones(5))
+    assert matched.per_nat(gain * 0 + rs * matched.GUESS, [0.0, 1.0, 2.0]) == pytest.approx(1)
+
+
+# ------------------------------------------------------------------------------------- over widths
+
+
+def tuned(accuracy):
+    """accuracy(width, kind, σ)."""
+    found = {}
+    for w in (32, 64, 128):
+        found[f"{w} {GD}"] = {ACCURACY: 0.8}
+        for kind in width.KINDS:
+            for sigma in width.GRID:
+                found[f"{w} {kind}, σ = {sigma:g}"] = {ACCURACY: accuracy(w, kind, sigma)}
+    return table(found)
+
+
+def at_its_best(w, kind, sigma):
+    """Full noise is best at σ = .4 / (w/32)^½, layer-wise at .1, where it gains with the width."""
+    best = 0.2 * (32 / w) ** 0.5 if kind == FULL else 0.1
+    top = 0.8 if kind == FULL else 0.82 + 0.02 * math.log2(w / 32)
+    return top - 0.05 * abs(math.log2(sigma / best))
+
+
+def test_each_at_its_best_sigma():
+    t = tuned(at_its_best)
+    assert [verdict(width.figure, c, t) for c in ("D1", "D2", "D3")] == [True] * 3
+    drawn(width.figure, t)
+    same = tuned(lambda w, kind, sigma: 0.8 - 0.05 * abs(math.log2(sigma / 0.1)))
+    assert [verdict(width.figure, c, same) for c in ("D1", "D2", "D3")] == [False] * 3
+    edge = tuned(lambda w, kind, sigma: 0.5 + sigma)
+    assert verdict(width.figure, "D1", edge) is None
+
+
+# ---------------------------------------------------------------------------------- R or the draws
+
+
+def apart(shares):
+    """Effects of the arms on the sum of sines, as shares of noise's."""
+    found = {"sines, none": {"high": 1.0, "order": 0.0, "log trace": 5.0}}
+    for arm, (high, order) in {**shares, "noise": (1.0, 1.0)}.items():
+        found[f"sines, {arm}"] = {
+            "high": 1 - 0.9 * high, "order": -0.2 * order, "log trace": 5 - 3 * high
+        }  # fmt: skip
+    return table(found)
+
+
+def test_effects_are_shared_out():
+    t = apart({"R": (0.9, 0.1), "E, 64 draws": (1.0, 0.9), "R + draws": (1.0, 0.2)})
+    said = {c: verdict(explicit_implicit.figure, c, t) for c in ("A1", "A2", "A3", "A4", "A5")}
+    assert said == {"A1": True, "A2": True, "A3": True, "A4": False, "A5": True}
+    assert verdict(explicit_implicit.figure, "A6", t) is None
+    drawn(explicit_implicit.figure, t)
+
+
+def arms():
+    """Of a linear net, in which R is all that noise costs."""
+    plain = explicit_implicit.sinusoids.baseline(8, 3, 1e-2)
+    linear = replace(plain, watch=(), model=replace(plain.model, activation="linear"))
+    return explicit_implicit.arms(linear, {"fc1:in": dither.Additive(0.3)}, "explicit", (4000,))
+
+
+def gradient(run):
+    training = Training(run, (0,), False, "cpu") if type(run) is Run else run.program((0,))
+    torch.manual_seed(0)
+    training.slopes(*next(training.batches()))
+    return torch.cat([p.grad.flatten() for p in training.model.parameters()])
+
+
+def test_the_mean_of_many_draws_follows_the_mean_change():
+    """Of a linear net it is ℓ + R; one draw is far from it."""
+    found = arms()
+    g = {arm: gradient(run) for arm, run in found.items()}
+    off = {arm: float((g[arm] - g["R"]).norm() / (g["R"] - g["none"]).norm()) for arm in g}
+    assert off["E, 4000 draws"] < 0.05 * off["noise"]
+    assert off["R + draws"] > 0.2 * off["noise"]
+
+
+def test_a_run_apart_goes_on_from_a_checkpoint():
+    run = arms()["R + draws"]
+    whole = train(replace(run, watch=explicit_implicit.runs(8, 3, 1e-2, ())["sines, none"].watch),
+                  (0,), Silent())  # fmt: skip
+    assert len(whole[0]) > 3
+    first, again = run.program((0,)), run.program((0,))
+    x, y = next(first.batches())
+    first.descend(x, y)
+    first.step += 1
+    again.restore(first.state())
+    assert torch.equal(first.descend(x, y), again.descend(x, y))
