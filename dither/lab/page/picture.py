@@ -86,9 +86,9 @@ def _inline(svg: str, name: str, title: str) -> tuple[str, float]:
     theirs = r"<metadata>.*?</metadata>|<style .*?</style>"  # matplotlib's; `lighter` wrote <style>
     svg = re.sub(theirs, "", svg, flags=re.S)
     svg = lighter(svg)
-    prefix = re.sub(r"\W+", "-", name)
+    prefix = "p" + hashlib.sha256(name.encode()).hexdigest()[:6]
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
+    svg = re.sub(r'(?:xlink:)?href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
     width = float(match[1]) if (match := re.search(r'\bwidth="(\d+\.?\d*)pt"', svg)) else 460.0
     head, rest = svg.split(">", 1)
@@ -99,9 +99,10 @@ def _inline(svg: str, name: str, title: str) -> tuple[str, float]:
 
 def lighter(svg: str) -> str:
     """The same picture in fewer bytes: coordinates with one decimal of a point, one class for each
-    style, and no id that nothing refers to.
+    style, no id that nothing refers to, no turn by 0 and no group without an attribute.
     """
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.S)
+    svg = re.sub(r'\stransform="rotate\(-?0(?:\.0+)?(?: [\d.-]+)*\)"', "", svg)
     svg = re.sub(r'\s(d|x|y|points)="([^"]*)"', _rounded, svg)
     used = set(re.findall(r"""(?:href="|url\()#([^")]+)""", svg))
     svg = re.sub(r'\sid="([^"]+)"', lambda m: m[0] if m[1] in used else "", svg)
@@ -109,7 +110,25 @@ def lighter(svg: str) -> str:
     svg = re.sub(r'\sstyle="([^"]+)"', lambda m: f' class="{styles[m[1]]}"', svg)
     rules = "".join(f".{name}{{{html.unescape(style)}}}" for style, name in styles.items())
     head, rest = svg.split(">", 1)
-    return re.sub(r">\s+<", "><", f"{head}><style>{rules}</style>{rest}")
+    return _flat(re.sub(r">\s+<", "><", f"{head}><style>{rules}</style>{rest}"))
+
+
+def _flat(svg: str) -> str:
+    """Without groups that have no attribute; unchanged if its groups do not match."""
+    kept, opened = [], []
+    for piece in re.split(r"(<g>|<g\s[^>]*[^/]>|</g>)", svg.replace("<g/>", "")):
+        if piece == "</g>":
+            if not opened:
+                return svg
+            keep = opened.pop()
+        elif keep := piece != "<g>":
+            if piece.startswith("<g") and piece[2:3].isspace() and not piece.endswith("/>"):
+                opened.append(True)
+        else:
+            opened.append(False)
+        if keep:
+            kept.append(piece)
+    return svg if opened else "".join(kept)
 
 
 def _name(style: str) -> str:
