@@ -190,7 +190,8 @@ def number(value: Any, seeds: int) -> Any:
         scalar = array.item()
         return scalar if math.isfinite(scalar) else str(scalar)
     if array.shape == (seeds,):
-        mean, spread = (number(one, seeds) for one in (array.mean(), array.std(ddof=1)))
+        with np.errstate(invalid="ignore"):  # of values that are inf
+            mean, spread = (number(one, seeds) for one in (array.mean(), array.std(ddof=1)))
         return {"mean": mean, "spread": spread, "kind": "sd", "n": seeds}
     return [number(one, seeds) for one in array.ravel()]
 
