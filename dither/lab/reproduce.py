@@ -233,8 +233,12 @@ class Session:
             return False
 
     def _absent(self, study: Study) -> str:
-        """Why a figure's data are missing; "" if they are here. Each set is fetched once."""
-        for need in study.figure.needs if study.figure else ():
+        """Why a figure's data are missing; "" if they are here: its needs, and the set of all its
+        runs at this scale. Each set is fetched once.
+        """
+        of_runs = {getattr(getattr(run, "data", None), "name", "") for run in study.runs.values()}
+        only = [n for n in of_runs if len(of_runs) == 1 and n.removesuffix("-rgb") in needs.names()]
+        for need in (*study.figure.needs, *only) if study.figure else ():
             if need not in self.absent:
                 if needs.fetchable(need):
                     self.screen.say(f"{need} is not on this machine: fetching it")

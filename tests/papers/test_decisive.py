@@ -1,10 +1,14 @@
 """The decisive scale of the papers' figures: what is trained there, and that claims are judged."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from dither.errors import DitherError
 from dither.lab import catalogue
 from dither.lab.data import needs
 from dither.lab.figure import Run
+from dither.lab.reproduce import Session
 from dither.papers.camuto2020 import calibration_cifar10, capacity, epochs, followed, margins
 from dither.papers.levi2022 import fig2, fig7, fig8, fig9, mechanism, table1, table2
 from dither.papers.levi2022.looks import Attacks, LocalHessian
@@ -86,3 +90,18 @@ def test_boston_is_trained_as_long_as_the_images(here):
         assert run.steps * run.optimiser.lr == pytest.approx(time, rel=1e-2), label
     house = runs["Boston 2 × 32 R"]
     assert (house.loss, house.batch, house.model.widths) == ("half_square", None, (13, 32, 32, 1))
+
+
+def test_a_scale_whose_only_set_is_absent_is_not_run(monkeypatch):
+    """Margins are of CIFAR-10 at the decisive scale, and of Fashion-MNIST at the others."""
+
+    def bring(name):
+        if name == "cifar-10":
+            raise DitherError("offline")
+
+    monkeypatch.setattr(needs, "bring", bring)
+    session = SimpleNamespace(absent={}, screen=SimpleNamespace(say=lambda _: None))
+    for scale, why in (("decisive", "data absent: offline"), ("quick", "")):
+        runs = margins.figure.runs(**getattr(margins.figure, scale))
+        study = SimpleNamespace(figure=margins.figure, runs=runs)
+        assert Session._absent(session, study) == why

@@ -342,16 +342,20 @@ def _write(folder: Path, rows: Any, says: Mapping[str, Any], env: Mapping[str, A
 
 
 def _settle(ready: Path) -> None:
-    """Move the results of a program to their places."""
-    with contextlib.suppress(FileNotFoundError):  # a `prepare` of another process ended it
+    """Move the results of a program to their places. A `prepare` of another process may do so at
+    the same time: what it has moved is passed over.
+    """
+    with contextlib.suppress(FileNotFoundError):  # the other one has ended
         for temp in sorted(ready.iterdir()):
-            _place(temp, ready.parent / temp.name, ready.suffix == AGAIN)
+            with contextlib.suppress(FileNotFoundError):  # it was faster with this one
+                _place(temp, ready.parent / temp.name, ready.suffix == AGAIN)
     shutil.rmtree(ready, ignore_errors=True)
 
 
 def _place(temp: Path, folder: Path, replace: bool) -> None:
     """Rename a written result to its place. What is there stays if it is whole, or goes last."""
     old = folder.with_name(f".{folder.name}{OLD}")
+    temp.stat()  # raises if another process has moved it: what is in the place is its result
     if os.path.lexists(folder) and (replace or not _whole(folder)):
         _delete(old)
         with contextlib.suppress(FileNotFoundError):  # another writer moved it

@@ -209,8 +209,13 @@ class Training:
 
     def rebalance(self, x: Tensor, y: Tensor) -> None:
         """Set the σ that are kept at a share of the loss, if it is time to."""
-        if self.balanced and self.noise is not None:
+        if not self.balanced or self.noise is None:
+            return
+        paused, self.noise.paused = self.noise.paused, False  # R in the loss is kept, too
+        try:
             rebalance(self.noise, x, y, self.loss.loss)
+        finally:
+            self.noise.paused = paused
 
     def factor(self) -> float:
         """The factor on the learning rate at this step."""

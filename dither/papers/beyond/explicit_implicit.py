@@ -185,16 +185,23 @@ def unclear(t: Table, set_: str, quantity: str) -> str:
     return "" if abs(own.mean()) > 4 * error else "noise's own effect is not above 4 of its errors"
 
 
-def cause(arm: str, quantity: str, relation=above, *, set_: str = "sines"):
-    """The arm makes more than half of noise's effect (or, with `below`, less)."""
+def cause(arm: str, quantity: str, relation=above, *, set_: str = "sines", beside: str = ""):
+    """The arm makes more than half of noise's effect (or, with `below`, less); with `beside`, also
+    what it has beside that arm does, which both share.
+    """
 
     def check(t: Table) -> Verdict:
         if f"{set_}, {arm}" not in t.labels:
             return None, {"why": f"{set_}, {arm} is not run at this scale, or its data are absent"}
         names = [b.removeprefix(f"{set_}, ") for b in t.labels if b.startswith(f"{set_}, ")]
-        shown = {f"share, {a}": portion(t, set_, a, quantity) for a in names if a != "none"}
-        asked = relation(f"share of the effect, {arm}", portion(t, set_, arm, quantity), HALF)
-        return decide(asked, unless=unclear(t, set_, quantity), numbers=shown)
+        shown = {a: portion(t, set_, a, quantity) for a in names if a != "none"}
+        half = HALF * shown["noise"]  # paired: noise's own effect has an error, too
+        asked = [relation(f"share of the effect, {arm}, − ½", shown[arm], half)]
+        if beside:
+            name = f"share of the effect, {arm} − {beside}, − ½"
+            asked.append(relation(name, shown[arm] - shown[beside], half))
+        numbers = {f"share, {a}": values for a, values in shown.items()}
+        return decide(*asked, unless=unclear(t, set_, quantity), numbers=numbers)
 
     return check
 
@@ -248,10 +255,11 @@ figure = Figure(
               cause("R", "high")),
         Claim("A2", "R makes less than half of the order of the layers",
               cause("R", "order", below)),
-        Claim("A3", "the mean of 64 draws makes more than half of the order: what R leaves out, "
-              "such as kinks, makes it", cause("E, 64 draws", "order")),
-        Claim("A4", "R and the draws without what R leaves out make more than half of the order: "
-              "the draws make it", cause("R + draws", "order")),
+        Claim("A3", "the mean of 64 draws makes more than half of the order, and does so beside R: "
+              "what R leaves out, such as kinks, makes it",
+              cause("E, 64 draws", "order", beside="R")),
+        Claim("A4", "R and the draws without what R leaves out make more than half of the order, "
+              "and do so beside R: the draws make it", cause("R + draws", "order", beside="R")),
         Claim("A5", "R makes more than half of what noise does to the trace",
               cause("R", "log trace")),
         Claim("A6", "CIFAR-10: R makes more than half of what noise does to the margin",

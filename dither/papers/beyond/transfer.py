@@ -182,6 +182,7 @@ figure = Figure(
     ],
     departures=[
         "no paper has this figure",
+        "quick: widths 64 to 256, 1 000 images",
         "the σ were written down before any run; what is compared is the spread, not the level",
         "changed after first results: noise on weights was added, as with additive noise the share "
         "at one σ hardly depends on the network (log spread .13 over widths and over depths)",

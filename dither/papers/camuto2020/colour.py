@@ -49,8 +49,8 @@ def figure_of(name: str) -> Figure:
             "variance",
             "CONV without biases; 15 bins",
             *([nets.DECIDED] if decided else []),
-            "quick: 5 000 images, a quarter of the looks, an MLP of three hidden layers of 64 "
-            "instead of CONV, R by random signs; rate × steps as the paper's, at rate "
+            "quick: 5 000 images, a quarter of the images looked at, an MLP of three hidden layers "
+            "of 64 instead of CONV, R by random signs; rate × steps as the paper's, at rate "
             ".05 instead of .001",
         ],
         seeds=nets.SEEDS,

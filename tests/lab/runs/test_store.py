@@ -200,6 +200,27 @@ def test_the_seeds_of_a_program_are_sealed_together(store, monkeypatch, at, repl
     assert not [p for p in store.root.glob("runs/*/.*") if p.suffix != ".tmp"]
 
 
+def test_a_new_call_may_begin_while_results_are_replaced(store, monkeypatch):
+    """Another process ends a program's results when the writer has moved the first of them."""
+    store.seal(RUN, {0: ROWS, 1: ROWS}, env={"who": "first"})
+    real, calls = Path.rename, []
+
+    def rename(path, target):
+        moved = real(path, target)
+        if Path(target).name == "0" and not calls:  # the first result is in its place
+            calls.append(path)
+            listed = [path, path.with_name("1")]  # the other one had listed both before
+            with monkeypatch.context() as other:
+                other.setattr(Path, "iterdir", lambda _: iter(listed))
+                store.prepare()
+        return moved
+
+    monkeypatch.setattr(Path, "rename", rename)
+    store.seal(RUN, {0: ROWS, 1: ROWS}, env={"who": "second"}, replace=True)
+    assert calls
+    assert [store.env(RUN, seed)["who"] for seed in (0, 1)] == ["second", "second"]
+
+
 @pytest.mark.parametrize("place", ["0", ""])
 def test_a_file_where_a_result_belongs(store, place):
     path = store.folder(RUN, 0).parent / place
