@@ -177,8 +177,8 @@ def _warn_of_twins(noise: Injection) -> None:
         more = f" and {others} more" if others else ""
         warnings.warn(
             f"inject: {describe(noise.sites[first].noise)} is at {first!r}{more} already, from an "
-            "earlier inject, and the variances add: remove the earlier one, noise.remove(), or if "
-            "its name was used again, for n in noise.beside: n.remove()",
+            "earlier inject, and the variances add: remove the earlier one, noise.remove(); if "
+            "its name was used again, it is among noise.beside of the new one",
             stacklevel=3,
         )
 

@@ -17,7 +17,7 @@ def test_an_equal_noise_at_a_site_is_told_and_the_advice_undoes_it(name):
     alone = model(X)
     at = "0.weight" if name == "weight" else "0:out" if name == "node" else "0:in"
     more = 5 if name == "weight" else 2
-    with pytest.warns(UserWarning, match=rf"{at}' and {more} more already, .*n\.remove\(\)"):
+    with pytest.warns(UserWarning, match=rf"{at}' and {more} more already, .*among noise\.beside"):
         noise = dither.inject(model, NOISES[name](), seed=0)
     assert len(noise.beside) == 1
     for n in noise.beside:

@@ -2,7 +2,8 @@
 
 If noise is a regulariser in disguise, then two noises that cost the same R should do the same. Here
 a controller keeps R at r times the loss of guessing, L₀ = ln 10 nats, whatever the noise: on the
-input (Gaussian and uniform), on the input of every layer (additive, multiplicative, dropout), a
+input (Gaussian and uniform), on the input of every layer (additive, multiplicative, and two-point:
+dropout of a half with its σ set free), a
 trained node, on all weights at once and on one tensor per step. Controls: R itself in the loss with
 no noise, and SAM, which has no R. What each gains over no noise is read at equal training loss:
 test loss, calibration, accuracy under corruption and under attack, the output margin, the trace of
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 
 import dither
+from dither.errors import NotFinite
 from dither.lab import CNN, MLP, SGD, Array, Claim, Conv, Data, Figure, Loss, Run, State, Table
 from dither.lab import Verdict as Judged
 from dither.lab.data import needs
@@ -47,7 +49,7 @@ KINDS = {  # (noise, its place, how weights are drawn); "first" is the first lay
     "input, uniform": (lambda sigma: dither.Additive(sigma, uniform), "first:in", "each"),
     "every layer": (dither.Additive, None, "each"),
     "multiplicative": (dither.Multiplicative, None, "each"),
-    "dropout": (lambda sigma: dither.Multiplicative(sigma, dropout(0.5)), None, "each"),
+    "two-point": (lambda sigma: dither.Multiplicative(sigma, dropout(0.5)), None, "each"),
     "node": (dither.Node, "first", "each"),
     "weights": (dither.Weight, None, "all"),
     "weights in turn": (dither.Weight, None, "cycle"),
@@ -55,7 +57,7 @@ KINDS = {  # (noise, its place, how weights are drawn); "first" is the first lay
 ITSELF, NONE, SAM = "R itself", "none", "SAM"
 COLOURS = {
     "input": style.BLUE, "input, uniform": style.SKY, "every layer": style.ORANGE,
-    "multiplicative": style.RED, "dropout": style.GREEN, "node": style.PURPLE,
+    "multiplicative": style.RED, "two-point": style.GREEN, "node": style.PURPLE,
     "weights": style.GREY, "weights in turn": style.BLACK, ITSELF: style.BLACK,
 }  # fmt: skip
 GAINS = {  # quantity: (its name, +1 if more is better, −1 if less is)
@@ -72,13 +74,21 @@ NETS = {"FC": "fashion-mnist", "CNN": "cifar-10"}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is compared (`GAINS`), on the first images, and "R", exact, at the σ of that step."""
+    """What is compared (`GAINS`), on the first images, and "R", exact, at the σ of that step.
+    Nothing of a net whose outputs are not finite.
+    """
 
     every: int | None
     limit: int
     probed: int = 128
 
     def __call__(self, state: State) -> Mapping[str, float]:
+        try:
+            return self.measured(state)
+        except NotFinite:
+            return {}
+
+    def measured(self, state: State) -> dict[str, float]:
         model, loss = state.model, state.run.loss
         x, y = state.examples("test", self.limit)
         few = state.examples("train", self.probed)
@@ -192,9 +202,12 @@ def usable(t: Table, net: str) -> tuple[list[float], dict[str, Any]]:
 
 
 def gains(t: Table, net: str, quantity: str, kinds: list[str], rs: list[float]) -> Array:
-    """[S, kinds, r]: what a noise gains over none at equal training loss; more is better."""
+    """[S, kinds, r]: what a noise gains over none at equal training loss, the lowest that every
+    noise reaches; more is better.
+    """
     labels = [named(net, kind, r) for kind in kinds for r in rs]
-    level = common_loss(t, [named(net, NONE), *labels])
+    every = [named(net, kind, r) for kind in KINDS for r in rs]
+    level = common_loss(t, [named(net, NONE), *every])
     none = at_loss(t, named(net, NONE), quantity, level)
     each = [GAINS[quantity][1] * (at_loss(t, label, quantity, level) - none) for label in labels]
     return np.stack(each, 1).reshape(len(level), len(kinds), len(rs))
@@ -273,7 +286,7 @@ def plot(t: Table):
     shown = ("test", "corrupted", "attacked", "log local")
     picture, axes = style.grid(len(nets), len(shown), width=12, height=3.2)
     for row, net in zip(axes, nets, strict=True):
-        rs = levels(t, net)
+        rs = usable(t, net)[0] or levels(t, net)
         for ax, quantity in zip(row, shown, strict=True):
             for kind, colour in COLOURS.items():
                 values = gains(t, net, quantity, [kind], rs)[:, 0]

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from dither.attach.inject import inject
+from dither.attach.reading import silenced
 from dither.errors import NotFinite
 from dither.lab import State
 from dither.measures import robustness
@@ -100,7 +101,8 @@ class LocalHessian:
         first = next(name for name, _ in state.model.named_modules() if name in ("fc0", "conv0"))
         seen = {}
         for place, site in {"node": f"{first}:out", "input": f"{first}:in"}.items():
-            with inject(state.model, {site: Additive(1.0)}, example=x) as noise:
+            probe = {site: Additive(1.0)}
+            with silenced(state.model), inject(state.model, probe, example=x) as noise:
                 (here,) = local(noise, x, y, state.run.loss).values()
             seen |= {f"top at {place}": here.top, f"trace at {place}": here.trace}
         if state.noise is not None and len(state.noise.sites) == len(state.noise.nodes) == 1:

@@ -28,7 +28,7 @@ from dither.papers.levi2022.methods import (
 )
 
 SHOWN = ("none", "L2", "dropout", "in decay", "in catapult", "full decay", "CDT .4")
-LOWER = 0.1  # the natural logarithm of a ratio that counts: 10 %
+LOWER = -float(np.log(0.9))  # the logarithm of a ratio that counts: 10 % less
 ALIKE = 3.0  # the factor within which two sizes are "~"
 LABELS = {"in catapult": "FC in catapult, scan"}  # the σ that lies in the phase
 LOOKED = {

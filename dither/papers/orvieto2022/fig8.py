@@ -120,7 +120,7 @@ figure = replace(
     departures=[
         *base.departures,
         "decisive: widths of 250, 500, 1000 and 2000 at the σ and the rate of the net of 5000, in "
-        "bf16; O14 and the traces are judged at the largest",
+        "bf16; O14 and the traces are judged at the largest; traces on 512 of the 1024 images",
     ],
     cost={**base.cost, "decisive": 250},
 )  # fmt: skip
