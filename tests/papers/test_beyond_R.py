@@ -134,7 +134,7 @@ def traded(gain, R=1.0):
     falls = [2.0, 1.0, 0.5, 0.25]
     plain = {"loss/train": falls} | {q: [1.0] * 4 for q in matched.GAINS}
     found = {"FC, none": plain}
-    for r in (0.1, 0.3):
+    for r in (0.01, 0.03):
         for kind in (*matched.KINDS, matched.ITSELF):
             values = {q: [1 + s * gain(kind, r)] * 4 for q, (_, s) in matched.GAINS.items()}
             asked = R * r * matched.GUESS
