@@ -218,7 +218,7 @@ class Session:
         return [
             replace(part, folder=str(self.store.checkpoints(job.run)))
             for job in planned.values()
-            for part in parts(job)
+            for part in parts(job, [] if self.again else self.store.programs(job.run))
         ]
 
     def _lacks(self, run: Run | Task, seed: int) -> bool:
@@ -381,8 +381,12 @@ def _kept(done: int, total: int) -> str:
     return f"{kept}; the same command goes on with the rest"
 
 
-def parts(job: Job) -> list[Job]:
-    """A job as programs of at most `TOGETHER` seeds; one seed each where they can't be stacked."""
+def parts(job: Job, known: Sequence[tuple[int, ...]] = ()) -> list[Job]:
+    """A job as programs of at most `TOGETHER` seeds; one seed each where they can't be stacked. A
+    seed that was in a known program is computed with the others of it, for the same last digits.
+    """
+    again = [seeds for seeds in known if job.run.stacked and {*seeds} & {*job.seeds}]
+    left = [seed for seed in job.seeds if not any(seed in seeds for seeds in again)]
     size = TOGETHER if job.run.stacked else 1
-    starts = range(0, len(job.seeds), size)
-    return [replace(job, seeds=job.seeds[i : i + size]) for i in starts]
+    new = [tuple(left[i : i + size]) for i in range(0, len(left), size)]
+    return [replace(job, seeds=seeds) for seeds in (*again, *new)]

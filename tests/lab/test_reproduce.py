@@ -184,6 +184,10 @@ def test_a_stack_takes_many_seeds_in_one_call():
     assert calls(Narrow) == [32, 8]
     assert calls(Wide) == [1] * 40
 
+    lost = Job(Run(data=0, model=Narrow(), optimiser=0, steps=1), (1, 7, 9), "x")
+    programs = [(0, 1, 2), (3, 4), (5, 6, 7)]
+    assert [part.seeds for part in runner.parts(lost, programs)] == [(0, 1, 2), (5, 6, 7), (9,)]
+
 
 def test_jobs_say_their_seeds():
     run = Run(data=0, model=0, optimiser=0, steps=1)

@@ -4,8 +4,9 @@ sha256.json}.
 sha256.json has the checksums of the other files. They are compared at each reading; folders of
 earlier versions have none and are read without. A folder is written next to its place under another
 name and renamed at the end. So it is whole or absent, also with other writers and after a power
-cut. The seeds of one program are sealed together: computed without the others, a seed's numbers
-would differ in their last digits. A result is never changed. One that is computed again gives way
+cut. The seeds of one program are sealed together, and each names them ("program" in env.json):
+computed without the others, a seed's numbers would differ in their last digits. A result is never
+changed. One that is computed again gives way
 when the new one is written: between two renames the old one is a hidden neighbour, .<seed>.old.
 """
 
@@ -219,10 +220,13 @@ class Store:
         try:
             home.mkdir(parents=True, exist_ok=True)
             try:
+                whose = {"program": sorted(program)} if len(program) > 1 else {}
                 for seed, table in program.items():
                     says = {"format": FORMAT, "key": run.key, "seed": seed}
                     says["run"] = identity.canonical(run)
-                    _write(temp / str(seed), table, says, {"format": FORMAT, **(env or {})})
+                    _write(
+                        temp / str(seed), table, says, {"format": FORMAT, **(env or {}), **whose}
+                    )
                 temp.rename(ready)  # from here on `prepare` could end it
                 _settle(ready)
             except OSError:
@@ -236,6 +240,16 @@ class Store:
             self.prepare()  # raises if it is the whole store
             why = error.strerror or str(error)
             raise Blocked(f"{home} can't be written ({why}): move away what is there") from error
+
+    def programs(self, run: Run | Task) -> list[tuple[int, ...]]:
+        """The seeds of each program of a run, as its readable results name them."""
+        named = set()
+        for folder in (self.root / "runs" / run.key).glob("[0-9]*"):
+            with contextlib.suppress(DitherError):
+                seeds = self.env_of(folder).get("program")
+                if isinstance(seeds, list) and all(type(seed) is int for seed in seeds):
+                    named.add(tuple(seeds))
+        return sorted(named)
 
     def discard(self, run: Run | Task, seed: int) -> None:
         """Remove a result, so that it is computed again."""

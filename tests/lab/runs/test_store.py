@@ -221,6 +221,16 @@ def test_a_new_call_may_begin_while_results_are_replaced(store, monkeypatch):
     assert [store.env(RUN, seed)["who"] for seed in (0, 1)] == ["second", "second"]
 
 
+def test_a_lost_seed_names_its_program(store):
+    store.seal(RUN, {0: ROWS, 1: ROWS}, env=ENV)
+    store.seal(RUN, 4, ROWS, ENV)
+    store.discard(RUN, 1)
+    assert store.programs(RUN) == [(0, 1)]
+    store.seal(RUN, {0: ROWS, 1: ROWS}, env={**ENV, "who": "later"})
+    assert store.has(RUN, 1)
+    assert "who" not in store.env(RUN, 0)  # what was whole stays
+
+
 @pytest.mark.parametrize("place", ["0", ""])
 def test_a_file_where_a_result_belongs(store, place):
     path = store.folder(RUN, 0).parent / place
