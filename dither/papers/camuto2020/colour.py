@@ -55,5 +55,5 @@ def figure_of(name: str) -> Figure:
         ],
         seeds=nets.SEEDS,
         needs=(name,),
-        cost={"smoke": 0.2, "quick": 6.7, "paper": 20_000} | ({"decisive": 90} if decided else {}),
+        cost={"smoke": 0.2, "quick": 2, "paper": 20_000} | ({"decisive": 90} if decided else {}),
     )

@@ -228,5 +228,5 @@ figure = Figure(
         "released notebook became 'C8 notebook'",
     ],
     seeds=sinusoids.SEEDS,
-    cost={"smoke": 0.2, "quick": 6.7, "paper": 500},
+    cost={"smoke": 0.2, "quick": 2, "paper": 500},
 )

@@ -201,7 +201,7 @@ figure = Figure(
     needs=("fashion-mnist",),
     cost={
         "smoke": 0.2,
-        "quick": 12,
+        "quick": 6.5,
         "decisive": 420,
         "paper": 6000,
     },  # alone; after fig2 its runs are there

@@ -146,5 +146,5 @@ figure = Figure(
     ],
     seeds=SEEDS,
     needs=("fashion-mnist",),
-    cost={"smoke": 0.1, "quick": 6, "decisive": 240, "paper": 3000},
+    cost={"smoke": 0.1, "quick": 2.5, "decisive": 240, "paper": 3000},
 )  # fmt: skip

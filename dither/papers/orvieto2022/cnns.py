@@ -237,8 +237,8 @@ QUICK: dict[str, Scale] = {
 DECISIVE = {"toy": Scale(100, precision="bf16"), "wide": Scale(40, precision="bf16")}
 PAPER = Scale(100)
 COST = {
-    "toy": {"smoke": 0.05, "quick": 3.3, "decisive": 130, "paper": 220},
-    "wide": {"smoke": 0.05, "quick": 2, "decisive": 380, "paper": 2300},
+    "toy": {"smoke": 0.05, "quick": 2.3, "decisive": 130, "paper": 220},
+    "wide": {"smoke": 0.05, "quick": 1, "decisive": 380, "paper": 2300},
 }
 DEPARTURES = [
     "the main text's σ = .005 is taken for a slip of App. F.2's .05",

@@ -292,5 +292,5 @@ figure = Figure(
         "quick: 10 000 steps",
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 10},
-    cost={"smoke": 0.1, "quick": 1.2, "paper": 15},
+    cost={"smoke": 0.1, "quick": 3.9, "paper": 15},
 )  # fmt: skip
