@@ -289,11 +289,26 @@ def _of(name: str) -> Iterator[None]:
 # ------------------------------------------------------------------------ what is tried beforehand
 
 
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Errors of a user's code inside say what failed, and where."""
+    try:
+        yield
+    except DitherError:
+        raise
+    except Exception as error:
+        last = inspect.trace()[-1]
+        where = f"{Path(last.filename).name}, line {last.lineno}"
+        said = str(error).splitlines()[0] if str(error) else ""
+        raise DitherError(f"{what} fails with {type(error).__name__}: {said} ({where})") from error
+
+
 def _try(trial: Trial, seed: int) -> None:
     """One step on two samples, and all measures on a few. Raises DitherError where one fails."""
     held = trial.data.held()
-    model = trial.model.build(seed)
-    _check_repeats(trial, model, seed)
+    with _told("make_model"):
+        model = trial.model.build(seed)
+        _check_repeats(trial, model, seed)
     few = replace(
         trial,
         data=Given(held.few(2)),
@@ -303,28 +318,18 @@ def _try(trial: Trial, seed: int) -> None:
         patience=None,
         folder="",
     )
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            _check_classes(few, held)
-            training = TrialTraining(few, (seed,))
-            training(_Silent())
-            if any(quantity == "diverged" for _, quantity, _ in training.rows[seed]):
-                raise DitherError("the loss of the untrained model is not finite")
-            some = replace(trial, data=Given(held.few(TRIED)), folder="")
-            training.run = some
-            training.steps, training.data = training.step, some.data.load().to(trial.device)
-            training.problem = some.data.held()
-            training.look(turn=False)
-    except DitherError:
-        raise
-    except Exception as error:
-        last = inspect.trace()[-1]
-        where = f"{Path(last.filename).name}, line {last.lineno}"
-        said = str(error).splitlines()[0] if str(error) else ""
-        raise DitherError(
-            f"a step on two samples fails with {type(error).__name__}: {said} ({where})"
-        ) from error
+    with _told("a step on two samples"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        _check_classes(few, held)
+        training = TrialTraining(few, (seed,))
+        training(_Silent())
+        if any(quantity == "diverged" for _, quantity, _ in training.rows[seed]):
+            raise DitherError("the loss of the untrained model is not finite")
+        some = replace(trial, data=Given(held.few(TRIED)), folder="")
+        training.run = some
+        training.steps, training.data = training.step, some.data.load().to(trial.device)
+        training.problem = some.data.held()
+        training.look(turn=False)
 
 
 class _Silent(Silent):

@@ -134,6 +134,7 @@ ONE = nn.Linear(64, 10)
             "a step on two samples fails with RuntimeError",
         ),
         ({"make_model": lambda: nn.Linear(64, 9)}, "classes up to 9, and the model has 9 outputs"),
+        ({"make_model": lambda: 1 / 0}, r"make_model fails with ZeroDivisionError: .*\.py, line"),
         ({"make_model": lambda: ONE}, "gives the same module twice"),
         ({"make_model": other_weights}, "gives other weights at each call"),
         ({"methods": {"none": None, "a": {"nope": dither.Additive(0.1)}}}, "'nope' matches no"),
