@@ -118,7 +118,7 @@ def test_the_watches_see_the_layers_of_a_stack_as_of_each():
         assert value == pytest.approx(both[1][at], rel=1e-3, abs=1e-4), at
 
 
-def told(base=1.0, gni=None, R=None, middle=None, seeds=range(5), **layers) -> Table:
+def told(base=1.0, gni=None, R=None, middle=None, seeds=range(5), left=0.04, **layers) -> Table:
     """A table with these spectra at the end (and `middle` of GNI before it), and these norms."""
     falling = np.array([1, 0.9, 0.6, 0.4, 0.3, 0.2, 0.1, 0.08, 0.06, 0.04])
     ends = {"baseline": np.full(10, base)}
@@ -132,7 +132,7 @@ def told(base=1.0, gni=None, R=None, middle=None, seeds=range(5), **layers) -> T
         part = [(2000, f"amplitude/{k}", a) for k, a in zip(FREQUENCIES, end, strict=True)]
         early = end if middle is None else np.asarray(middle)
         part += [(1000, f"amplitude/{k}", a) for k, a in zip(FREQUENCIES, early, strict=True)]
-        part.append((2000, "loss/train", 0.1))
+        part += [(0, "loss/train", 2.5), (2000, "loss/train", 2.5 * left)]
         ordered = layers.get("order" if label != "baseline" else "base_order", (4, 3, 2, 1))
         for quantity in ("norm", "square", "spectral", "trace"):
             part += [(2000, f"{quantity}/{k}", v) for k, v in zip(SQUARE, ordered, strict=True)]
@@ -149,6 +149,7 @@ LOUD = [1, 0.9, 0.6, 0.4, 0.3, 0.2, 0.3, 0.1, 0.1, 0.1]
     [
         (fig4, "C7", {}, True),
         (fig4, "C7", {"base": 0.7}, False),
+        (fig4, "C7", {"base": 0.7, "left": 0.5}, None),
         (fig4, f"C8 ({TEXT})", {}, True),
         (fig4, f"C8 ({TEXT})", {"gni": [0.3] * 9 + [1.1]}, False),
         (fig4, f"C8 ({TEXT})", {"gni": [0.3] * 9 + [0.97]}, False),
