@@ -110,6 +110,7 @@ def test_tied_weights_share_their_noise():
     assert a is b
     assert a is not model.embed.weight
     assert model.embed.weight is model.head.weight
+    noise.remove()
     assert list(dither.inject(model, {"head.*": dither.Weight(0.1)}).sites) == ["embed.weight"]
 
 

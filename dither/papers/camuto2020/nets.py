@@ -19,6 +19,7 @@ from torch import Tensor
 
 import dither
 from dither import loss as losses
+from dither.attach.reading import silenced
 from dither.lab import (
     CNN,
     MLP,
@@ -185,7 +186,11 @@ class Both:
         v = torch.randn(weight.shape[1], generator=rng).to(weight)
         v *= weight.norm(dim=1).mean() / v.norm()
         kept = weight.clone()
-        with torch.no_grad(), dither.inject(state.model, NOISE, seed=0) as noise:
+        with (
+            torch.no_grad(),
+            silenced(state.model),
+            dither.inject(state.model, NOISE, seed=0) as noise,
+        ):
             for name, form in forms.items():
                 _, R, sites = explicit(noise, x, y, form)
                 seen |= {name: float(R), f"{name}/input": float(next(iter(sites.values())))}

@@ -171,7 +171,7 @@ def test_labels_of_any_whole_type_and_models_that_give_a_tuple(digits):
             self.net = make_model()
 
         def forward(self, x):
-            return self.net(x), x
+            return self.net(x), x.argmax(1)  # the one tensor of real numbers is the output
 
     x, y, x_test, y_test = digits
     as_given = run(digits, {"none": None}, seeds=1, epochs=1)
