@@ -295,7 +295,8 @@ async def _knock(address: str) -> None:
     from distributed.comm.core import connect
 
     options = Security().get_connection_args("client")
-    (await connect(address, timeout=TRY, **options)).abort()
+    # A scheduler that is frozen takes the connection and never shakes hands.
+    (await asyncio.wait_for(connect(address, timeout=TRY, **options), TRY)).abort()
 
 
 def _unknown(error: BaseException | None) -> bool:

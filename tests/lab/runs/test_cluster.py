@@ -221,3 +221,15 @@ def test_a_scheduler_that_can_not_be(toy, address, why):
 def test_resources_without_a_cluster(toy):
     with pytest.raises(DitherError, match="resources are what a Dask worker offers"):
         toy(fig1=plain())(resources={"GPU": 1})
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_frozen_scheduler_is_given_up(monkeypatch, again):
+    """One that takes a connection and never answers, as a stopped process does."""
+    for name, seconds in (("TRY", 0.3), ("ANSWER", 0.5), ("BACK", 0.5)):
+        monkeypatch.setattr(cluster, name, seconds)
+    says = "did not come back" if again else "no Dask scheduler answers"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(DitherError, match=says), cluster._connected(address, again=again):
+            pass
