@@ -31,8 +31,9 @@ def call(model: nn.Module, x: Any) -> Any:
 
 
 def output(model: nn.Module, x: Any) -> Tensor:
-    """The model's output z [B, …]: the tensor itself, its `logits`, or the one real tensor [B, …]
-    of a tuple, list or mapping. What is nested in it, as the state of an LSTM, is left out.
+    """The model's output z [B, …]: the tensor itself, its `logits`, or the one tensor of real
+    numbers, no scalar, of a tuple, list or mapping. What is nested in it, as the state of an LSTM,
+    is left out.
 
     Raises DitherError if there is no such tensor, or more than one.
     """

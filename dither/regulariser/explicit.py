@@ -93,9 +93,8 @@ def explicit(
     Returns (loss, R, by_site), scalars in the loss' units. Under `torch.no_grad()` only values,
     at a third of the cost. Raises DitherError for exact R where something mixes the batch (such
     as BatchNorm in train mode), where no site is called, targets out of range, several devices or
-    outputs;
-    for both curvatures where a site is used with gradients off, where a forward differentiates what
-    multiplicative noise is on, and where a model draws by itself in eval mode.
+    outputs; for both curvatures where a site is used with gradients off, where a forward
+    differentiates what multiplicative noise is on, and where a model draws by itself in eval mode.
     """
     if curvature not in ("gauss_newton", "full"):
         raise DitherError(f"curvature is 'gauss_newton' or 'full': got {curvature!r}")

@@ -172,7 +172,7 @@ class Call:
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(bool(end.code))
-        except BaseException:
+        except BaseException:  # a fork ends here, whatever was raised
             import traceback
 
             traceback.print_exc()

@@ -206,9 +206,10 @@ class Store:
         *,
         replace: bool = False,
     ) -> None:
-        """Write a finished run: a seed and its rows, or {seed: rows} of one program, all or none.
-        If another process was first, its result stays, and this one is dropped; with `replace` it
-        gives way, and until then it stays.
+        """Write a finished run: a seed and its rows, or {seed: rows} of one program. A kill leaves
+        all or none of them; a place that is blocked leaves those that were moved before. If another
+        process was first, its result stays, and this one is dropped; with `replace` it gives way,
+        and until then it stays.
 
         Raises Blocked if something else is in a result's place, DitherError if nothing can be
         written.

@@ -8,8 +8,6 @@ net, and the line of least squares through the methods' means. What is far from 
 robustness that λ_max does not tell.
 """
 
-from dataclasses import replace
-
 import numpy as np
 from scipy import stats
 
@@ -17,16 +15,16 @@ from dither.lab import Array, Claim, Figure, Run, Table, Verdict
 from dither.lab.rule import above, decide, not_above
 from dither.papers import style
 from dither.papers.levi2022.methods import (
-    AT_SCALE,
     COLOURS,
     DEPARTURES,
     METHODS,
-    SCAN,
     SEEDS,
+    SEEN,
     Kind,
     Setting,
     compared,
     diverged,
+    in_phase,
     large,
     unlearnt,
 )
@@ -43,8 +41,8 @@ def runs(fc: Setting, cnn: Setting) -> dict[str, Run]:
 
 
 def names(net: Kind) -> list[str]:
-    """A net's runs, one for each method; the scan's σ where the paper's is beyond the phase."""
-    return [f"{net} {m}{', scan' if m in SCAN[net] else ''}" for m in METHODS]
+    """A net's runs, one for each method."""
+    return [in_phase(net, m) for m in METHODS]
 
 
 def method(label: str) -> str:
@@ -157,13 +155,7 @@ def of_net(net: Kind) -> list[Claim]:
 figure = Figure(
     runs,
     plot,
-    smoke=AT_SCALE["smoke"],
-    quick=AT_SCALE["quick"],
-    decisive=AT_SCALE["decisive"],
-    paper={
-        "fc": replace(AT_SCALE["paper"]["fc"], local=(512, 2345)),
-        "cnn": replace(AT_SCALE["paper"]["cnn"], local=(64, None)),
-    },
+    **SEEN,
     claims=[*of_net("FC"), *of_net("CNN")],
     departures=[
         *DEPARTURES,

@@ -36,7 +36,7 @@ READINGS = {
     NOTEBOOK: {f"fc{k}:in": dither.Additive(0.1) for k in range(1, HIDDEN + 1)},
 }
 SMOKE = {"width": 16, "steps": 30, "rate": 3e-4}
-QUICK = {"width": 64, "steps": 4000, "rate": 5e-3}
+QUICK = {"width": 128, "steps": 3000, "rate": 3e-3}
 PAPER = {"width": 256, "steps": 60_000, "rate": 3e-4}
 SEEDS = {"smoke": 2, "quick": 5, "paper": 10}
 LOOKS = 100  # times the networks are looked at
@@ -47,7 +47,7 @@ COMMON = (
     "the loss for nothing)",
     "smoke: width 16, 30 steps",
 )
-REDUCED = "quick: width 64 instead of 256, 4000 steps at rate 5e-3 instead of 60 000 at 3e-4"
+REDUCED = "quick: width 128 instead of 256, 3000 steps at rate 3e-3 instead of 60 000 at 3e-4"
 DEPARTURES = [
     "variance 0.1 everywhere is the text's noise, std 0.1 but not on the input the released "
     "notebook's: both are trained",

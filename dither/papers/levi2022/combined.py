@@ -82,10 +82,7 @@ def plot(t: Table):
 figure = Figure(
     runs,
     plot,
-    smoke=AT_SCALE["smoke"],
-    quick=AT_SCALE["quick"],
-    decisive=AT_SCALE["decisive"],
-    paper=AT_SCALE["paper"],
+    **AT_SCALE,
     claims=[
         Claim(f"L27 {other}{tail}", f"{net}: in-NINR decay with {other} is not 1 point below the "
               "better of the two alone at large corruption (mean over s = .5 … .8)",

@@ -142,10 +142,7 @@ def plot(t: Table):
 figure = Figure(
     runs,
     plot,
-    smoke=AT_SCALE["smoke"],
-    quick=AT_SCALE["quick"],
-    decisive=AT_SCALE["decisive"],
-    paper=AT_SCALE["paper"],
+    **AT_SCALE,
     claims=[
         Claim("L1 scan", f"FC: in-NINR catapult (logits, σ = {SCAN['FC']['in catapult']:g}, chosen "
               "from the scan of phases) has the best accuracy at large corruption (mean over s = "

@@ -181,10 +181,7 @@ def for_each(net: str, tail: str) -> list[Claim]:
 figure = Figure(
     runs,
     plot,
-    smoke=AT_SCALE["smoke"],
-    quick=AT_SCALE["quick"],
-    decisive=AT_SCALE["decisive"],
-    paper=AT_SCALE["paper"],
+    **AT_SCALE,
     claims=[*for_each("FC", ""), *for_each("CNN", " CNN")],
     departures=[
         *DEPARTURES,

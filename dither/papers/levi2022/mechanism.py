@@ -8,29 +8,27 @@ deviation on a batch) and of R₂ (its mean). The text says that in the decay ph
 R₂ ~ R₁ and then follows R₁, a random walk.
 """
 
-from dataclasses import replace
-
 import numpy as np
 
 from dither.lab import Array, Claim, Figure, Run, Table, Verdict
 from dither.lab.rule import above, below, decide, near
 from dither.papers import style
 from dither.papers.levi2022.methods import (
-    AT_SCALE,
     COLOURS,
     DASHED,
     DEPARTURES,
     SEEDS,
+    SEEN,
     Setting,
     compared,
     diverged,
+    in_phase,
     unlearnt,
 )
 
 SHOWN = ("none", "L2", "dropout", "in decay", "in catapult", "full decay", "CDT .4")
 LOWER = -float(np.log(0.9))  # the logarithm of a ratio that counts: 10 % less
 ALIKE = 3.0  # the factor within which two sizes are "~"
-LABELS = {"in catapult": "FC in catapult, scan"}  # the σ that lies in the phase
 LOOKED = {
     "top at input": "$\\lambda_{max}$ of the local Hessian at the image",
     "top at node": "$\\lambda_{max}$ at the first layer's pre-activation",
@@ -42,7 +40,7 @@ def runs(fc: Setting, cnn: Setting) -> dict[str, Run]:
 
 
 def labels() -> dict[str, str]:
-    return {m: LABELS.get(m, f"FC {m}") for m in SHOWN}
+    return {m: in_phase("FC", m) for m in SHOWN}
 
 
 def log_ratio(t: Table, method: str, quantity: str) -> Array:
@@ -105,13 +103,13 @@ def plot(t: Table):
             if not diverged(t, label).all():
                 look = {"color": COLOURS[m], "ls": "--" if m in DASHED else "-"}
                 drawn(ax, t, label, quantity, look, m)
-        ax.set(xscale="symlog", yscale="log", title=title)
+        ax.set(yscale="log", title=title)
     for ax, m in zip(axes[1], ("in decay", "in catapult"), strict=True):
         label = labels()[m]
         for quantity, how in (("R1", "--"), ("R2", "-")):
             if label in t.there:
                 drawn(ax, t, label, quantity, {"color": COLOURS[m], "ls": how}, quantity)
-        ax.set(xscale="symlog", yscale="log", title=f"{m}: R$_1$ dashed, R$_2$ full", xlabel="step")
+        ax.set(yscale="log", title=f"{m}: R$_1$ dashed, R$_2$ full", xlabel="step")
     handles, names = axes[0, 0].get_legend_handles_labels()
     style.legend(picture, handles=handles, labels=names, loc="outside upper center", ncols=4)
     return picture
@@ -120,10 +118,7 @@ def plot(t: Table):
 figure = Figure(
     runs,
     plot,
-    smoke=AT_SCALE["smoke"],
-    quick=AT_SCALE["quick"],
-    decisive=AT_SCALE["decisive"],
-    paper={**AT_SCALE["paper"], "fc": replace(AT_SCALE["paper"]["fc"], local=(512, 2345))},
+    **SEEN,
     claims=[
         Claim("L25", "nodes on the input (decay; catapult at the σ of the scan) lower λ_max of the "
               "local Hessian at the image, by more than 10 %",
@@ -142,7 +137,8 @@ figure = Figure(
         *DEPARTURES,
         "the paper says this and shows no figure; λ_max is of the Gauss–Newton part of the local "
         "Hessian, which is all of it in a ReLU net away from kinks",
-        "paper: 512 training images are looked at; decisive: 512, every 5 epochs; quick: 256",
+        "512 training images are looked at, every 5 epochs",
+        "quick: 256 training images are looked at, every 10 epochs",
     ],
     seeds=SEEDS,
     needs=("fashion-mnist",),

@@ -7,7 +7,7 @@ The figures share them: a run is trained once, whichever figure asks first.
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,7 +97,16 @@ class Setting:
         return dict.fromkeys(after, Multiplicative(1.0, dropout(0.5)))
 
 
-AT_SCALE: dict[str, dict[str, Setting]] = {
+class Scales(TypedDict):
+    """The arguments of `runs(fc, cnn)` at each scale: Figure(…, **AT_SCALE)."""
+
+    smoke: dict[str, Setting]
+    quick: dict[str, Setting]
+    decisive: dict[str, Setting]
+    paper: dict[str, Setting]
+
+
+AT_SCALE: Scales = {
     "smoke": {
         "fc": Setting("FC", 16, 256, 64, 1, 8, local=(16, None)),
         "cnn": Setting("CNN", 16, 256, 64, 1, 8, (2, 4)),
@@ -113,6 +122,13 @@ AT_SCALE: dict[str, dict[str, Setting]] = {
     "paper": {
         "fc": Setting("FC", 1024, None, None, 500, 1000),
         "cnn": Setting("CNN", 2048, None, None, 500, 1000),
+    },
+}
+SEEN: Scales = {  # the local Hessian is seen at each scale
+    **AT_SCALE,
+    "paper": {
+        "fc": replace(AT_SCALE["paper"]["fc"], local=(512, 2345)),  # of 5 epochs
+        "cnn": replace(AT_SCALE["paper"]["cnn"], local=(64, None)),
     },
 }
 SEEDS = {"smoke": 2, "quick": 5, "decisive": 5, "paper": 10}
@@ -188,6 +204,11 @@ def compared(setting: Setting, methods: Iterable[str] = METHODS) -> dict[str, Ru
     }
     scan = {m: s for m, s in SCAN[net].items() if m in methods}
     return by_label | {f"{net} {m}, scan": run(setting, m, sigma=s) for m, s in scan.items()}
+
+
+def in_phase(net: Kind, method: str) -> str:
+    """The label of a method's run at the σ that lies in its phase: the paper's, or the scan's."""
+    return f"{net} {method}{', scan' if method in SCAN[net] else ''}"
 
 
 # ------------------------------------------------------------------------------- reading a table

@@ -64,10 +64,7 @@ def plot(t: Table):
 figure = Figure(
     runs,
     plot,
-    smoke=AT_SCALE["smoke"],
-    quick=AT_SCALE["quick"],
-    decisive=AT_SCALE["decisive"],
-    paper=AT_SCALE["paper"],
+    **AT_SCALE,
     claims=[
         Claim("L11", "FC: decay NINR is not 1.5 points below none", kept("FC")),
         Claim("L11 CNN", "CNN: decay NINR is not 1.5 points below none", kept("CNN")),
