@@ -42,6 +42,11 @@ def saves_elsewhere() -> bool:
     return top is None or top(False) is not None
 
 
+def saving() -> torch.autograd.graph.saved_tensors_hooks:
+    """Autograd saves as usual inside, whatever hooks for saved tensors are on."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+
+
 def stretches() -> tuple[list[Any], list[Any]]:
     """The records of the checkpoints around here, the innermost first: (run for the first time,
     recomputed).
@@ -173,6 +178,7 @@ def inside_functorch() -> bool:
 
 
 _plain = threading.local()  # .depth: how many `without_checkpoints` this thread is in
+_around = threading.local()  # .by: what the forwards that run do to a function with a checkpoint
 _checkpoint_function: Any = torch.utils.checkpoint.CheckpointFunction
 _generator: Any = torch.utils.checkpoint._checkpoint_without_reentrant_generator
 
@@ -189,11 +195,41 @@ class _CheckpointFunction:
     def apply(function: Callable, preserve: bool, *args: Any) -> Any:
         if getattr(_plain, "depth", 0):
             return function(*args)
-        return _checkpoint_function.apply(function, preserve, *args)
+        return _checkpoint_function.apply(_recomputed(function), preserve, *args)
 
 
-def _without_reentrant(*args: Any, **kwargs: Any) -> Any:
-    return iter((None,)) if getattr(_plain, "depth", 0) else _generator(*args, **kwargs)
+def _without_reentrant(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    if getattr(_plain, "depth", 0):
+        return iter((None,))
+    return _generator(_recomputed(function), *args, **kwargs)
+
+
+def _recomputed(function: Callable) -> Callable:
+    for change in getattr(_around, "by", {}).values():
+        function = change(function)
+    return function
+
+
+def _replace_checkpoints() -> None:
+    """`torch.utils.checkpoint.checkpoint` looks both names up at each call. What stands there from
+    the first call on is torch's own, but where a thread asks for something else.
+    """
+    module: Any = torch.utils.checkpoint
+    module.CheckpointFunction = _CheckpointFunction
+    module._checkpoint_without_reentrant_generator = _without_reentrant
+
+
+def around_checkpoints(who: int, change: Callable[[Callable], Callable] | None) -> None:
+    """Let the checkpoints that this thread makes from now on recompute `change(function)` in the
+    place of their function; None: no longer.
+    """
+    if change is not None and not hasattr(_around, "by"):
+        _replace_checkpoints()
+        _around.by = {}
+    if change is not None:
+        _around.by[who] = change
+    elif hasattr(_around, "by"):
+        _around.by.pop(who, None)
 
 
 @contextmanager
@@ -201,12 +237,9 @@ def without_checkpoints() -> Iterator[None]:
     """Activation checkpoints of this thread call their function and keep what it saves.
 
     A recomputed forward would be met by no mode of ours, and its gradients are not differentiable
-    twice. `torch.utils.checkpoint.checkpoint` looks both names up at each call; what stands there
-    from the first call on is torch's own for every other thread, and after the end.
+    twice.
     """
-    module: Any = torch.utils.checkpoint
-    module.CheckpointFunction = _CheckpointFunction
-    module._checkpoint_without_reentrant_generator = _without_reentrant
+    _replace_checkpoints()
     _plain.depth = getattr(_plain, "depth", 0) + 1
     try:
         yield

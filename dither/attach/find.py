@@ -17,7 +17,8 @@ from dither.attach.site import CONV, Site, Sites
 from dither.errors import DitherError
 from dither.noise.noises import describe, lacks, side_of
 
-SHARDED = ("FullyShardedDataParallel", "FSDPModule")  # fully_shard makes a subclass of the latter
+UNIT = "FSDPModule"  # fully_shard makes a module's class a subclass of it
+SHARDED = ("FullyShardedDataParallel", UNIT)
 FLAT = SHARDED[:1]  # it replaces the parameters, so that nothing of the model can be found
 
 
@@ -55,9 +56,31 @@ def check_whole(name: str, module: nn.Module, kinds: tuple[str, ...] = SHARDED) 
     """Raises DitherError if FSDP shards a module's weights. kinds: names of its classes."""
     if any(kind.__name__ in kinds for kind in type(module).__mro__):
         raise DitherError(
-            f"noise can't reach sharded weights: {name!r} is under FSDP; put the noise on "
-            "activations of a model under fully_shard, or use DistributedDataParallel"
+            f"noise can't reach sharded weights: {name!r} is under FSDP's first version, or was "
+            "sharded after inject: call fully_shard first, then inject"
         )
+
+
+def is_unit(module: nn.Module) -> bool:
+    """Whether a module was given to fully_shard."""
+    return any(kind.__name__ == UNIT for kind in type(module).__mro__)
+
+
+def units(model: nn.Module) -> dict[int, nn.Module]:
+    """{id of a module: what gathers its own parameters} for the modules under fully_shard: the
+    nearest one above that was given to it, or the module itself.
+    """
+    found: dict[int, nn.Module] = {}
+
+    def walk(module: nn.Module, unit: nn.Module | None) -> None:
+        unit = module if is_unit(module) else unit
+        if unit is not None:
+            found[id(module)] = unit
+        for child in module.children():
+            walk(child, unit)
+
+    walk(model, None)
+    return found
 
 
 def check_passes(model: nn.Module) -> None:
@@ -65,7 +88,7 @@ def check_passes(model: nn.Module) -> None:
     the first backward pass of a forward.
     """
     for name, module in model.named_modules():
-        if any(kind.__name__ == SHARDED[1] for kind in type(module).__mro__):
+        if is_unit(module):
             raise DitherError(
                 f"the gradient of R, and curvature='full', need a second backward pass, and "
                 f"{name or 'the model'!r} is under fully_shard, which frees the weights after one: "
@@ -304,8 +327,12 @@ def _parameters(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
                 f"parameters: name those, {', '.join(map(repr, own[:3]))} or {head + '.*'!r}"
             )
         raise _nothing(pattern, pattern, every, "parameter", model)
+    gather = units(model)
     for site in sites:
-        _ = site.parameter  # raises if it is sharded
+        if type(site.raw).__name__ == "DTensor":
+            site.sharded = gather.get(id(site.module))
+        if site.sharded is None:
+            _ = site.parameter  # raises if it is sharded in another way
     return sites
 
 

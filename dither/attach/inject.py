@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from dither.attach import sharded
 from dither.attach.find import find_sites, unwrapped, wrapped
 from dither.attach.hooks import DisplaceInput, DisplaceOutput, Enter, Leave, ShapeReader
 from dither.attach.injection import Injection
@@ -150,7 +151,7 @@ def _check_lazy(noise: Injection) -> None:
     """Raises DitherError for Weight or Node on a lazy module, which has no shape yet."""
     for site in noise.sites.values():
         weight = site.side == "parameter"
-        own = [site.parameter] if weight else site.module.parameters(recurse=False)
+        own = [site.raw] if weight else site.module.parameters(recurse=False)
         if (weight or isinstance(site.noise, Node)) and any(map(is_lazy, own)):
             raise DitherError(
                 f"{type(site.noise).__name__} at {site.name!r}: {type(site.module).__name__} has "
@@ -204,6 +205,9 @@ def _attach(noise: Injection) -> None:
         handles.append(
             module.register_forward_pre_hook(Enter(noise), prepend=True, with_kwargs=True)
         )
+    for unit, (gathered, freed) in sharded.hooks(noise).items():
+        handles.append(unit.register_forward_pre_hook(gathered, with_kwargs=True))
+        handles.append(unit.register_forward_hook(freed, prepend=True, always_call=True))
     for site in noise.sites.values():
         if site.side == "in":
             handles.append(

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,11 +19,11 @@ from torch import Tensor, nn
 from dither.attach import masks
 from dither.attach.clock import Clock, Phase
 from dither.attach.compiled import Traced, check_not_kept, register
-from dither.attach.find import check_whole, replicas
+from dither.attach.find import check_whole, replicas, units
 from dither.attach.hooks import Enter, Reader, real
 from dither.attach.keys import Draws, noise_at
 from dither.attach.ranks import agreed, compare, ranks
-from dither.attach.recompute import Ledger, sample_of
+from dither.attach.recompute import Ledger, Recomputed, sample_of
 from dither.attach.seeds import ordinals, seeds
 from dither.attach.shadow import Statistics, clear
 from dither.attach.site import Site, Sites, groups, label
@@ -34,7 +35,7 @@ from dither.noise.here import Here
 from dither.noise.masked import Masked
 from dither.noise.noises import Node, plus
 from dither.schedule import Balanced
-from dither.torch_internals import calls, forget_compiled, in_backward
+from dither.torch_internals import around_checkpoints, calls, forget_compiled, in_backward
 
 
 class Injection(Clock, Weights, nn.Module):
@@ -80,6 +81,7 @@ class Injection(Clock, Weights, nn.Module):
             for owner, name in site.owners:
                 self.owned.setdefault(id(owner), []).append((site, name))
         self.modules_of_sites = list({id(s.module): s.module for s in self.ordered}.values())
+        self.units = {id(unit) for unit in units(model).values()}
         self.handle = register(self)
         self.statistics: Statistics | None = None  # BatchNorms', for statistics="keep"
         self.collecting = False  # this forward collects statistics without noise
@@ -203,7 +205,7 @@ class Injection(Clock, Weights, nn.Module):
         """A forward starts; the outermost begins a step."""
         if getattr(module, "_is_replica", False):  # DataParallel was put around it after inject
             raise replicas(type(module).__name__)
-        if self.shadowed:
+        if self.shadowed and id(module) not in self.units:
             check_whole(type(module).__name__, module)
         if module is self.model and id(module) in self._inside and _left(module):
             for noise in on_model(module):  # Ctrl-C runs no hooks: remove what it left
@@ -232,6 +234,7 @@ class Injection(Clock, Weights, nn.Module):
     def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """The outermost forward starts: the clocks move, and parameters read W + δ."""
         self.collecting = self.statistics is not None and self.statistics.collected()
+        around_checkpoints(self.handle, partial(Recomputed, self, module))
         phase = self._phase(module)
         if phase is Phase.QUIET:
             return
@@ -366,6 +369,7 @@ def _moment() -> dict[str, Any]:
     """The state of a running forward, empty. Copies and pickles do not have it."""
     return {
         "reader": None,
+        "stamp": None,
         "open_hold": 0,
         "mirror": False,
         "collecting": False,

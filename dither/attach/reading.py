@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from dither.attach.hooks import Hook, Reader
+from dither.attach.inject import inject
 from dither.attach.injection import Injection
 from dither.attach.shadow import put, take
 from dither.attach.site import Site
@@ -58,6 +59,13 @@ def silenced(model: nn.Module) -> Iterator[None]:
         finally:
             for noise, was in before:
                 noise.reader = was
+
+
+@contextmanager
+def probing(model: nn.Module, what: Any, **how: Any) -> Iterator[Injection]:
+    """An injection for a measure, removed at the end. The other injections are silent inside."""
+    with silenced(model), inject(model, what, **how) as noise:
+        yield noise
 
 
 def injections(model: nn.Module) -> list[Injection]:

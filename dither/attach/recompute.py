@@ -9,13 +9,14 @@ call is recognised by a few numbers of its input.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dither.errors import DitherError
 from dither.torch_internals import backward_task, in_backward, saves_elsewhere, stretches
 
 Stamp = tuple[int, int, int]  # (step, micro, call)
@@ -46,6 +47,40 @@ class Calls:
         stamps = self.stamps.get(place, ())
         self.asked[place] += 1
         return stamps[self.asked[place] - 1] if self.asked[place] <= len(stamps) else None
+
+
+class Recomputed:
+    """A function with a checkpoint, made in a forward of a noisy model. While the backward
+    recomputes it, the noise is as in that forward: on or off, and the parameters read the same
+    W + δ, also those that no module inside the function is called for.
+    """
+
+    def __init__(self, noise: Any, module: nn.Module, function: Callable) -> None:
+        self.noise, self.module, self.function = noise, module, function
+        self.stamp, self.collecting = noise.stamp, noise.collecting
+        self.acted = noise.acting()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not in_backward():
+            return self.function(*args, **kwargs)
+        noise, before = self.noise, self.noise.paused
+        noise.paused = not self.acted
+        try:
+            self.check()
+            with noise.again(self.module, self.stamp, self.collecting):
+                return self.function(*args, **kwargs)
+        finally:
+            noise.paused = before
+
+    def check(self) -> None:
+        """Raises DitherError if the noise can't be as it was."""
+        acts = {} if self.noise.removed else self.noise.acting()
+        if acts.keys() != self.acted.keys() or any(acts[n] is not a for n, a in self.acted.items()):
+            raise DitherError(
+                "backward recomputes a checkpoint of a forward whose noise was changed since "
+                "(removed or set, or the model changed between train and eval mode): call "
+                "backward before that"
+            )
 
 
 class Ledger:

@@ -39,6 +39,8 @@ class Site:
     under: list[Any] = field(default_factory=list)
     again: Callable[[], Tensor] | None = None  # computes the shadow's value anew
     held: Tensor | None = None  # the parameter itself, while it is displaced or read
+    sharded: nn.Module | None = None  # the module under fully_shard that gathers the parameter
+    gathered: bool = False  # whether the forward of that module is running
 
     def __post_init__(self) -> None:
         self.unit = replace(self.noise, sigma=1.0)  # compiled code gets σ together with the draw
@@ -47,8 +49,24 @@ class Site:
     def parameter(self) -> Tensor:
         """The parameter as the model holds it now (it may have been moved since).
 
-        Raises DitherError if it is no longer there, or if it is sharded.
+        Raises DitherError if it is no longer there, or if this rank holds only a shard of it.
         """
+        parameter = self.raw
+        if self.sharded is not None and not self.gathered:
+            raise DitherError(
+                f"{self.name!r} is sharded over ranks by fully_shard, and this needs all of it at "
+                "once: train with the noise, or take explicit(…, samples=n) under torch.no_grad()"
+            )
+        if type(parameter).__name__ == "DTensor":
+            raise DitherError(
+                f"weight noise can't reach {self.name!r}: it is a DTensor, sharded over ranks; "
+                "shard with fully_shard, before inject, or use DistributedDataParallel"
+            )
+        return parameter
+
+    @property
+    def raw(self) -> Tensor:
+        """The same, or the shard of it that this rank holds."""
         module, name = self.owners[0]
         held: Any = module._parameters  # TorchScript has a mapping without `get`
         parameter = held[name] if name in held.keys() else None  # noqa: SIM118
@@ -57,16 +75,12 @@ class Site:
                 f"the noisy parameter {self.name!r} is no longer in the model: it was replaced, "
                 "pruned or parametrised after inject; call remove() and inject again"
             )
-        if type(parameter).__name__ == "DTensor":
-            raise DitherError(
-                f"weight noise can't reach {self.name!r}: it is a DTensor, sharded over ranks; use "
-                "DistributedDataParallel, or inject before sharding and train unsharded"
-            )
         return parameter
 
     def let_go(self) -> None:
         """Forget the shadow."""
         self.put, self.under, self.again, self.held = None, [], None, None
+        self.gathered = False
 
 
 class Sites(dict[str, Site]):

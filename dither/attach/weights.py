@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from dither.attach.compiled import Traced, check_not_kept
 from dither.attach.shadow import Statistics, current, put, take
 from dither.noise.noises import plus
+from dither.torch_internals import around_checkpoints, in_backward, saving
 
 if TYPE_CHECKING:
     from dither.attach.site import Site
@@ -28,7 +30,10 @@ class Weights:
     shadowed: list[Site]  # the sites that are parameters
     modules_of_sites: list[nn.Module]
     statistics: Statistics | None
+    collecting: bool
+    _inside: list[int]
     handle: int
+    stamp: tuple[int, int] | None = None  # (step, micro) of the forward that reads W + δ
     on: Callable[[nn.Module], bool]
     scale: Callable[[Site, int], float]
     noise_at: Callable[[Site, int], Any]
@@ -48,19 +53,57 @@ class Weights:
         """Let the parameters used inside `module` read W + δ."""
         if self.statistics and self.acts(step):
             self.statistics.put()
+        self.stamp = step, micro
         below = None if module is self.model else {id(m) for m in module.modules()}
         for site in self.shadowed:
-            if not self.on(site.module):
-                continue
             if below is not None and not any(id(owner) in below for owner, _ in site.owners):
                 continue
-            check_not_kept(site)
-            scale, noise = self.scale(site, step), self.noise_at(site, step)
-            if scale and noise.sigma:
-                again = partial(self._displaced, site, current(site), step, micro)
-                put(site, again(), again)
+            if site.sharded is None or self._whole_again(site):
+                self.shadow_at(site, step, micro)
 
-    def _displaced(self, site: Site, w: Tensor, step: int, micro: int) -> Tensor:
+    def _whole_again(self, site: Site) -> bool:
+        """Whether a sharded parameter is gathered for the backward of its unit."""
+        site.gathered = in_backward() and type(site.raw).__name__ != "DTensor"
+        return site.gathered
+
+    @contextmanager
+    def again(
+        self, module: nn.Module, stamp: tuple[int, int] | None, collecting: bool
+    ) -> Iterator[None]:
+        """The parameters read W + δ as in an earlier forward of `module`."""
+        if self._inside or not (self.shadowed or self.statistics):
+            yield
+            return
+        self._inside.append(0)  # the modules that are called inside begin nothing
+        self.collecting = collecting
+        try:
+            if stamp is not None:
+                self.shadow(module, *stamp)
+            yield
+        finally:
+            self._inside.clear()
+            self.unshadow()
+            self.collecting = False
+
+    def acting(self) -> dict[str, Any]:
+        """The noises that are on, by site."""
+        return {s.name: s.noise for s in self.ordered if self.on(s.module)}
+
+    def shadow_at(self, site: Site, step: int, micro: int) -> Callable[[Tensor], Tensor] | None:
+        """Let a parameter read W + δ. Returns W ↦ W + δ, or None where the noise is off."""
+        if not self.on(site.module):
+            return None
+        check_not_kept(site)
+        scale, noise = self.scale(site, step), self.noise_at(site, step)
+        if not (scale and noise.sigma):
+            return None
+        displaced = partial(self._displaced, site, step, micro)
+        again = partial(displaced, current(site))
+        with saving() if in_backward() else nullcontext():  # not among what a checkpoint counts
+            put(site, again(), again)
+        return displaced
+
+    def _displaced(self, site: Site, step: int, micro: int, w: Tensor) -> Tensor:
         source = self.source(site, step, micro, 0)
         return plus(self.noise_at(site, step), self.here(site, w), source, self.scale(site, step))
 
@@ -71,15 +114,20 @@ class Weights:
         if self.statistics and any(map(self.on, self.modules_of_sites)):
             self.statistics.put()
         for site in self.shadowed:
-            if self.on(site.module):
+            if self.on(site.module) and site.sharded is None:
                 check_not_kept(site)
                 w = current(site)
                 put(site, w + site.unit.displace(self.here(site, w), Traced(self.handle, site, 0)))
 
     def unshadow(self) -> None:
         """Let every parameter read W again."""
+        if not torch.compiler.is_compiling():
+            self.stamp = None
+            around_checkpoints(self.handle, None)
         for site in self.shadowed:
             take(site)
+            if site.gathered:
+                site.gathered = False
         if self.statistics:
             self.statistics.take()
 

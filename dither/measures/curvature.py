@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dither.attach.inject import Injection, inject
+from dither.attach.inject import Injection
+from dither.attach.reading import probing
 from dither.errors import DitherError
 from dither.estimate import Estimate
 from dither.measures.multilinear import multilinear
@@ -172,7 +173,7 @@ def _exact(o: Over) -> Trace:
 
 def unit_noise(o: Over) -> AbstractContextManager[Injection]:
     """Weight noise of σ = 1 on the parameters; on those of an injection it is that injection."""
-    return inject(o.model, Weight(1.0), seed=0) if o.noise is None else _at_one(o.noise)
+    return probing(o.model, Weight(1.0), seed=0) if o.noise is None else _at_one(o.noise)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from dither import loss as losses
 from dither.attach.find import find_sites
 from dither.attach.inject import inject
-from dither.attach.reading import silenced
+from dither.attach.reading import probing
 from dither.calling import output
 from dither.errors import DitherError
 from dither.measures.local import local, norms, terms
@@ -143,14 +143,14 @@ def predict(
     if not lr > 0:
         raise DitherError(f"phases: lr = {lr!r}; give the learning rate, a number above 0")
     what = nodes(model, where, 1.0, law)
-    with silenced(model), inject(model, what, seed=seed, example=x) as noise:
+    with probing(model, what, seed=seed, example=x) as noise:
         felt = local(noise, x, y, loss)
         names = list(noise.sites)
     top = {name: here.top for name, here in felt.items()}
     decay = []
     for name in names:
         what = {name: Node(1.0, law)}
-        with silenced(model), inject(model, what, seed=seed, example=x) as noise:
+        with probing(model, what, seed=seed, example=x) as noise:
             (first,) = terms(noise, x, y, loss, order=1)
             w = next(iter(noise.parameters())).detach()
         second = law.variance * felt[name].along(w.double()) / 2

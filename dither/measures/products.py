@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dither.attach.inject import inject
-from dither.attach.reading import reading
+from dither.attach.reading import probing, reading
 from dither.calling import output, twice
 from dither.engine.batch_axis import Layout
 from dither.engine.certificate import fitting
@@ -111,7 +110,7 @@ def at_site(o: Over, matrix: str, at: str, x: Any, y: Tensor) -> Iterator[Matrix
     Raises DitherError unless the pattern names one activation, which is called once and has the
     samples in dimension 0, each by itself.
     """
-    with inject(o.model, {at: Additive(1.0)}, seed=0) as noise, torch.enable_grad(), twice(True):
+    with probing(o.model, {at: Additive(1.0)}, seed=0) as noise, torch.enable_grad(), twice(True):
         if len(noise.sites) > 1:
             raise DitherError(
                 f"{o.what}: at names one activation: {at!r} names {len(noise.sites)}: "

@@ -26,6 +26,7 @@ from dither.regulariser.gradient_check import check_gradients
 from dither.regulariser.padding import padded
 from dither.regulariser.pull import Pull
 from dither.regulariser.second import Second
+from dither.regulariser.sharded import sharded
 from dither.regulariser.usable import check_usable
 from dither.torch_internals import without_checkpoints
 
@@ -90,6 +91,9 @@ def explicit(
                tr(Σ_site ∇²ℓ), R and the residual part Σ_i ∂ℓ/∂z_i tr(Σ_site ∇²z_i); exact by one
                double backward per element of a site.
 
+    Weights under fully_shard have sampled R alone, under `torch.no_grad()`, on all ranks at once:
+    loss and R are those of the ranks' batches together.
+
     Returns (loss, R, by_site), scalars in the loss' units. Under `torch.no_grad()` only values,
     at a third of the cost. Raises DitherError for exact R where something mixes the batch (such
     as BatchNorm in train mode), where no site is called, targets out of range, several devices or
@@ -126,6 +130,8 @@ def _explicit(
             "the model was made under torch.inference_mode(), where nothing can be differentiated: "
             "make it outside, or under torch.no_grad()"
         )
+    if any(site.sharded is not None for site in noise.ordered):
+        return Explicit(*sharded(noise, x, y, loss, samples, full, unit=unit))
     check_devices(model, x, y)
     coupled = mixing(model)
     if coupled and samples is None:

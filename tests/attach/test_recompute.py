@@ -137,6 +137,98 @@ def test_retain_graph_and_a_second_backward(name):
     same(one, two, *noises)
 
 
+class Direct(nn.Module):
+    """A checkpointed method that reads parameters of its own, and of a module it does not call."""
+
+    def __init__(self, reentrant=None):
+        super().__init__()
+        self.first, self.inner, self.reentrant = nn.Linear(4, 8), nn.Linear(8, 8), reentrant
+        self.gain = nn.Parameter(torch.linspace(0.5, 2, 8))
+        self.double()
+
+    def inside(self, h):
+        h = nn.functional.linear(h.tanh() * self.gain, self.inner.weight)
+        return self.inner(h) * self.gain
+
+    def forward(self, x):
+        h = self.first(x)
+        for _ in range(2):
+            if self.reentrant is None:
+                h = self.inside(h)
+            else:
+                h = checkpoint(self.inside, h, use_reentrant=self.reentrant)
+        return h
+
+
+WEIGHTS = {
+    "each": (dither.Weight(0.3), {}),
+    "all": (dither.Weight(0.3), {"draw": "all"}),
+    "cycle": (dither.Weight(0.3), {"draw": "cycle"}),
+    "DropConnect": (dither.DropConnect(0.5), {}),
+    "Relative": (dither.Relative(0.3), {}),
+    "with activations": ({"*.weight": dither.Weight(0.3), "inner:in": dither.Additive(0.3)}, {}),
+}
+
+
+def direct(reentrant, what, how, seed=0):
+    torch.manual_seed(1)
+    model = Direct(reentrant)
+    return model, dither.inject(model, what, seed=seed, **how)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@both_ways
+def test_parameters_that_are_read_without_a_call_are_displaced_again(name, reentrant):
+    found = []
+    for way in (None, reentrant):
+        model, noise = direct(way, *WEIGHTS[name])
+        clean, other = direct(way, dither.Weight(0.1), {}, 1)
+        for _ in range(3):
+            out = model(X)
+            clean(X)  # another noisy model in between
+            out.square().sum().backward()
+        assert not any("weight" in m.__dict__ or "gain" in m.__dict__ for m in model.modules())
+        found.append([*gradients(model)])
+        assert noise.step == other.step == 3
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@both_ways
+def test_a_pause_before_backward_changes_nothing(name, reentrant):
+    found = []
+    for way in (None, reentrant):
+        model, noise = direct(way, *WEIGHTS[name])
+        with noise.off():
+            quiet = model(X).square().sum()
+        loud = model(X).square().sum()
+        quiet.backward()  # with the noise on
+        noise.pause()
+        loud.backward()
+        assert noise.paused
+        noise.resume()
+        found.append([*gradients(model)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("change", ["remove", "set", "eval"])
+@pytest.mark.parametrize("name", [*NOISES, *WEIGHTS])
+@both_ways
+def test_a_noise_that_is_gone_before_backward_is_told(name, change, reentrant):
+    what, how = WEIGHTS.get(name) or (NOISES[name](), {})
+    model, noise = direct(reentrant, what, how)
+    loss = model(X).square().sum()
+    {
+        "remove": noise.remove,
+        "set": lambda: noise.set(dict.fromkeys(noise.sites, 0.05)),
+        "eval": model.eval,
+    }[change]()
+    with pytest.raises(dither.DitherError, match="a forward whose noise was changed since"):
+        loss.backward()
+
+
 class Mine(torch.autograd.Function):
     """A checkpoint of a user's own: no record of PyTorch's to go by."""
 
