@@ -11,9 +11,11 @@ from camuto import made_up, verdict
 
 import dither
 from dither.lab.data import needs
+from dither.lab.figure import Silent
 from dither.lab.nets.specs import MLP
 from dither.lab.page.judge import judge
 from dither.lab.table import Table
+from dither.lab.training.loop import train
 from dither.papers.camuto2020 import fig2, multiplicative, multiplicative_training, remainders
 
 NET = MLP((6, 5, 4, 3), activation="elu", bias=False, init="glorot")
@@ -51,6 +53,19 @@ def noises(c: float = -0.4, dropout: float = -0.2, late: float = -0.5, rest: flo
                 ]
                 starts[f"{name} σ²={v:g}"] = dict.fromkeys(range(18), rows)
     return Table.of(starts)
+
+
+@pytest.mark.parametrize("of", ["additive", "multiplicative", "dropout"])
+def test_looks_at_a_run_with_the_same_noise_see_one_noise_and_warn_of_none(of):
+    run = remainders.training(
+        "Boston, sigmoid", 0.1, 0.01, width=8, draws=8, steps=2, every=1, batch=32, train=None,
+        of=of,
+    )  # fmt: skip
+    (rows,) = train(run, [0], Silent()).values()  # a warning is an error here
+    (other,) = train(replace(run, noise=None), [0], Silent()).values()
+    at_start = [{q: v for step, q, v in seen if step == 0} for seen in (rows, other)]
+    assert at_start[0].keys() == at_start[1].keys() == {"R", "C", "sem", "residual", "loss/train"}
+    assert at_start[0] == pytest.approx(at_start[1], rel=1e-6)
 
 
 @pytest.mark.parametrize(

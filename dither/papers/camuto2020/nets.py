@@ -19,7 +19,7 @@ from torch import Tensor
 
 import dither
 from dither import loss as losses
-from dither.attach.reading import silenced
+from dither.attach.reading import probing
 from dither.lab import (
     CNN,
     MLP,
@@ -188,8 +188,7 @@ class Both:
         kept = weight.clone()
         with (
             torch.no_grad(),
-            silenced(state.model),
-            dither.inject(state.model, NOISE, seed=0) as noise,
+            probing(state.model, NOISE, seed=0) as noise,
         ):
             for name, form in forms.items():
                 _, R, sites = explicit(noise, x, y, form)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import dither
+from dither.attach.reading import probing
 from dither.lab import (
     MLP,
     SGD,
@@ -78,7 +79,7 @@ def cost(
     model: Any, x: Tensor, y: Tensor, loss: str, sigma2: float, draws: int, seed: int, of: str
 ) -> dither.Estimate:
     """E[Δℓ], from antithetic pairs."""
-    with dither.inject(model, {"act*:out": noise(sigma2, of)}, seed=0) as injected:
+    with probing(model, {"act*:out": noise(sigma2, of)}, seed=0) as injected:
         return dither.expected(injected, x, y, loss, draws=draws, antithetic=True, seed=seed)
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 import dither
 from dither import loss as losses
+from dither.attach.reading import probing
 from dither.lab import (
     FREQUENCIES,
     MLP,
@@ -85,7 +86,7 @@ class Orders:
         seen = {}
         for sigma in SIGMAS:
             with (
-                dither.inject(model, {"input": dither.Additive(sigma)}, seed=0) as noise,
+                probing(model, {"input": dither.Additive(sigma)}, seed=0) as noise,
                 torch.no_grad(),
             ):
                 estimate = expected(

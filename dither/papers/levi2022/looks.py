@@ -8,8 +8,7 @@ is noted: it has the accuracy of chance, like one that diverged (`methods.final`
 import math
 from dataclasses import dataclass
 
-from dither.attach.inject import inject
-from dither.attach.reading import silenced
+from dither.attach.reading import probing
 from dither.errors import NotFinite
 from dither.lab import State
 from dither.measures import robustness
@@ -102,7 +101,7 @@ class LocalHessian:
         seen = {}
         for place, site in {"node": f"{first}:out", "input": f"{first}:in"}.items():
             probe = {site: Additive(1.0)}
-            with silenced(state.model), inject(state.model, probe, example=x) as noise:
+            with probing(state.model, probe, example=x) as noise:
                 (here,) = local(noise, x, y, state.run.loss).values()
             seen |= {f"top at {place}": here.top, f"trace at {place}": here.trace}
         if state.noise is not None and len(state.noise.sites) == len(state.noise.nodes) == 1:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import dither
-from dither.attach.reading import silenced
+from dither.attach.reading import probing
 from dither.lab import SGD, Array, Claim, Data, Figure, LinearNet, Run, State, Table, Verdict
 from dither.lab.rule import above as over
 from dither.lab.rule import decide, nearer, not_above, not_below
@@ -42,8 +42,7 @@ class Regularised:
         x, y = state.examples("train")
         with (
             torch.no_grad(),
-            silenced(state.model),
-            dither.inject(state.model, dither.Weight(self.sigma), seed=0) as noise,
+            probing(state.model, dither.Weight(self.sigma), seed=0) as noise,
         ):
             loss, R, _ = dither.explicit(noise, x, y, state.run.loss)
         return {"L": loss.item(), "L + R": (loss + R).item()}

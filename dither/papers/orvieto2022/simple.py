@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import dither
 from dither import loss as losses
 from dither.attach.inject import DrawMode
-from dither.attach.reading import silenced
+from dither.attach.reading import probing
 from dither.lab import Array, Table, Verdict
 from dither.lab.rule import above, decide, exact, few, not_above
 from dither.lab.training.optimiser import SCHEDULES
@@ -63,7 +63,7 @@ def descend(
 
 def objective(model: nn.Module, x: Tensor, y: Tensor, loss: str, sigma: float) -> Tensor:
     """L + R of weight noise σ on every tensor, eq. 6; differentiable."""
-    with silenced(model), dither.inject(model, dither.Weight(sigma), seed=0) as noise:
+    with probing(model, dither.Weight(sigma), seed=0) as noise:
         value, R, _ = dither.explicit(noise, x, y, loss)
     return value + R
 
