@@ -6,8 +6,8 @@ earlier versions have none and are read without. A folder is written next to its
 name and renamed at the end. So it is whole or absent, also with other writers and after a power
 cut. The seeds of one program are sealed together, and each names them ("program" in env.json):
 computed without the others, a seed's numbers would differ in their last digits. A result is never
-changed. One that is computed again gives way
-when the new one is written: between two renames the old one is a hidden neighbour, .<seed>.old.
+changed. One that is computed again gives way when the new one is written: between two renames the
+old one is a hidden neighbour, .<seed>.old.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ import polars as pl
 from dither.errors import DitherError
 from dither.lab import identity
 from dither.lab.figure import Run, Task
+from dither.lab.runs.places import AGAIN, FILES, OLD, READY, delete, settle, whole
 
 FORMAT = 1
-FILES = ("rows.parquet", "run.json", "env.json")
 SUMS = "sha256.json"
 SCHEMA = {"step": pl.Float64, "quantity": pl.String, "value": pl.Float64}
 WORDS = ("dither", "torch", "python", "machine", "commit")  # of env.json, where they are known
@@ -41,8 +41,6 @@ MOST_ROWS = 50_000_000  # a small file can say that it has any number
 LARGEST = {"rows.parquet": 2_000_000_000}  # bytes; of other files 100 million
 STALE = 3600  # seconds after which a half-written folder is abandoned
 HOMES = (".", "runs/*", "figures/*/*", "logs")  # where files are written under a hidden name
-OLD = ".old"  # of a result while it is replaced
-READY, AGAIN = ".ready", ".again"  # of a program's results that are written, not yet in place
 IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EACCES, errno.EPERM}
 
 
@@ -74,15 +72,15 @@ class Store:
             raise self._unwritable(error) from error
         for ready in (path for end in (READY, AGAIN) for path in self.root.glob(f"runs/*/.*{end}")):
             with contextlib.suppress(OSError):
-                _settle(ready)
+                settle(ready)
         for old in self.root.glob(f"runs/*/.*{OLD}"):
             with contextlib.suppress(OSError):
                 place = old.with_name(old.name[1 : -len(OLD)])
-                _ = _delete(old) if _whole(place) else old.rename(place)
+                _ = delete(old) if whole(place) else old.rename(place)
         for leftover in (path for folder in HOMES for path in self.root.glob(f"{folder}/.*.tmp")):
             with contextlib.suppress(OSError):  # its writer may have renamed it since
                 if time.time() - leftover.stat().st_mtime > STALE:
-                    _delete(leftover)
+                    delete(leftover)
 
     def folder(self, run: Run | Task, seed: int) -> Path:
         return self.root / "runs" / run.key / str(seed)
@@ -99,7 +97,7 @@ class Store:
         try:
             if (folder / "env.json").is_file():
                 self.env(run, seed)
-            return _whole(folder)
+            return whole(folder)
         except OSError as error:
             raise self._damaged(folder, error.strerror or str(error)) from error
 
@@ -229,7 +227,7 @@ class Store:
                         temp / str(seed), table, says, {"format": FORMAT, **(env or {}), **whose}
                     )
                 temp.rename(ready)  # from here on `prepare` could end it
-                _settle(ready)
+                settle(ready)
             except OSError:
                 shutil.rmtree(ready, ignore_errors=True)
                 raise
@@ -258,7 +256,7 @@ class Store:
             if (folder := self.folder(run, seed)).is_dir():
                 away = _beside(folder)
                 folder.rename(away)
-                _delete(away)
+                delete(away)
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -302,10 +300,6 @@ def write(path: Path, content: str | bytes | None) -> None:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _whole(folder: Path) -> bool:
-    return all((folder / file).is_file() for file in FILES)
 
 
 def _beside(path: Path) -> Path:
@@ -354,40 +348,3 @@ def _write(folder: Path, rows: Any, says: Mapping[str, Any], env: Mapping[str, A
     sums = {file: _sha256(folder / file) for file in FILES}
     (folder / SUMS).write_text(json_text(sums), encoding="utf-8")
     _flush(folder)
-
-
-def _settle(ready: Path) -> None:
-    """Move the results of a program to their places. A `prepare` of another process may do so at
-    the same time: what it has moved is passed over.
-    """
-    with contextlib.suppress(FileNotFoundError):  # the other one has ended
-        for temp in sorted(ready.iterdir()):
-            with contextlib.suppress(FileNotFoundError):  # it was faster with this one
-                _place(temp, ready.parent / temp.name, ready.suffix == AGAIN)
-    shutil.rmtree(ready, ignore_errors=True)
-
-
-def _place(temp: Path, folder: Path, replace: bool) -> None:
-    """Rename a written result to its place. What is there stays if it is whole, or goes last."""
-    old = folder.with_name(f".{folder.name}{OLD}")
-    temp.stat()  # raises if another process has moved it: what is in the place is its result
-    if os.path.lexists(folder) and (replace or not _whole(folder)):
-        _delete(old)
-        with contextlib.suppress(FileNotFoundError):  # another writer moved it
-            folder.rename(old)
-    try:
-        temp.rename(folder)  # fails if the folder exists and is not empty
-    except OSError:
-        if not folder.is_dir():
-            if os.path.lexists(old):
-                old.rename(folder)
-            raise
-    _delete(old)
-
-
-def _delete(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

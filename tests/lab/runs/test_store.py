@@ -104,6 +104,46 @@ def test_processes_that_write_the_same_runs(store):
     )
 
 
+AGAIN = """
+import sys
+from dither.lab.figure import Task
+from dither.lab.runs.store import Store, frame
+store, run = Store(sys.argv[1]), Task.of("tasks:decay", rate=0.5, steps=3)
+print("ready", flush=True)
+sys.stdin.readline()
+for step in range(150):
+    store.seal(run, 0, frame([(step, sys.argv[2], t) for t in range(50)]), {}, replace=True)
+"""
+
+
+def test_processes_that_replace_the_same_run(store):
+    import dither
+
+    store.seal(RUN, 0, ROWS)
+    home = str(Path(dither.__file__).parents[1])
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", AGAIN, str(store.root), who],
+            env={**os.environ, "PYTHONPATH": home},
+            **pipes,
+        )
+        for who in "abc"
+    ]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        writer.stdin.write("\n")
+        writer.stdin.close()
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    for writer in writers:
+        writer.stdout.close()
+    rows = store.rows(RUN, 0)
+    assert len(rows) == 50
+    assert set(rows["step"]) == {149}
+    assert [path.name for path in store.folder(RUN, 0).parent.iterdir()] == ["0"]
+
+
 def test_a_half_written_folder_is_no_result(store):
     whole = store.folder(RUN, 0).with_name(".0.1.abc.tmp")  # what a killed writer leaves
     whole.mkdir(parents=True)
