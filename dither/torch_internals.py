@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import types
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -37,9 +38,22 @@ def in_backward() -> bool:
 
 
 def saves_elsewhere() -> bool:
-    """Whether hooks for saved tensors are on, by which a checkpoint keeps autograd from saving."""
+    """Whether hooks for saved tensors are on, by which a checkpoint keeps autograd from saving.
+    Those of `attach.sharded` are none.
+    """
+    top = saving_hooks()
+    return top is None or not (top == () or hasattr(getattr(top[0], "__self__", None), "redrawn"))
+
+
+def saving_hooks() -> tuple | None:
+    """The hooks for saved tensors that are on top, () for none, None if torch does not tell."""
     top = getattr(_autograd, "_top_saved_tensors_default_hooks", None)
-    return top is None or top(False) is not None
+    return None if top is None else tuple(top(False) or ())
+
+
+def pop_saving_hooks() -> None:
+    """Take the top hooks for saved tensors off."""
+    _autograd._pop_saved_tensors_default_hooks()
 
 
 def saving() -> torch.autograd.graph.saved_tensors_hooks:
@@ -178,7 +192,7 @@ def inside_functorch() -> bool:
 
 
 _plain = threading.local()  # .depth: how many `without_checkpoints` this thread is in
-_around = threading.local()  # .by: what the forwards that run do to a function with a checkpoint
+_around = threading.local()  # .by: the injections whose forwards run, weakly
 _checkpoint_function: Any = torch.utils.checkpoint.CheckpointFunction
 _generator: Any = torch.utils.checkpoint._checkpoint_without_reentrant_generator
 
@@ -195,18 +209,19 @@ class _CheckpointFunction:
     def apply(function: Callable, preserve: bool, *args: Any) -> Any:
         if getattr(_plain, "depth", 0):
             return function(*args)
-        return _checkpoint_function.apply(_recomputed(function), preserve, *args)
+        return _checkpoint_function.apply(_recomputed(function, True), preserve, *args)
 
 
 def _without_reentrant(function: Callable, *args: Any, **kwargs: Any) -> Any:
     if getattr(_plain, "depth", 0):
         return iter((None,))
-    return _generator(_recomputed(function), *args, **kwargs)
+    return _generator(_recomputed(function, False), *args, **kwargs)
 
 
-def _recomputed(function: Callable) -> Callable:
-    for change in getattr(_around, "by", {}).values():
-        function = change(function)
+def _recomputed(function: Callable, reentrant: bool) -> Callable:
+    for who in reversed(list(getattr(_around, "by", {}).values())):  # the first is outermost
+        if (noise := who()) is not None:
+            function = noise.recomputed(function, reentrant)
     return function
 
 
@@ -219,17 +234,39 @@ def _replace_checkpoints() -> None:
     module._checkpoint_without_reentrant_generator = _without_reentrant
 
 
-def around_checkpoints(who: int, change: Callable[[Callable], Callable] | None) -> None:
-    """Let the checkpoints that this thread makes from now on recompute `change(function)` in the
-    place of their function; None: no longer.
+def around_checkpoints(noise: Any, begins: bool) -> None:
+    """While a forward of a noisy model runs, the checkpoints that this thread makes recompute
+    `noise.recomputed(function, reentrant)` in the place of their function.
     """
-    if change is not None and not hasattr(_around, "by"):
+    if begins and not hasattr(_around, "by"):
         _replace_checkpoints()
         _around.by = {}
-    if change is not None:
-        _around.by[who] = change
+    if begins:
+        _around.by[noise.handle] = weakref.ref(noise)
     elif hasattr(_around, "by"):
-        _around.by.pop(who, None)
+        _around.by.pop(noise.handle, None)
+
+
+def gradients_in_shards(unit: Any) -> str:
+    """Why a backward pass does not leave the ranks' mean gradient in the shards of a module under
+    fully_shard; "" if it does.
+    """
+    groups = unit._get_fsdp_state()._fsdp_param_groups
+    if not all(group.reduce_grads and group.all_reduce_grads for group in groups):
+        return "needs gradients that are reduced: call set_requires_gradient_sync(True) first"
+    if any(group.gradient_divide_factor is not None for group in groups):
+        return "needs the mean of the ranks' gradients, and set_gradient_divide_factor was called"
+    kept = [p for group in groups for p in group.fsdp_params]
+    whole = [getattr(p, "_unsharded_param", None) for p in kept]
+    waits = any(p.unsharded_accumulated_grad is not None for p in kept)
+    if waits or any(p is not None and p.grad is not None for p in whole):
+        return "can't be taken while gradients wait to be reduced: take it after the last backward"
+    return ""
+
+
+def after_backward(call: Callable[[], None]) -> None:
+    """Call this at the end of the backward pass that this thread is in."""
+    torch.autograd.Variable._execution_engine.queue_callback(call)  # pyright: ignore
 
 
 @contextmanager

@@ -331,6 +331,11 @@ def _parameters(model: nn.Module, pattern: str, noise: Any) -> list[Site]:
     for site in sites:
         if type(site.raw).__name__ == "DTensor":
             site.sharded = gather.get(id(site.module))
+            if len({id(gather.get(id(owner))) for owner, _ in site.owners}) > 1:
+                raise DitherError(
+                    f"weight noise can't reach {site.name!r}: modules share it that fully_shard "
+                    "gathers apart: call fully_shard on a module that holds them all"
+                )
         if site.sharded is None:
             _ = site.parameter  # raises if it is sharded in another way
     return sites

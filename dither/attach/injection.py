@@ -10,7 +10,6 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -23,9 +22,10 @@ from dither.attach.find import check_whole, replicas, units
 from dither.attach.hooks import Enter, Reader, real
 from dither.attach.keys import Draws, noise_at
 from dither.attach.ranks import agreed, compare, ranks
-from dither.attach.recompute import Ledger, Recomputed, sample_of
+from dither.attach.recompute import Ledger, sample_of
 from dither.attach.seeds import ordinals, seeds
 from dither.attach.shadow import Statistics, clear
+from dither.attach.sharded import release
 from dither.attach.site import Site, Sites, groups, label
 from dither.attach.threads import OneAtATime
 from dither.attach.weights import Weights
@@ -81,7 +81,7 @@ class Injection(Clock, Weights, nn.Module):
             for owner, name in site.owners:
                 self.owned.setdefault(id(owner), []).append((site, name))
         self.modules_of_sites = list({id(s.module): s.module for s in self.ordered}.values())
-        self.units = {id(unit) for unit in units(model).values()}
+        self.units = {id(unit): unit for unit in units(model).values()}
         self.handle = register(self)
         self.statistics: Statistics | None = None  # BatchNorms', for statistics="keep"
         self.collecting = False  # this forward collects statistics without noise
@@ -131,6 +131,7 @@ class Injection(Clock, Weights, nn.Module):
         """Take every hook off the model. Its output is then bit for bit what it was without noise.
         A second call does nothing.
         """
+        release(self)
         self.unhook()
         self.unshadow()
         self.removed = True
@@ -207,9 +208,10 @@ class Injection(Clock, Weights, nn.Module):
             raise replicas(type(module).__name__)
         if self.shadowed and id(module) not in self.units:
             check_whole(type(module).__name__, module)
-        if module is self.model and id(module) in self._inside and _left(module):
-            for noise in on_model(module):  # Ctrl-C runs no hooks: remove what it left
+        if module is self.model and id(module) in self._inside and calls(module) < 2:
+            for noise in on_model(module):  # Ctrl-C ran no hooks: remove what its forward left
                 noise._inside.clear()
+                release(noise, everyone=True)
                 for site in noise.shadowed:
                     clear(site)
                 noise.unshadow()
@@ -234,7 +236,7 @@ class Injection(Clock, Weights, nn.Module):
     def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """The outermost forward starts: the clocks move, and parameters read W + δ."""
         self.collecting = self.statistics is not None and self.statistics.collected()
-        around_checkpoints(self.handle, partial(Recomputed, self, module))
+        around_checkpoints(self, begins=True)
         phase = self._phase(module)
         if phase is Phase.QUIET:
             return
@@ -370,6 +372,7 @@ def _moment() -> dict[str, Any]:
     return {
         "reader": None,
         "stamp": None,
+        "units": {},
         "open_hold": 0,
         "mirror": False,
         "collecting": False,
@@ -385,11 +388,6 @@ def _moment() -> dict[str, Any]:
 
 
 _OF_THE_MOMENT = {*_moment(), "handle", "wrapper", "turn_of"}
-
-
-def _left(module: nn.Module) -> bool:
-    """Whether an earlier forward of the module began and has left the stack without its hooks."""
-    return calls(module) < 2
 
 
 def on_model(model: nn.Module) -> list[Injection]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -55,32 +56,44 @@ class Recomputed:
     W + δ, also those that no module inside the function is called for.
     """
 
-    def __init__(self, noise: Any, module: nn.Module, function: Callable) -> None:
-        self.noise, self.module, self.function = noise, module, function
-        self.stamp, self.collecting = noise.stamp, noise.collecting
-        self.acted = noise.acting()
+    def __init__(self, noise: Any, function: Callable, reentrant: bool) -> None:
+        self.noise, self.function = noise, function
+        self.stamp, self.collecting, self.acted = noise.stamp, noise.collecting, noise.acting()
+        self.lasting = not reentrant  # the graph of a recomputation is used by a reentrant one
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not in_backward():
             return self.function(*args, **kwargs)
         noise, before = self.noise, self.noise.paused
-        noise.paused = not self.acted
+        noise.paused = not self.acted["noises"]
         try:
             self.check()
-            with noise.again(self.module, self.stamp, self.collecting):
+            if calls_a_module(self.function):  # which has hooks, and reads by them
+                return self.function(*args, **kwargs)
+            with noise.again(self.stamp, self.collecting, self.lasting):
                 return self.function(*args, **kwargs)
         finally:
             noise.paused = before
 
     def check(self) -> None:
         """Raises DitherError if the noise can't be as it was."""
-        acts = {} if self.noise.removed else self.noise.acting()
-        if acts.keys() != self.acted.keys() or any(acts[n] is not a for n, a in self.acted.items()):
+        now, was = self.noise.acting(), self.acted
+        same = now["noises"].keys() == was["noises"].keys() and now["σ"] == was["σ"]
+        same = same and all(now["noises"][n] is noise for n, noise in was["noises"].items())
+        if self.noise.removed or not same or now["draws"] is not was["draws"]:
             raise DitherError(
                 "backward recomputes a checkpoint of a forward whose noise was changed since "
                 "(removed or set, or the model changed between train and eval mode): call "
                 "backward before that"
             )
+
+
+def calls_a_module(function: Any) -> bool:
+    """Whether a function is the call of a module, and nothing else."""
+    while isinstance(function, partial | Recomputed):
+        function = function.func if isinstance(function, partial) else function.function
+    called = getattr(function, "__func__", None) is nn.Module.__call__
+    return isinstance(function, nn.Module) or called
 
 
 class Ledger:

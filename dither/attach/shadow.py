@@ -34,6 +34,7 @@ class Shadow(Tensor):
     parameter: Tensor
     versions: list[tuple[Tensor, int]]  # of the shadow and of each `.data` of it
     below: dict[tuple[int, str], Tensor | None] | None  # what an owner read before, once it is gone
+    from_raw: Callable[[Tensor], Tensor]  # makes it from W, and what other injections put below
 
     @staticmethod
     def of(value: Tensor, parameter: Tensor) -> Shadow:

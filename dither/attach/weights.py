@@ -12,14 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from dither.attach.compiled import Traced, check_not_kept
-from dither.attach.shadow import Statistics, current, put, take
+from dither.attach.recompute import Recomputed
+from dither.attach.shadow import Shadow, Statistics, current, put, take
 from dither.noise.noises import plus
-from dither.torch_internals import around_checkpoints, in_backward, saving
+from dither.torch_internals import (
+    after_backward,
+    around_checkpoints,
+    backward_task,
+    in_backward,
+    saving,
+)
 
 if TYPE_CHECKING:
+    from dither.attach.keys import Draws
     from dither.attach.site import Site
     from dither.noise.draw import Source
     from dither.noise.here import Here
+
+
+Stamp = tuple[nn.Module, int, int]  # (the outermost module, step, micro) of a forward
 
 
 class Weights:
@@ -33,7 +44,10 @@ class Weights:
     collecting: bool
     _inside: list[int]
     handle: int
-    stamp: tuple[int, int] | None = None  # (step, micro) of the forward that reads W + δ
+    stamp: Stamp | None = None  # of the forward that reads W + δ
+    drawn_again: tuple[int, dict[Stamp, dict[str, Tensor]]] | None = None  # (backward pass, W + δ)
+    kept: dict[str, dict[str, Any]]
+    draws: Draws
     on: Callable[[nn.Module], bool]
     scale: Callable[[Site, int], float]
     noise_at: Callable[[Site, int], Any]
@@ -49,36 +63,73 @@ class Weights:
         delta = noise.displace(here, rng or self.source(site, step, 0, 0))
         return delta if scale == 1 else scale * delta
 
-    def shadow(self, module: nn.Module, step: int, micro: int) -> None:
-        """Let the parameters used inside `module` read W + δ."""
+    def shadow(self, module: nn.Module, step: int, micro: int, lasting: bool = False) -> None:
+        """Let the parameters used inside `module` read W + δ. lasting: through a backward, for
+        functions that are recomputed and not differentiated.
+        """
         if self.statistics and self.acts(step):
             self.statistics.put()
-        self.stamp = step, micro
+        self.stamp = module, step, micro
+        values = self._through_backward(self.stamp) if lasting else None
         below = None if module is self.model else {id(m) for m in module.modules()}
         for site in self.shadowed:
             if below is not None and not any(id(owner) in below for owner, _ in site.owners):
                 continue
             if site.sharded is None or self._whole_again(site):
-                self.shadow_at(site, step, micro)
+                self.shadow_at(site, step, micro, values)
 
     def _whole_again(self, site: Site) -> bool:
         """Whether a sharded parameter is gathered for the backward of its unit."""
         site.gathered = in_backward() and type(site.raw).__name__ != "DTensor"
         return site.gathered
 
+    def _through_backward(self, stamp: Stamp) -> dict[str, Tensor]:
+        """The W + δ that this backward pass has drawn again, of one forward."""
+        task = backward_task()
+        if self.drawn_again is None or self.drawn_again[0] != task:
+            self.drawn_again = task, {}
+            after_backward(partial(setattr, self, "drawn_again", None))
+        return self.drawn_again[1].setdefault(stamp, {})
+
+    def shadow_at(
+        self, site: Site, step: int, micro: int, values: dict[str, Tensor] | None = None
+    ) -> None:
+        """Let a parameter read W + δ, if the noise is on."""
+        if not self.on(site.module):
+            return
+        check_not_kept(site)
+        scale, noise = self.scale(site, step), self.noise_at(site, step)
+        if not (scale and noise.sigma):
+            return
+        self.source(site, step, micro, 0)  # the ranks agree on seeds, before they are bound
+        source = partial(self.draws.source, site, step, micro, 0)
+        displaced = partial(_displaced, noise, scale, source, partial(self.here, site))
+        w = current(site)
+        with saving() if in_backward() else nullcontext():  # not among what a checkpoint counts
+            if values is None:
+                value = displaced(w)
+            else:
+                with torch.no_grad():
+                    value = values.get(site.name)
+                    value = values[site.name] = displaced(w) if value is None else value
+                value = value.detach().requires_grad_(w.requires_grad)
+            put(site, value, partial(displaced, w))
+        if site.sharded is not None and isinstance(site.put, Shadow):
+            below = getattr(w, "from_raw", None)  # of another injection
+            site.put.from_raw = displaced if below is None else lambda raw: displaced(below(raw))
+
     @contextmanager
-    def again(
-        self, module: nn.Module, stamp: tuple[int, int] | None, collecting: bool
-    ) -> Iterator[None]:
-        """The parameters read W + δ as in an earlier forward of `module`."""
-        if self._inside or not (self.shadowed or self.statistics):
+    def again(self, stamp: Stamp | None, collecting: bool, lasting: bool) -> Iterator[None]:
+        """The parameters read W + δ as in an earlier forward."""
+        around_checkpoints(self, begins=True)  # there may be one inside
+        if self._inside:
             yield
             return
         self._inside.append(0)  # the modules that are called inside begin nothing
         self.collecting = collecting
         try:
             if stamp is not None:
-                self.shadow(module, *stamp)
+                self.shadow(*stamp, lasting=lasting)
             yield
         finally:
             self._inside.clear()
@@ -86,26 +137,13 @@ class Weights:
             self.collecting = False
 
     def acting(self) -> dict[str, Any]:
-        """The noises that are on, by site."""
-        return {s.name: s.noise for s in self.ordered if self.on(s.module)}
+        """What says which noise a forward gets."""
+        noises = {s.name: s.noise for s in self.ordered if self.on(s.module)}
+        return {"noises": noises, "σ": dict(self.kept.get("sigma", {})), "draws": self.draws}
 
-    def shadow_at(self, site: Site, step: int, micro: int) -> Callable[[Tensor], Tensor] | None:
-        """Let a parameter read W + δ. Returns W ↦ W + δ, or None where the noise is off."""
-        if not self.on(site.module):
-            return None
-        check_not_kept(site)
-        scale, noise = self.scale(site, step), self.noise_at(site, step)
-        if not (scale and noise.sigma):
-            return None
-        displaced = partial(self._displaced, site, step, micro)
-        again = partial(displaced, current(site))
-        with saving() if in_backward() else nullcontext():  # not among what a checkpoint counts
-            put(site, again(), again)
-        return displaced
-
-    def _displaced(self, site: Site, step: int, micro: int, w: Tensor) -> Tensor:
-        source = self.source(site, step, micro, 0)
-        return plus(self.noise_at(site, step), self.here(site, w), source, self.scale(site, step))
+    def recomputed(self, function: Callable, reentrant: bool) -> Callable:
+        """What a checkpoint that is made in a forward recomputes in the place of its function."""
+        return Recomputed(self, function, reentrant)
 
     def shadow_traced(self) -> None:
         """The same while torch.compile traces: the draw happens when the compiled code runs."""
@@ -123,7 +161,7 @@ class Weights:
         """Let every parameter read W again."""
         if not torch.compiler.is_compiling():
             self.stamp = None
-            around_checkpoints(self.handle, None)
+            around_checkpoints(self, begins=False)
         for site in self.shadowed:
             take(site)
             if site.gathered:
@@ -151,3 +189,8 @@ class Weights:
                     stacklevel=2,
                 )
                 return
+
+
+def _displaced(noise: Any, scale: float, source: Callable, here: Callable, w: Tensor) -> Tensor:
+    """W + δ."""
+    return plus(noise, here(w), source(), scale)

@@ -1,6 +1,8 @@
 """Activation checkpointing recomputes the same draws, whatever happens in between."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -192,6 +194,68 @@ def test_parameters_that_are_read_without_a_call_are_displaced_again(name, reent
         assert noise.step == other.step == 3
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@both_ways
+@pytest.mark.parametrize("inner", [None, True, False])
+def test_two_noises_at_a_site_and_checkpoints_inside(reentrant, inner):
+    class Nested(Direct):
+        def inside(self, h):
+            if inner is None or self.reentrant is None:
+                return super().inside(h)
+            return checkpoint(super().inside, h, use_reentrant=inner)
+
+    found = []
+    for way in (None, reentrant):
+        torch.manual_seed(1)
+        model = Nested(way)
+        for seed, what in enumerate((dither.Weight(0.3), dither.Relative(0.3))):
+            dither.inject(model, what, seed=seed)
+        for _ in range(2):
+            model(X).square().sum().backward()
+        found.append([*gradients(model)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("called", [True, False])
+def test_a_backward_draws_each_parameter_again_once(called):
+    class Counted(dither.Weight):
+        drawn = 0
+
+        def displace(self, site, rng):
+            type(self).drawn += 1
+            return super().displace(site, rng)
+
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4, bias=False) for _ in range(6))
+
+        def forward(self, h):
+            for layer in self.layers:
+                part = layer if called else lambda h, layer=layer: layer(h)
+                h = checkpoint(part, h.tanh(), use_reentrant=False)
+            return h
+
+    model = Deep().double()
+    dither.inject(model, Counted(0.1), seed=0)
+    loss = model(X).square().sum()
+    assert Counted.drawn == 6
+    loss.backward()
+    assert Counted.drawn == 12
+
+
+def test_an_interrupt_keeps_nothing_alive():
+    model, noise = direct(False, dither.Weight(0.1), {})
+    handle = model.inner.register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        model(X)
+    handle.remove()
+    gone = weakref.ref(noise), weakref.ref(model)
+    del model, noise, handle
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
 
 
 @pytest.mark.parametrize("name", WEIGHTS)

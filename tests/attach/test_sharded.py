@@ -1,5 +1,6 @@
 """Weight noise under fully_shard, on two gloo processes against one that is not sharded."""
 
+import contextlib
 import copy
 import gc
 import socket
@@ -136,6 +137,102 @@ def noise_comes_and_goes(number):
     assert not any(m._forward_hooks_always_called for m in sharded.modules())
 
 
+def gradients_of(sharded, plain, number, between=lambda noise: None, noises=()):
+    """Both backwards, the plain one of both batches; their gradients have to be equal."""
+    x, y = batch(number)
+    loss = nn.functional.cross_entropy(sharded(x), y)
+    for noise in noises[0]:
+        between(noise)
+    loss.backward()
+    losses = []
+    with contextlib.ExitStack() as held:
+        for noise in noises[1]:
+            held.enter_context(noise.hold())
+        for r in (0, 1):
+            xr, yr = batch(r)
+            losses.append(nn.functional.cross_entropy(plain(xr), yr) / 2)
+    for noise in noises[1]:
+        between(noise)
+    sum(losses).backward()
+    for (name, p), q in zip(sharded.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad.full_tensor(), q.grad, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def two_noises_at_a_site(number):
+    """Their order is that of the model that is not sharded."""
+    whats = (dither.Weight(0.3), dither.Relative(0.3), {"1.*": dither.DropConnect(0.4)})
+    for some in (whats[:2], whats[1:], whats):
+        sharded, plain = shard(net()), net()
+        noises = [[dither.inject(m, w, seed=1) for w in some] for m in (sharded, plain)]
+        gradients_of(sharded, plain, number, noises=noises)
+
+
+def units_under_a_checkpoint(number):
+    """They are recomputed, and right; so with an offload of what autograd saves."""
+
+    class Blocks(nn.Module):
+        def __init__(self, kind):
+            super().__init__()
+            self.parts, self.kind = net(), kind
+
+        def forward(self, h):
+            for part in self.parts:
+                if self.kind == "offload" and isinstance(part, Block):
+                    with torch.autograd.graph.save_on_cpu():
+                        h = part(h)
+                elif self.kind in (True, False) and isinstance(part, Block):
+                    h = checkpoint(part, h, use_reentrant=self.kind)
+                else:
+                    h = part(h)
+            return h
+
+    for kind in (True, False, "offload"):
+        sharded, plain = Blocks(kind), Blocks(None)
+        for block in sharded.parts[1:3]:
+            fsdp.fully_shard(block)
+        fsdp.fully_shard(sharded)
+        calls = []
+        sharded.parts[1].up.register_forward_hook(lambda *_, calls=calls: calls.append(0))
+        noises = [[dither.inject(m, dither.Weight(0.3), seed=1)] for m in (sharded, plain)]
+        gradients_of(sharded, plain, number, noises=noises)
+        assert len(calls) == (1 if kind == "offload" else 2)
+
+
+def a_change_before_backward_changes_nothing(number):
+    def change(noise):
+        noise.set(dict.fromkeys(noise.sites, 0.01))
+        noise.pause()
+
+    sharded, plain = shard(net()), net()
+    noises = [[dither.inject(m, dither.Weight(0.3), seed=1)] for m in (sharded, plain)]
+    gradients_of(sharded, plain, number, change, noises)
+
+
+def an_interrupt_leaves_nothing_that_acts(number):
+    """Ctrl-C and `remove` inside a forward."""
+    for way in ("interrupt", "remove"):
+        sharded, plain = shard(net()), net()
+        noise = dither.inject(sharded, dither.Weight(0.3), seed=1)
+
+        def act(*_, way=way, noise=noise):
+            if way == "remove":
+                noise.remove()
+                return
+            raise KeyboardInterrupt
+
+        handle = sharded[2].norm.register_forward_hook(act)
+        (x, y), raised = batch(number), contextlib.nullcontext()
+        if way == "interrupt":
+            raised = pytest.raises(KeyboardInterrupt)
+        with raised:
+            sharded(x)
+        handle.remove()
+        noise.remove()
+        assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+        assert not any("weight" in m.__dict__ for m in sharded.modules())
+        nn.functional.cross_entropy(plain(x), y).backward()  # any other net
+
+
 def gathered_weights_are_not_kept(number):
     """After the forward no W + δ is alive, though a backward is to come."""
     sharded, (x, y) = shard(net()), batch(number)
@@ -174,30 +271,31 @@ def an_exception_leaves_nothing(number):
 
 def sampled_R_is_that_of_all_batches(number):
     """In the mean over signs, for batches of different size; gradients are left as they were."""
-    sharded, plain, n = shard(net()), net(), (4, 6)
+    plain, n = net(), (4, 6)
     (x, y), (X, Y) = batch(number, n[number]), both(n)
-    for what, how in (NOISES["every tensor"], NOISES["shared σ"], NOISES["some"]):
+    for name, recomputed in (("every tensor", True), ("shared σ", False), ("some", False)):
+        (what, how), sharded = NOISES[name], shard(net(recomputed))
         ours, theirs = (dither.inject(m, *what, seed=3, **how) for m in (sharded, plain))
         exact = dither.explicit(theirs, X, Y)
         sharded(x).sum().backward()
         before = [p.grad.full_tensor().clone() for p in sharded.parameters()]
+        with torch.no_grad():
+            sharded(x)  # the root stays gathered
         step = ours.step
         torch.manual_seed(0)  # the same on both ranks
         with torch.no_grad():
-            found = dither.explicit(ours, x, y, samples=200)
+            found = dither.explicit(ours, x, y, samples=64)
         torch.testing.assert_close(found.loss, exact.loss.detach())
-        assert found.R.item() == pytest.approx(exact.R.item(), rel=0.2)
+        assert found.R.item() == pytest.approx(exact.R.item(), rel=0.35)
         for name, part in exact.by_site.items():
-            assert found.by_site[name].item() == pytest.approx(part.item(), rel=0.45), name
+            assert found.by_site[name].item() == pytest.approx(part.item(), rel=0.6), name
         others = [torch.empty_like(found.R) for _ in range(2)]
         dist.all_gather(others, found.R)
         assert torch.equal(*others)
         assert ours.step == step
         for p, g in zip(sharded.parameters(), before, strict=True):
             assert torch.equal(p.grad.full_tensor(), g)
-        ours.remove()
         theirs.remove()
-        sharded.zero_grad()
 
 
 def what_cannot_be_is_said(number):
@@ -218,6 +316,28 @@ def what_cannot_be_is_said(number):
     with torch.no_grad(), pytest.raises(dither.DitherError, match=r"'0:out' is not sharded"):
         dither.explicit(mixed, x, y, samples=1)
     mixed.remove()
+    model = net()
+    model[2].down.weight = model[1].down.weight
+    fsdp.fully_shard([model[1], model[2]])
+    fsdp.fully_shard(model)
+    with pytest.raises(dither.DitherError, match="modules share it that fully_shard gathers apart"):
+        dither.inject(model, dither.Weight(0.1))
+    sharded = shard(net())
+    noise = dither.inject(sharded, dither.Weight(0.1), seed=0)
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))
+    with torch.no_grad(), pytest.raises(dither.DitherError, match="plain mean over samples"):
+        dither.explicit(noise, x, y, weighted, samples=1)
+    sharded.set_requires_gradient_sync(False)
+    nn.functional.cross_entropy(sharded(x), y).backward()
+    with torch.no_grad(), pytest.raises(dither.DitherError, match="needs gradients that are reduc"):
+        dither.explicit(noise, x, y, samples=1)
+    sharded.set_requires_gradient_sync(True)
+    with torch.no_grad(), pytest.raises(dither.DitherError, match="gradients wait to be reduced"):
+        dither.explicit(noise, x, y, samples=1)
+    nn.functional.cross_entropy(sharded(x), y).backward()
+    with torch.no_grad():
+        assert dither.explicit(noise, x, y, samples=1).R > 0
+    noise.remove()
     late = net()
     dither.inject(late, dither.Weight(0.1), seed=0)
     shard(late)
@@ -230,7 +350,11 @@ def what_cannot_be_is_said(number):
 SCENARIO = (
     training_is_that_of_one_process,
     noise_comes_and_goes,
+    two_noises_at_a_site,
+    units_under_a_checkpoint,
+    a_change_before_backward_changes_nothing,
     gathered_weights_are_not_kept,
+    an_interrupt_leaves_nothing_that_acts,
     an_exception_leaves_nothing,
     sampled_R_is_that_of_all_batches,
     what_cannot_be_is_said,
