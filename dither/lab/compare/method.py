@@ -116,6 +116,10 @@ def methods(given: Any, match: float | None, every: int) -> dict[str, Method]:
     found = {name: _method(name, method) for name, method in given.items()}
     if match is None:
         return found
+    if all(m.noise is None for m in found.values()):
+        raise DitherError(
+            "compare: match gives all noises the same R, and no method has a noise: leave it out"
+        )
     kind = Balanced(match, every=every)
     return {name: replace(m, noise=_balanced(m.noise, kind)) for name, m in found.items()}
 

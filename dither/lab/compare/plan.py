@@ -1,6 +1,5 @@
 """The runs of a comparison: checked, tried on two samples, trained by the laboratory's workers."""
 
-import inspect
 import operator
 import shutil
 import tempfile
@@ -22,7 +21,7 @@ from dither.errors import DitherError
 from dither.lab.compare import method as methods_
 from dither.lab.compare.digest import digest
 from dither.lab.compare.method import Made, Method
-from dither.lab.compare.problem import Problem, each, problem
+from dither.lab.compare.problem import Problem, each, problem, said
 from dither.lab.compare.quantities import Watch, quantities
 from dither.lab.compare.result import Comparison
 from dither.lab.compare.trial import Given, Trial, TrialTraining, chunk, save
@@ -297,10 +296,7 @@ def _told(what: str) -> Iterator[None]:
     except DitherError:
         raise
     except Exception as error:
-        last = inspect.trace()[-1]
-        where = f"{Path(last.filename).name}, line {last.lineno}"
-        said = str(error).splitlines()[0] if str(error) else ""
-        raise DitherError(f"{what} fails with {type(error).__name__}: {said} ({where})") from error
+        raise DitherError(f"{what} fails with {said(error)}") from error
 
 
 def _try(trial: Trial, seed: int) -> None:

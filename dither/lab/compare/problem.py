@@ -7,8 +7,10 @@ anew in each epoch. All others are held as tensors.
 """
 
 import hashlib
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,6 +161,13 @@ def _read(data: Any) -> tuple[Any, Any, Any, Any, Any]:
     )
 
 
+def said(error: Exception) -> str:
+    """An error of a user's code: its kind, its first line, and where it was raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    first = str(error).splitlines()[0] if str(error) else ""
+    return f"{type(error).__name__}: {first} ({Path(last.filename).name}, line {last.lineno})"
+
+
 def _readable(part: Any) -> bool:
     return isinstance(part, DataLoader | Dataset)
 
@@ -177,6 +186,8 @@ def _random(train: Any) -> bool:
     held: Any = train.dataset if isinstance(train, DataLoader) else train
     if isinstance(held, IterableDataset):
         return True
+    if not len(held):
+        raise DitherError("the training data are empty: give one sample or more")
     with torch.random.fork_rng(devices=[]):
         pairs = [(held[i], held[i]) for i in {0, len(held) // 2, len(held) - 1}]
     return not all(

@@ -6,6 +6,7 @@ by name. A function f(model, x, y) → a number, or a mapping of numbers, is one
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, ClassVar
 
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 from dither import loss as losses
 from dither.calling import output
 from dither.errors import DitherError
-from dither.lab.compare.problem import IGNORED, Problem, each
+from dither.lab.compare.problem import IGNORED, Problem, each, said
 from dither.lab.training.watch import State
 from dither.measures import calibration, margins, robustness
 from dither.measures.curvature import trace
 from dither.regulariser.explicit import explicit
 
+SIGMA = "σ, median over sites"
 LIMIT = 1000  # examples for quantities that need gradients
 
 
@@ -113,16 +115,22 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Share:
-    """R of the method's noise over the loss, on the first 1000 test examples, from 4 columns."""
+    """R of the method's noise over the loss, on the first 1000 examples of each part, from 4
+    columns; and σ, the median over its sites.
+    """
 
     def __call__(self, look: Look) -> dict[str, float]:
         if look.noise is None:
             return {}
-        x, y = look.part("test", LIMIT)
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(look.seed)
-            value, R, _ = explicit(look.noise, x, y, look.loss, samples=4)
-        return {"R/loss": float(R / value)}
+        found = {}
+        for split in reversed(look.splits()):
+            x, y = look.part(split, LIMIT)
+            with torch.no_grad(), torch.random.fork_rng():
+                torch.manual_seed(look.seed)
+                value, R, _ = explicit(look.noise, x, y, look.loss, samples=4)
+            found["R/loss" if split == "test" else f"R/loss, {split}"] = float(R / value)
+        sigmas = [float(look.noise.noise_at(site).sigma) for site in look.noise.ordered]
+        return {**found, SIGMA: median(sigmas)}
 
 
 @dataclass(frozen=True)
@@ -213,8 +221,13 @@ class Own:
     function: Callable[..., Any]
 
     def __call__(self, look: Look) -> dict[str, float]:
-        with torch.no_grad():
-            found = self.function(look.model, *look.part("test"))
+        try:
+            with torch.no_grad():
+                found = self.function(look.model, *look.part("test"))
+        except DitherError:
+            raise
+        except Exception as error:
+            raise DitherError(f"measure {self.name!r} fails with {said(error)}") from error
         named = found if isinstance(found, Mapping) else {self.name: found}
         try:
             return {str(name): float(value) for name, value in named.items()}

@@ -137,7 +137,7 @@ class TrialTraining(Training):
             self.steps = (run.epochs or 0) * self.per_epoch
         self.penalty = None if run.penalty is None else losses.get(run.penalty)
         self.seconds = 0.0
-        self.best: tuple[float, int, dict[str, Any]] | None = None  # loss, epoch, weights
+        self.best: tuple[float, int, dict, dict] | None = None  # loss, epoch, weights, σ
 
     def built(self, parameters: Any, nodes: list[Any]) -> Optimizer:
         spec = self.run.optimiser
@@ -258,10 +258,13 @@ class TrialTraining(Training):
         self.model.train()
         mean = total / len(x)
         if self.best is None or mean < self.best[0]:
-            self.best = (mean, self.epoch, copy.deepcopy(self.model.state_dict()))
+            kept = {} if self.noise is None else copy.deepcopy(self.noise.kept)
+            self.best = (mean, self.epoch, copy.deepcopy(self.model.state_dict()), kept)
         patience = self.trial.patience
         if self.step == self.steps or (patience and self.epoch - self.best[1] >= patience):
             self.model.load_state_dict(self.best[2])
+            if self.noise is not None:
+                self.noise.kept = self.best[3]  # σ is that of the epoch whose weights are kept
             self.steps = self.step  # what is measured now is the end
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 
 from dither.lab import rule
-from dither.lab.compare.quantities import sense
+from dither.lab.compare.quantities import SIGMA, sense
 
 LAST = "last epoch"  # the epoch whose weights are measured
 PERCENT = ("accuracy", "calibration error", "its chance level")  # shares, shown in %
-NO_VERDICT = ("its chance level", "ms/step", LAST, "diverged")
+NO_VERDICT = ("its chance level", SIGMA, "ms/step", LAST, "diverged")
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,13 @@ class Values:
         said = [f"{n} seed{'s' * (n > 1)}, paired: each has the same first weights and order"]
         if n < rule.LEAST:
             said[0] += f"; no verdict below {rule.LEAST} seeds"
+        for method, columns in self.values.items():
+            sigma = columns.get(SIGMA, np.ones(1))
+            if silent := int((sigma == 0).sum()):
+                said.append(
+                    f"{method}: σ was 0 in {silent} of {n} runs, so they are as without noise. If "
+                    "σ was matched, the network had not learnt enough: train it longer"
+                )
         return said + [f"{what} failed: {why}" for what, why in self.failures.items()]
 
 

@@ -22,7 +22,9 @@ from dither.lab.compare import (
 )
 from dither.lab.compare.digest import _code
 from dither.lab.compare.plan import Plan, Settings
+from dither.lab.compare.quantities import SIGMA
 from dither.lab.compare.trial import TrialTraining
+from dither.lab.compare.values import LAST
 
 torch.manual_seed(0)
 X, W = torch.randn(60, 5), torch.randn(5, 3)
@@ -116,7 +118,9 @@ def test_a_data_set_that_changes_is_read_in_each_epoch():
     data = Augmented(40), TensorDataset(*DATA[2:])
     once = compare(make_model, data, {"none": None, "zero": dither.Additive(0.0)}, **SMALL)
     assert data[0].read > 2 * 2 * 2 * 40
-    same(values(once), {q: v for q, v in values(once, "zero").items() if q != "R/loss"})
+    same(
+        values(once), {q: v for q, v in values(once, "zero").items() if q not in ("R/loss", SIGMA)}
+    )
     assert "loss/train" not in once.quantities
     again = compare(make_model, (Augmented(40), data[1]), {"none": None}, **SMALL)
     same(values(again), values(once))
@@ -296,6 +300,51 @@ def test_matched_methods_have_equal_shares():
         return max(shares) / min(shares)
 
     assert ratio(alike) < ratio(apart) / 10
+    sigma = {m: alike.values[m][SIGMA][0] for m in methods if m != "none"}
+    assert all(s > 0 for s in sigma.values())
+    assert apart.values["weights"][SIGMA][0] == pytest.approx(1e-3)
+    assert "σ was 0" not in str(alike)
+
+
+def test_what_is_matched_is_told():
+    methods = {"none": None, "additive": dither.Additive(1.0), "weights": dither.Weight(1.0)}
+    short = compare(make_model, DATA, methods, match=1e-9, seeds=2, epochs=1, batch=20)
+    for m in ("additive", "weights"):
+        assert (short.values[m][SIGMA] > 0).all() or f"{m}: σ was 0 in" in str(short)
+    off = compare(make_model, DATA, {"none": None, "0": dither.Additive(0.0)}, seeds=2, epochs=1)
+    assert "0: σ was 0 in 2 of 2 runs, so they are as without noise" in str(off)
+    with pytest.raises(
+        dither.DitherError, match="match gives all noises the same R, and no method has"
+    ):
+        compare(make_model, DATA, {"none": None, "decay": weight_decay(0.1)}, match=0.1)
+
+
+def test_the_kept_epoch_has_its_own_sigma():
+    """R of the kept weights is that of the σ with which they were trained."""
+    how = {"seeds": 1, "epochs": 40, "batch": 20, "optimiser": SGD(0.1), "validation": 0.25}
+    methods = {"none": None, "additive": dither.Additive(1.0)}
+    seen = compare(make_model, DATA, methods, match=0.02, patience=3, **how)
+    last = int(seen.values["additive"][LAST][0])
+    whole = compare(make_model, DATA, methods, match=0.02, **{**how, "epochs": last})
+    for quantity in (SIGMA, "R/loss, train"):
+        kept, then = (found.values["additive"][quantity][0] for found in (seen, whole))
+        assert kept == pytest.approx(then)
+
+
+def test_a_measure_that_raises_and_an_empty_loader_are_named():
+    def oops(model, x, y):
+        raise ValueError("no such thing")
+
+    with pytest.raises(
+        dither.DitherError, match=r"measure 'oops' fails with ValueError: no such thing"
+    ):
+        compare(make_model, DATA, {"none": None}, measures=oops, seeds=1)
+    x, y, *test = map(torch.as_tensor, DATA)
+    for empty in (TensorDataset(x[:0], y[:0]), DataLoader(TensorDataset(x[:0], y[:0]), 4)):
+        with pytest.raises(
+            dither.DitherError, match="the training data are empty: give one sample or mo"
+        ):
+            compare(make_model, (empty, TensorDataset(*test)), {"none": None}, seeds=1)
 
 
 def test_code_is_the_users_own_wherever_packages_are_installed(tmp_path, monkeypatch):

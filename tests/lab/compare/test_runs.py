@@ -8,6 +8,7 @@ from torch import nn
 import dither
 from dither.lab import SGD
 from dither.lab.compare import Method, compare
+from dither.lab.compare.quantities import SIGMA
 
 torch.manual_seed(0)
 X = torch.randn(80, 5)
@@ -206,7 +207,7 @@ def test_all_measures_by_name():
         *("loss/train", "loss/test", "accuracy/train", "accuracy/test", "calibration error"),
         *("its chance level", "accuracy, s = 0.25", "accuracy, s = 0.5", "accuracy, s = 0.75"),
         *("accuracy, PGD ε = 0.05", "accuracy, PGD ε = 0.1", "median margin", "trace of Hessian"),
-        "ms/step",
+        *("ms/step", "R/loss, train", SIGMA),
     }
     assert set(found.quantities) - {"R/loss"} == expected
     assert all(np.isfinite(v).all() for v in values(found).values())
