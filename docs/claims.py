@@ -25,8 +25,9 @@ HEAD = """# The papers' claims
 
 Each claim of the three papers, in the paper's order: its verdict at the best scale there is, what
 it rests on, and what would settle it. The best scale is the largest that judges the claim; `paper`
-is the paper's own, from [recorded runs](records.md), `quick` is that of `make reproduce`, all of
-which is in [verdicts.md](verdicts.md). Written by `make docs`.
+is the paper's own and `decisive` the smallest that can tell, both from
+[recorded runs](records.md); `quick` is that of `make reproduce`, all of which is in
+[verdicts.md](verdicts.md). Written by `make docs`.
 
 {tally}
 
@@ -169,5 +170,6 @@ def cells_line(cells: tuple) -> str:
 
 if __name__ == "__main__":
     results = map(Path, sys.argv[1:] or [ROOT / "results"])
-    PAGE.write_text(whole := page(ROOT / "records", *results), encoding="utf-8")
+    records = ROOT / "records", ROOT / "records" / "decisive"
+    PAGE.write_text(whole := page(*records, *results), encoding="utf-8")
     README.write_text(renewed(README.read_text(encoding="utf-8"), whole), encoding="utf-8")

@@ -17,7 +17,7 @@ HEAD = """# Verdicts
 
 What `make reproduce` gave at the quick scale: each claim, its verdict (✓ holds, ✗ fails, – not
 judged), and the first of its numbers, mean ± standard deviation over seeds. The quick scale is
-small: where a recorded run at the paper's scale says otherwise, the row says so, and
+small: where a recorded run at a larger scale says otherwise, the row says so, and
 [records.md](records.md) has its numbers; [claims.md](claims.md) has the papers' own claims at the
 best scale there is, and the rule by which all are judged. `dither show FIGURE` prints every number
 and what differs from the paper. Written by `make docs`.
@@ -26,9 +26,12 @@ and what differs from the paper. Written by `make docs`.
 """
 
 
-def page(results: Path, records: Path = ROOT / "records") -> str:
+RECORDS = ROOT / "records", ROOT / "records" / "decisive"
+
+
+def page(results: Path, *records: Path) -> str:
     """Raises DitherError where a figure is missing, or was run at another scale."""
-    recorded = originals.known(records)
+    recorded = originals.known(*(records or RECORDS))
     parts, verdicts = [], Counter()
     for name in catalogue.names():
         folder = results / "figures" / name

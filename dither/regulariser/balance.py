@@ -44,7 +44,7 @@ class Sigmas(dict[str, float]):
     bounds   {site: the largest σ}
     bounded  the sites whose σ is their bound
     by       what the σ are chosen by: "R" (within 1.25 of the mean change, or two standard errors
-             of it), "mean change", or "bound" where every site has come to its bound first
+             of it), "mean change", or "bound" where every site is at its bound
     learnt   by how much the loss is higher with other samples' targets; None if there are none
     """
 
@@ -67,22 +67,21 @@ class Sigmas(dict[str, float]):
     @property
     def by(self) -> str:
         asked = self.ratio * self.loss
-        reached = self.R if self.change is None else self.change.value
-        if len(self.bounded) == len(self) and (self.change is None or reached < asked / FACTOR):
+        if len(self.bounded) == len(self):
             return "bound"
         return "R" if self.change is None or abs(self.R - asked) <= 1e-6 * asked else "mean change"
 
     def __str__(self) -> str:
         unit = self.loss or 1.0
-        said = f"asked {self.ratio:g} of the loss {self.loss:.4g}: R = {self.R / unit:.3g}"
+        said = f"asked {self.ratio:g} of the loss {self.loss:.4g}: R is {self.R / unit:.3g}"
         if self.change is not None:
-            said += f", E[Δℓ] = {Estimate(self.change.value / unit, self.change.sem / unit)}"
+            said += f", E[Δℓ] {Estimate(self.change.value / unit, self.change.sem / unit)}"
         rows = [("site", "σ", "bound")]
         rows += [
             (n, f"{s:.4g}", f"{self.bounds[n]:.4g}{' reached' * (n in self.bounded)}")
             for n, s in self.items()
         ]
-        return "\n".join([f"{said}; by {self.by}", *grid(rows)])
+        return "\n".join([f"{said} of it; by {self.by}", *grid(rows)])
 
 
 def balance(

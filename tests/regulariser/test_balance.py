@@ -256,7 +256,7 @@ def test_a_bound_that_comes_first_is_said():
 def test_it_prints_what_was_found():
     sigmas = balanced(old(2, 16), Additive)
     text = str(sigmas)
-    assert text.startswith(f"asked 0.1 of the loss {sigmas.loss:.4g}: R = ")
+    assert text.startswith(f"asked 0.1 of the loss {sigmas.loss:.4g}: R is ")
     assert text.splitlines()[0].endswith(f"; by {sigmas.by}")
     assert [line.split()[0] for line in text.splitlines()[1:]] == ["site", *sigmas]
 

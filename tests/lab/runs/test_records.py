@@ -11,8 +11,9 @@ from dither.lab.page import report
 from dither.lab.page.judge import Study, judge, tabulate
 from dither.lab.runs.store import Store
 
-ROOT = Path(__file__).parents[3] / "records"
-FIGURES = sorted(ROOT.glob("figures/*/*/figure.json"))
+RECORDS = Path(__file__).parents[3] / "records"
+ROOTS = (RECORDS, RECORDS / "decisive")
+FIGURES = sorted(file for root in ROOTS for file in root.glob("figures/*/*/figure.json"))
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def assert_alike(now, then, where: str) -> None:
 def check(file: Path) -> None:
     """That a record is of today's runs and claims."""
     study = recorded(file)
-    name, table = study.name, tabulate(study, Store(ROOT))
+    name, table = study.name, tabulate(study, Store(file.parents[3]))
     about, entries = report.judged(file.parent)
     assert set(table.labels) == set(study.runs) - study.unasked, name
     assert set(table.seeds) == set(about["seeds"]) - set(about["left out"]), name
@@ -68,4 +69,4 @@ def test_every_record_is_of_todays_runs_and_claims():
 
 def test_no_run_is_kept_that_no_figure_has():
     known = {run.key for file in FIGURES for run in recorded(file).runs.values()}
-    assert {folder.name for folder in ROOT.glob("runs/*")} <= known
+    assert {folder.name for root in ROOTS for folder in root.glob("runs/*")} <= known
