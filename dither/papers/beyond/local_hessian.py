@@ -163,7 +163,7 @@ figure = Figure(
         "the line; the bounds were written before the other runs",
         "λ_max is of the Gauss–Newton part, which is all of it in a ReLU net away from kinks; of "
         "the CNN's ELU it is a part",
-        "quick: λ_max on 256 training images, without the CNN",
+        "quick: λ_max on 128 training images, without the CNN",
     ],
     seeds=SEEDS,
     needs=("fashion-mnist",),

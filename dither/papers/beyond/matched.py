@@ -313,7 +313,7 @@ figure = Figure(
     runs,
     plot,
     smoke={"levels": (0.01, 0.03), "FC": Size((16, 16), 128, 64, 2, looks=2, limit=64, batch=32)},
-    quick={"levels": (0.01, 0.03), "FC": Size((64, 64), 500, 500, 30, looks=5, limit=200,
+    quick={"levels": (0.01, 0.03), "FC": Size((64, 64), 500, 500, 30, looks=3, limit=100,
                                              batch=64)},
     decisive={
         "levels": (0.01, 0.03, 0.1, 0.3),
@@ -343,5 +343,5 @@ figure = Figure(
     ],
     seeds={"smoke": 2, "quick": 5, "decisive": 5, "paper": 5},
     needs=("fashion-mnist",),
-    cost={"smoke": 0.3, "quick": 2.5, "decisive": 200, "paper": 5000},
+    cost={"smoke": 0.3, "quick": 1.6, "decisive": 200, "paper": 5000},
 )  # fmt: skip

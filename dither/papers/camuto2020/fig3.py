@@ -356,7 +356,7 @@ figure = Figure(
         "(standardised, full batch) at rate .01 and for the same rate × steps, as 250 steps of "
         ".001 would leave it where it starts",
         "quick: rate .1 instead of .001, a hundredth of the steps, batches of 256: the draws move "
-        "a GNI net 14 times as far as at the paper's rate; CONV of 4 and 16 filters, the MLP of "
+        "a GNI net 14 times as far as at the paper's rate; CONV of 4 and 8 filters, the MLP of "
         "width 64; of standardised images and of colour images the 2 × 32 alone",
     ],
     seeds={"smoke": 2, "quick": 5, "decisive": 5, "paper": 10},

@@ -27,7 +27,7 @@ AT_SCALE: dict[str, dict[str, Any]] = {
     "smoke": {"rate": 0.1, "steps": 4, "batch": 16, "scarce": (0.1, 16), "train": 64, "test": 64,
               "width": 16, "filters": (2, 4)},
     "quick": {"rate": 0.1, "batch": 256, "scarce": (0.1, 64), "train": None, "test": 2000,
-              "twice": ("2 × 32",), "beside": ("2 × 32",), "width": 64, "filters": (4, 16)},
+              "twice": ("2 × 32",), "beside": ("2 × 32",), "width": 64, "filters": (4, 8)},
     "decisive": {"rate": 0.05, "batch": 512, "scarce": (0.1, 64), "train": None, "test": None,
                  "twice": (), "width": 512, "filters": (32, 128), "houses": True},
     "paper": {"rate": 1e-3, "batch": 512, "scarce": (1e-3, 512), "train": None, "test": None,

@@ -216,7 +216,7 @@ figure = Figure(
         "[0, 1] and CONV has SAME padding, as in Fig. 3",
         "R of the 2 × 32 is exact, of the others from one random column",
         "quick: rate .1 instead of .001, a hundredth of the steps, batches of 256; CONV of 4 "
-        "and 16 filters, the MLP of width 64",
+        "and 8 filters, the MLP of width 64",
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 10},
     needs=(DATA,),

@@ -138,7 +138,7 @@ figure = Figure(
         "the paper says this and shows no figure; λ_max is of the Gauss–Newton part of the local "
         "Hessian, which is all of it in a ReLU net away from kinks",
         "512 training images are looked at, every 5 epochs",
-        "quick: 256 training images are looked at, every 10 epochs",
+        "quick: 128 training images are looked at, every 10 epochs",
     ],
     seeds=SEEDS,
     needs=("fashion-mnist",),

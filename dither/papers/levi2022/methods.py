@@ -51,6 +51,7 @@ class Setting:
     """A net and the length of its training. None: all images. width: that of FC's three hidden
     layers, or of CNN's dense layer. filters: those of CNN's two blocks (the paper gives no number).
     local: the images and the rhythm (a watch's `every`) of the local Hessian; None: it is not seen.
+    tested: a watch's `every` of the test accuracy.
     """
 
     net: Kind
@@ -63,6 +64,7 @@ class Setting:
     data: str = "fashion-mnist"
     precision: str = "float32"
     local: tuple[int, int | None] | None = None
+    tested: int | None = 0
 
     @property
     def images(self) -> Data:
@@ -112,8 +114,8 @@ AT_SCALE: Scales = {
         "cnn": Setting("CNN", 16, 256, 64, 1, 8, (2, 4)),
     },
     "quick": {
-        "fc": Setting("FC", 128, 2000, 1000, 60, 50, local=(256, 160)),  # of 10 epochs
-        "cnn": Setting("CNN", 128, 1000, 500, 20, 20, (4, 8)),
+        "fc": Setting("FC", 128, 2000, 1000, 60, 50, local=(128, 160), tested=None),  # of 10 epochs
+        "cnn": Setting("CNN", 128, 1000, 500, 20, 20, (4, 8), tested=None),
     },
     "decisive": {
         "fc": Setting("FC", 512, 20_000, None, 500, 1000, local=(512, 785)),  # of 5 epochs
@@ -187,7 +189,7 @@ def run(
         stop=stop,
         precision=setting.precision,
         watch=(
-            Accuracy("train"), Accuracy("test"), NodeNorms(),
+            Accuracy("train"), Accuracy("test", setting.tested), NodeNorms(),
             *(looks if watch is None else watch),
         ),
     )  # fmt: skip

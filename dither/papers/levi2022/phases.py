@@ -170,7 +170,7 @@ figure = Figure(
     plot,
     smoke={"widths": (8,), "lrs": (0.05,), "images": 128, "batch": 64, "steps": 5,
            "ratios": (0.1, 1.0, 5.0)},
-    quick={"widths": (64, 256), "lrs": (0.005, 0.05, 0.2), "images": 1500, "batch": 128,
+    quick={"widths": (64, 256), "lrs": (0.005, 0.05, 0.2), "images": 1000, "batch": 128,
            "steps": 80, "ratios": SCAN},
     paper={"widths": (64, 256, 1024), "lrs": (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2),
            "images": 60_000, "batch": 1000, "steps": 300, "ratios": SCAN},
@@ -190,7 +190,7 @@ figure = Figure(
         "the paper has no such diagram; its Fig. 3 has four points of one",
         "changed after first results: means over seeds with 95 % intervals; L23's share is of each "
         f"seed; a boundary that no σ of the scan reaches counts as a factor {2**FAR:.0f}",
-        "quick: 1 500 images, 80 steps of |B| = 128",
+        "quick: 1 000 images, 80 steps of |B| = 128",
         "smoke: a width of 8, 5 steps",
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 5},

@@ -176,7 +176,7 @@ figure = Figure(
     runs,
     plot,
     smoke={"steps": 40, "starts": 1, "iterations": 30},
-    quick={"steps": 5000, "starts": 3, "iterations": 1000},
+    quick={"steps": 5000, "starts": 2, "iterations": 600},
     paper={"steps": 50_000, "starts": 10, "iterations": 3000},
     claims=[
         Claim("D3 solution", "ours: the convex problem's solution as a network, its units' scales "
@@ -200,5 +200,5 @@ figure = Figure(
         "smoke: 40 steps, far from converged",
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 10},
-    cost={"smoke": 0.1, "quick": 0.7, "paper": 20},
+    cost={"smoke": 0.1, "quick": 0.4, "paper": 20},
 )  # fmt: skip

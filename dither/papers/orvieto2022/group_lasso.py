@@ -132,7 +132,7 @@ figure = Figure(
     runs,
     plot,
     smoke={"steps": 40, "starts": 1, "iterations": 30},
-    quick={"steps": 5000, "starts": 3, "iterations": 2000},
+    quick={"steps": 5000, "starts": 2, "iterations": 1200},
     paper={"steps": 50_000, "starts": 10, "iterations": 5000},
     claims=[
         Claim("O3 minimum", "the minimum of eq. 37 over v, w is eq. 38's, to 1e-4", minimum),
@@ -148,5 +148,5 @@ figure = Figure(
         "smoke: 40 steps, far from converged",
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 10},
-    cost={"smoke": 0.1, "quick": 0.8, "paper": 20},
+    cost={"smoke": 0.1, "quick": 0.4, "paper": 20},
 )  # fmt: skip

@@ -266,8 +266,8 @@ figure = Figure(
     runs,
     plot,
     smoke={"steps": 40, "sigmas": (0.1, 0.2, 0.4), "draws": 20, "starts": 1, "iterations": 5},
-    quick={"steps": 10_000, "sigmas": (0.05, 0.1, 0.2, 0.4, 0.8), "draws": 2000, "starts": 2,
-           "iterations": 3000},
+    quick={"steps": 7000, "sigmas": (0.05, 0.1, 0.2, 0.4, 0.8), "draws": 2000, "starts": 2,
+           "iterations": 1500},
     paper={"steps": 50_000, "sigmas": (0.025, 0.05, 0.1, 0.2, 0.4, 0.8), "draws": 20_000,
            "starts": 5, "iterations": 10_000},
     claims=[
@@ -289,8 +289,8 @@ figure = Figure(
         "changed after first results: means over seeds with 95 % intervals (had been bare means); "
         "O5 and O6 take each seed's slope (had been that of the mean)",
         "smoke: 40 steps, far from converged",
-        "quick: 10 000 steps",
+        "quick: 7 000 steps",
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 10},
-    cost={"smoke": 0.1, "quick": 3.9, "paper": 15},
+    cost={"smoke": 0.1, "quick": 2.6, "paper": 15},
 )  # fmt: skip

@@ -275,7 +275,7 @@ figure = Figure(
     runs,
     plot,
     smoke={"sigmas": (0.05, 0.1), "iterations": 20},
-    quick={"sigmas": (0.025, 0.05, 0.1, 0.2), "iterations": 300},
+    quick={"sigmas": (0.025, 0.05, 0.1, 0.2), "iterations": 150},
     paper={"sigmas": (0.0125, 0.025, 0.05, 0.1, 0.2), "iterations": 300},
     claims=[
         Claim("T2", "‖Φ(w_σ) − φ*‖² falls at least as σ², ‖Φ(w_eff) − Φ(w_σ)‖² at least as σ³",
@@ -295,5 +295,5 @@ figure = Figure(
         "smoke: two σ",
     ],
     seeds={"smoke": 2, "quick": 3, "paper": 10},
-    cost={"smoke": 0.1, "quick": 1.5, "paper": 3},
+    cost={"smoke": 0.1, "quick": 0.7, "paper": 3},
 )  # fmt: skip

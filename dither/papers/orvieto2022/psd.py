@@ -133,7 +133,7 @@ figure = Figure(
     runs,
     plot,
     smoke={"steps": 40, "starts": 1, "iterations": 5},
-    quick={"steps": 4000, "starts": 3, "iterations": 1000},
+    quick={"steps": 4000, "starts": 2, "iterations": 600},
     paper={"steps": 40_000, "starts": 10, "iterations": 3000},
     claims=[
         Claim("O4", "the minimum of L + R over w is the trace-penalised convex one, to 1e-4",
@@ -151,5 +151,5 @@ figure = Figure(
         "smoke: 40 steps, far from converged",
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 10},
-    cost={"smoke": 0.1, "quick": 0.6, "paper": 15},
+    cost={"smoke": 0.1, "quick": 0.4, "paper": 15},
 )  # fmt: skip
