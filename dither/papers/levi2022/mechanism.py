@@ -106,9 +106,11 @@ def plot(t: Table):
         ax.set(yscale="log", title=title)
     for ax, m in zip(axes[1], ("in decay", "in catapult"), strict=True):
         label = labels()[m]
+        if label not in t.there:
+            ax.axis("off")
+            continue
         for quantity, how in (("R1", "--"), ("R2", "-")):
-            if label in t.there:
-                drawn(ax, t, label, quantity, {"color": COLOURS[m], "ls": how}, quantity)
+            drawn(ax, t, label, quantity, {"color": COLOURS[m], "ls": how}, quantity)
         ax.set(yscale="log", title=f"{m}: R$_1$ dashed, R$_2$ full", xlabel="step")
     handles, names = axes[0, 0].get_legend_handles_labels()
     style.legend(picture, handles=handles, labels=names, loc="outside upper center", ncols=4)
