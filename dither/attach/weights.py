@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 Stamp = tuple[nn.Module, int, int]  # (the outermost module, step, micro) of a forward
+Drawn = dict[str, tuple[Tensor, Callable[[Tensor], Tensor]]]  # {site: (W + δ, W ↦ W + δ)}
 
 
 class Weights:
@@ -45,7 +46,7 @@ class Weights:
     _inside: list[int]
     handle: int
     stamp: Stamp | None = None  # of the forward that reads W + δ
-    drawn_again: tuple[int, dict[Stamp, dict[str, Tensor]]] | None = None  # (backward pass, W + δ)
+    drawn_again: tuple[int, dict[Stamp, Drawn]] | None = None  # (backward pass, W + δ)
     kept: dict[str, dict[str, Any]]
     draws: Draws
     on: Callable[[nn.Module], bool]
@@ -76,14 +77,17 @@ class Weights:
             if below is not None and not any(id(owner) in below for owner, _ in site.owners):
                 continue
             if site.sharded is None or self._whole_again(site):
-                self.shadow_at(site, step, micro, values)
+                if values is not None and (drawn := values.get(site.name)) is not None:
+                    _put_again(site, *drawn)
+                else:
+                    self.shadow_at(site, step, micro, values)
 
     def _whole_again(self, site: Site) -> bool:
         """Whether a sharded parameter is gathered for the backward of its unit."""
         site.gathered = in_backward() and type(site.raw).__name__ != "DTensor"
         return site.gathered
 
-    def _through_backward(self, stamp: Stamp) -> dict[str, Tensor]:
+    def _through_backward(self, stamp: Stamp) -> Drawn:
         """The W + δ that this backward pass has drawn again, of one forward."""
         task = backward_task()
         if self.drawn_again is None or self.drawn_again[0] != task:
@@ -91,9 +95,7 @@ class Weights:
             after_backward(partial(setattr, self, "drawn_again", None))
         return self.drawn_again[1].setdefault(stamp, {})
 
-    def shadow_at(
-        self, site: Site, step: int, micro: int, values: dict[str, Tensor] | None = None
-    ) -> None:
+    def shadow_at(self, site: Site, step: int, micro: int, values: Drawn | None = None) -> None:
         """Let a parameter read W + δ, if the noise is on."""
         if not self.on(site.module):
             return
@@ -105,15 +107,13 @@ class Weights:
         source = partial(self.draws.source, site, step, micro, 0)
         displaced = partial(_displaced, noise, scale, source, partial(self.here, site))
         w = current(site)
+        if values is not None:
+            with torch.no_grad(), saving():
+                values[site.name] = displaced(w), displaced
+            _put_again(site, *values[site.name])
+            return
         with saving() if in_backward() else nullcontext():  # not among what a checkpoint counts
-            if values is None:
-                value = displaced(w)
-            else:
-                with torch.no_grad():
-                    value = values.get(site.name)
-                    value = values[site.name] = displaced(w) if value is None else value
-                value = value.detach().requires_grad_(w.requires_grad)
-            put(site, value, partial(displaced, w))
+            put(site, displaced(w), partial(displaced, w))
         if site.sharded is not None and isinstance(site.put, Shadow):
             below = getattr(w, "from_raw", None)  # of another injection
             site.put.from_raw = displaced if below is None else lambda raw: displaced(below(raw))
@@ -189,6 +189,12 @@ class Weights:
                     stacklevel=2,
                 )
                 return
+
+
+def _put_again(site: Site, value: Tensor, displaced: Callable[[Tensor], Tensor]) -> None:
+    """Let a parameter read a W + δ that was drawn before, as a leaf."""
+    w = current(site)
+    put(site, value.detach().requires_grad_(w.requires_grad), partial(displaced, w))
 
 
 def _displaced(noise: Any, scale: float, source: Callable, here: Callable, w: Tensor) -> Tensor:
