@@ -172,6 +172,12 @@ WEIGHTS = {
 }
 
 
+def alike(found):
+    """Two lists of gradients are equal."""
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 def direct(reentrant, what, how, seed=0):
     torch.manual_seed(1)
     model = Direct(reentrant)
@@ -192,8 +198,7 @@ def test_parameters_that_are_read_without_a_call_are_displaced_again(name, reent
         assert not any("weight" in m.__dict__ or "gain" in m.__dict__ for m in model.modules())
         found.append([*gradients(model)])
         assert noise.step == other.step == 3
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    alike(found)
 
 
 @both_ways
@@ -214,8 +219,7 @@ def test_two_noises_at_a_site_and_checkpoints_inside(reentrant, inner):
         for _ in range(2):
             model(X).square().sum().backward()
         found.append([*gradients(model)])
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    alike(found)
 
 
 @pytest.mark.parametrize("called", [True, False])
@@ -273,8 +277,7 @@ def test_a_pause_before_backward_changes_nothing(name, reentrant):
         assert noise.paused
         noise.resume()
         found.append([*gradients(model)])
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    alike(found)
 
 
 @pytest.mark.parametrize("change", ["remove", "set", "eval"])
@@ -345,8 +348,7 @@ def test_foreign_checkpoints_of_equal_inputs_are_recomputed_last_call_first(name
         x = X.clone().requires_grad_()
         (call(block, x) - 2 * call(block, x)).square().sum().backward()
         found.append([x.grad, *gradients(block)])
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    alike(found)
 
 
 def test_the_ledger_is_empty_without_checkpoints_and_forgets_with_the_graph():
