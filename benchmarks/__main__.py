@@ -1,5 +1,5 @@
-"""`python -m benchmarks [--only cnn,mlp1024] [--peers backpack,none] [--rounds 9] [--resume]`:
-measure, record, draw.
+"""`python -m benchmarks [--only cnn,mlp1024] [--peers backpack,none] [--rounds 9] [--resume]
+[--part NAME]`: measure, record, draw.
 
 The whole of it writes benchmarks/records/<date>.{md,json} and docs/{benchmarks,growth}.svg; a part
 of it, or fewer than nine rounds, writes the same under `.bench/`. Each process' numbers are kept
@@ -56,7 +56,8 @@ def main() -> None:
     missed = [j for j in judge(record.rows_of({"runs": found})) if j.held is False]
     extras["spent"] = {f"{j.what} | {j.workload}": _spent(j) for j in missed if j.own}
     made = record.gather(args.rounds, peers, found, extras, time.perf_counter() - start)
-    page = record.write(made, ROOT / "benchmarks" / "records" if whole else BENCH / "last")
+    records = ROOT / "benchmarks" / "records"
+    page = record.write(made, records if whole or args.part else BENCH / "last", args.part)
     drawn = figures.draw(made, ROOT / "docs" if whole else BENCH / "last")
     judged = judge(record.rows_of(made))
     held = sum(j.held is True for j in judged)
@@ -76,6 +77,9 @@ def _arguments() -> argparse.Namespace:
         "--peers",
         type=_names((*environments.PACKAGES, "none")),
         help="which, by commas, or none (default: all)",
+    )
+    parser.add_argument(
+        "--part", default="", help="keep the record of a part as benchmarks/records/<date>-<PART>"
     )
     parser.add_argument("--resume", action="store_true", help="keep what this code has measured")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each method (default: 9)")

@@ -101,7 +101,7 @@ def _step(samples: int | None) -> Callable[[Job], Call]:
     return build
 
 
-def _noisy(noise: Any, draw: DrawMode = "each") -> Callable[[Job], Call]:
+def noisy(noise: Any, draw: DrawMode = "each") -> Callable[[Job], Call]:
     """A plain step with noise."""
 
     def build(job: Job) -> Call:
@@ -206,20 +206,20 @@ DITHER = (
     ),
     Method(LARGEST, "dither", "eigenvalues", _largest),
     Method(DENSITY, "dither", f"density, {RUNS} × {STEPS} products", _density, exact=False),
-    Method("weights", "dither", "Weight", _noisy(Weight(WEIGHT)), exact=False),
+    Method("weights", "dither", "Weight", noisy(Weight(WEIGHT)), exact=False),
     Method(
         "weights two-point",
         "dither",
         "Weight, two_point",
-        _noisy(Weight(WEIGHT, two_point)),
+        noisy(Weight(WEIGHT, two_point)),
         exact=False,
     ),
     Method(
         "weights cycle",
         "dither",
         "Weight, draw='cycle'",
-        _noisy(Weight(WEIGHT), "cycle"),
+        noisy(Weight(WEIGHT), "cycle"),
         exact=False,
     ),
-    Method("activations", "dither", "Additive", _noisy(Additive(ACTIVATION)), exact=False),
+    Method("activations", "dither", "Additive", noisy(Additive(ACTIVATION)), exact=False),
 )

@@ -31,6 +31,15 @@ LABELS = {
     "weights two-point": "The same, two-point",
     "weights cycle": "Step with weight noise on one tensor",
     "activations": "Step with activation noise at every layer input",
+    "relative weights": "Step with noise relative to the largest weight",
+    "DropConnect": "Step with DropConnect on all tensors",
+    "NEFTune": "Step with NEFTune on the embedding",
+    "drop path": "Step with stochastic depth on every residual branch",
+    "locked dropout": "Step with dropout locked over positions",
+    "spatial dropout": "Step with dropout of whole maps in front of each convolution",
+    "masked": "Step with noise under a mask",
+    "prediction spread": "Spread of predictions under noise, 20 draws",
+    "certificate": "Certificate of smoothing, 20 and 200 draws",
 }
 DIED = "all"  # the quantity of a worker that ended without a word
 READING = """\
@@ -77,14 +86,15 @@ def rows_of(record: dict[str, Any]) -> list[Row]:
     return [row for run in record["runs"].values() for row in run["rows"]]
 
 
-def write(record: dict[str, Any], folder: Path) -> Path:
-    """<date>.json and <date>.md."""
+def write(record: dict[str, Any], folder: Path, part: str = "") -> Path:
+    """<date>.json and <date>.md, or <date>-<part>."""
     folder.mkdir(parents=True, exist_ok=True)
     date = datetime.now(timezone.utc).date().isoformat()
-    (folder / f"{date}.json").write_text(
+    name = f"{date}-{part}" if part else date
+    (folder / f"{name}.json").write_text(
         json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8"
     )
-    path = folder / f"{date}.md"
+    path = folder / f"{name}.md"
     path.write_text(page(record, date), encoding="utf-8")
     return path
 
@@ -92,12 +102,9 @@ def write(record: dict[str, Any], folder: Path) -> Path:
 def page(record: dict[str, Any], date: str) -> str:
     """The record as Markdown."""
     rows = rows_of(record)
-    parts = [
-        f"# Measured on {date}",
-        _setting(record),
-        "## Targets",
-        _targets(rows, record.get("seeds", [])),
-    ]
+    parts = [f"# Measured on {date}", _setting(record)]
+    if judge(rows) or record.get("seeds"):
+        parts += ["## Targets", _targets(rows, record.get("seeds", []))]
     for name, spent in record.get("spent", {}).items():
         quantity, workload = name.split(" | ")
         parts += [f"## Where the time goes: {LABELS[quantity].lower()}, {workload}", _spent(spent)]
@@ -114,7 +121,7 @@ def page(record: dict[str, Any], date: str) -> str:
 
 
 def _setting(record: dict[str, Any]) -> str:
-    peers = ", ".join(f"{name} {said}" for name, said in record["peers"].items())
+    peers = ", ".join(f"{name} {said}" for name, said in record["peers"].items()) or "none"
     where = (
         record["machine"],
         provenance.versions_line(record),

@@ -18,6 +18,7 @@ import torch
 from benchmarks import clock, oracle
 from benchmarks.methods import DITHER, Method, plain
 from benchmarks.naive import NAIVE
+from benchmarks.noises import BY_HAND, POPULAR
 from benchmarks.targets import AGAINST
 from benchmarks.workloads import WORKLOADS, Job, job
 
@@ -27,7 +28,7 @@ SPREAD = 32  # values of an estimate that is compared at equal standard error
 def methods(environment: str) -> tuple[Method, ...]:
     """What runs there: dither and the naive ways, or a peer and dither beside it."""
     if environment == "dither":
-        return DITHER + NAIVE
+        return DITHER + POPULAR + NAIVE + BY_HAND
     from benchmarks.peers import PEERS
 
     theirs = {m.quantity for m in PEERS[environment]}

@@ -64,6 +64,11 @@ NOISES = ("weights", "weights two-point", "weights cycle", "activations")
 PENALTY = ("R", "R sampled", "GN trace", "GN trace sampled")
 STEPS = ("step + R", "step + R sampled")
 SPECTRUM = ("GN diagonal", "Hessian diagonal", "largest eigenvalue", "density")
+POPULAR = {
+    "mlp": ("relative weights", "DropConnect", "prediction spread", "certificate"),
+    "cnn": ("spatial dropout", "DropConnect", "prediction spread"),
+    "language": ("NEFTune", "drop path", "locked dropout", "masked"),
+}
 
 WORKLOADS = {
     w.name: w
@@ -151,6 +156,33 @@ WORKLOADS = {
             32,
             ("Hessian trace", *SPECTRUM),
             kind="image",
+        ),
+        Workload(
+            "popular_mlp",
+            "MLP 784-1024³-10, B 128",
+            lambda: nets.mlp(*MLP3),
+            128,
+            POPULAR["mlp"],
+            weights="mlp1024",
+        ),
+        Workload(
+            "popular_cnn",
+            "CNN 32-64-128-128 on 32×32×3, B 128",
+            lambda: nets.cnn(32, 64, 128, 128),
+            128,
+            POPULAR["cnn"],
+            kind="colour",
+            weights="cnn",
+        ),
+        Workload(
+            "popular_language",
+            "language model, 1000 words, B 16",
+            nets.Language,
+            16,
+            POPULAR["language"],
+            kind="words",
+            classes=WORDS,
+            weights="language",
         ),
     )
 }

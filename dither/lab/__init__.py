@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dither.lab.nets.specs import Conv as Conv
     from dither.lab.nets.specs import DiagonalNet as DiagonalNet
     from dither.lab.nets.specs import LinearNet as LinearNet
+    from dither.lab.nets.specs import channels_last as channels_last
     from dither.lab.nets.specs import initialise as initialise
     from dither.lab.nets.stack import linear as linear
     from dither.lab.table import Array as Array
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "data.sets": "FREQUENCIES Data Tensors boxed generator",
     "figure": "Claim Figure Progress Run Task Verdict",
-    "nets.specs": "CNN Conv DiagonalNet LinearNet MLP initialise",
+    "nets.specs": "CNN Conv DiagonalNet LinearNet MLP channels_last initialise",
     "nets.stack": "linear",
     "table": "Array Table",
     "training.optimiser": "Adam Langevin RMSprop SGD",

@@ -216,8 +216,10 @@ def reproduce(
     """
     from dither.lab import reproduce as runner
     from dither.lab.runs import provenance
+    from dither.lab.runs.allocator import keep_freed
     from dither.lab.runs.screen import Bars, Lines
 
+    keep_freed()
     console = _console(works=True)
     screen = Bars(console) if console.is_terminal else Lines(console)
     chosen, jobs = parsing.seeds(seeds), min(provenance.cores(), 8) if jobs is None else jobs

@@ -367,13 +367,20 @@ def _opening(studies: list[Study], total: int, width: int, cluster: str | None) 
         if width > 1
         else "in this process"
     )
-    known = sum(
-        s.figure.cost.get(s.scale, 0) * (1 - len(s.unasked) / len(s.runs))
-        for s in studies
-        if s.figure and s.waits
-    )
-    cost = f" (about {duration(60 * known)} on one core if all are missing)" if known else ""
+    known = _declared(studies)
+    cost = f" (about {duration(60 * known)} on one core)" if known else ""
     return f"{figures}: {total} run{'s' * (total != 1)} to do {where}{cost}"
+
+
+def _declared(studies: list[Study]) -> float:
+    """Minutes on one core of the missing runs: equal parts of what their first figures declare."""
+    each: dict[tuple[str, int], float] = {}
+    for study in studies:
+        if study.figure and study.runs:
+            cost = study.figure.cost.get(study.scale, 0)
+            for missing in study.waits:
+                each.setdefault(missing, cost / (len(study.runs) * len(study.seeds)))
+    return sum(each.values())
 
 
 def _kept(done: int, total: int) -> str:

@@ -138,10 +138,20 @@ def test_the_page_comes_first_and_each_figure_is_told(toy, tmp_path):
     assert page == again
     assert page == f"The page: {tmp_path / 'results' / 'index.html'}"
     assert opening == (
-        "1 figure at scale smoke: 4 runs to do in this process "
-        "(about 30 s on one core if all are missing)"
+        "1 figure at scale smoke: 4 runs to do in this process (about 30 s on one core)"
     )
     assert figure == "toy2024/fig1: 1 claim holds"
+
+
+def test_the_time_counts_what_is_missing_and_a_shared_run_once(toy, tmp_path):
+    shared = plain(smoke={"steps": 3}, cost={"smoke": 0.5})
+    reproduce = toy(fig1=shared, fig2=shared)
+    told = Told()
+    reproduce(screen=told, seeds=(0,))
+    assert "(about 30 s on one core)" in told.said[1]
+    told = Told()
+    reproduce(screen=told, seeds=(0, 1))
+    assert "2 runs to do in this process (about 15 s on one core)" in told.said[1]
 
 
 def test_a_smaller_scale_replaces_the_picture_not_the_runs(toy, tmp_path):

@@ -72,16 +72,17 @@ def compare(
     methods     {name: None, a noise, a mapping from patterns to noises, or a `Method`}. All are
                 compared with the first one. Baselines: `weight_decay(λ)`, `label_smoothing(ε)`,
                 `dropout(p)`, `sam(ρ)`, `jacobian(λ)` of this module.
-    batch       samples in a batch; None: all. A loader for training keeps its own.
+    batch       samples in a batch; None: all. A loader for training keeps its own, and its sampler.
     optimiser   parameters → an Optimizer of torch, or (Optimizer, scheduler), whose scheduler steps
                 after each batch; or SGD, Adam, RMSprop of `dither.lab`. It trains Nodes' vectors
                 too.
     schedule    "constant", "cosine", or (step, steps) → the factor on the rate.
     loss        as in `explicit`. It is measured for all methods, also for those with a loss of
                 their own.
-    measures    names (loss, accuracy, calibration, R, corruption, attack, margin, trace), functions
-                f(model, x, y) → number or {name: number}, or {name: function}. None: the first
-                four. Measured at the end on the test part, in eval mode, with the noise off.
+    measures    names (loss, accuracy, calibration, R, corruption, attack, margin, trace; r2 and mae
+                of real targets), functions f(model, x, y) → number or {name: number}, or {name:
+                function}. None: the first four. Measured at the end on the test part, in eval
+                mode, with the noise off.
     match       R as a share of the loss: σ of every noise is chosen so, and kept so during training
                 (`schedule.Balanced`). So noises are compared at equal R.
     step        a training step of one's own: (model, x, y, optimiser) → the loss.

@@ -15,6 +15,7 @@ from dither.lab.compare import compare
 from dither.lab.compare.result import Comparison
 from dither.lab.figure import BUGS
 from dither.lab.runs import provenance
+from dither.lab.runs.allocator import keep_freed
 from dither.lab.runs.screen import Bars, Lines
 
 
@@ -33,6 +34,7 @@ def run(file: str, typed: Mapping[str, Any], console: Console) -> tuple[Comparis
         inspect.signature(compare).bind(*everything, **settings)
     except TypeError as error:
         raise DitherError(f"{file}: settings don't fit dither.compare: {error}") from None
+    keep_freed()
     found = compare(*everything, **settings)
     return found, found.save(settings["out"])
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+from datetime import date
 from pathlib import Path
 
 import jinja2
@@ -10,6 +11,7 @@ from dither.errors import DitherError
 from dither.lab.compare.picture import draw
 from dither.lab.compare.values import Values
 from dither.lab.page.picture import lighter
+from dither.lab.runs.provenance import environment, versions_line
 from dither.lab.runs.store import write as put
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -26,7 +28,10 @@ def write(found: Values, folder: Path) -> Path:
         svg = _picture(found)
     except DitherError:  # one method alone has no differences
         svg = ""
-    page = _template("page.html.j2").render(found=found, svg=svg, tables=table(found))
+    written = f"Written on {date.today().isoformat()} by {versions_line(environment(0.0))}."
+    page = _template("page.html.j2").render(
+        found=found, svg=svg, tables=table(found), written=written
+    )
     put(folder / "index.html", page)
     if svg:
         put(folder / "picture.svg", svg)

@@ -6,7 +6,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from dither import loss as losses
 from dither.calling import output
@@ -69,6 +70,26 @@ class Settings:
             raise DitherError(f"compare: a seed occurs twice in {self.seeds!r}: give each once")
         return numbers
 
+    def described(self, held: Problem) -> str:
+        """How it is trained, in one line, without what is a method's own."""
+        batches = "all samples at once" if self.batch is None else f"batches of {self.batch}"
+        if isinstance(held.stream, DataLoader) and held.batch is None:
+            batches = "batches of the loader"
+        said = [
+            f"{self.epochs} epoch{'s' * (self.epochs != 1)}",
+            batches,
+            f"optimiser {_called(self.optimiser)}",
+            f"{_called(self.schedule)} rate",
+            f"loss {_called(self.loss)}",
+        ]
+        if self.step is not None:
+            said.append(f"step {_called(self.step)}")
+        if self.match is not None:
+            said.append(f"R held at {self.match:g} of the loss")
+        if self.patience is not None:
+            said.append(f"patience {self.patience}")
+        return ", ".join(said)
+
     def check(self) -> None:
         """Raises DitherError for settings that no data and no model fit."""
         _ = self.numbers
@@ -99,6 +120,15 @@ class Settings:
             )
 
 
+def _called(value: Any) -> str:
+    """What a user gave, as a word: a function's name; of a data class what is not its default."""
+    if is_dataclass(value) and not isinstance(value, type):
+        own = [f for f in fields(value) if f.repr and getattr(value, f.name) != f.default]
+        inside = ", ".join(f"{f.name}={getattr(value, f.name)!r}" for f in own)
+        return f"{type(value).__name__}({inside})"
+    return str(getattr(value, "__name__", value))
+
+
 def _number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
@@ -121,6 +151,7 @@ class Plan:
     trials: dict[str, Trial]
     problem: Problem
     seeds: tuple[int, ...]
+    setup: str = ""
     failures: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -129,6 +160,8 @@ class Plan:
         settings.check()
         chosen = methods_.methods(given, settings.match, EVERY)
         held = problem(data, settings.validation)
+        if held.batch is not None:
+            settings = replace(settings, batch=held.batch)
         measured = quantities(settings.measures, held)
         losses.get(settings.loss)
         trials = {
@@ -138,7 +171,7 @@ class Plan:
         for name, trial in trials.items():
             with _of(name):
                 _try(trial, settings.numbers[0])
-        return cls(trials, held, settings.numbers)
+        return cls(trials, held, settings.numbers, settings.described(held))
 
     def run(
         self,
@@ -214,7 +247,8 @@ class Plan:
                 if store.has(trial, seed) and str(Job(trial, (seed,), name)) not in self.failures:
                     last = store.rows(trial, seed).select("quantity", "value").iter_rows()
                     rows[name][seed] = dict(last)
-        return Comparison.of(rows, self.seeds, self.problem, self.failures, trials)
+        said = f"{self.problem}\n{self.setup}"
+        return Comparison.of(rows, self.seeds, said, self.failures, trials)
 
 
 def _stopped(store: Store, jobs: list[Job], out: str | Path | None) -> str:
@@ -282,7 +316,7 @@ def _of(name: str) -> Iterator[None]:
     try:
         yield
     except DitherError as error:
-        raise DitherError(f"compare: method {name!r}: {error}") from error
+        raise DitherError(f"compare: method {name!r}: {error}") from error.__cause__
 
 
 # ------------------------------------------------------------------------ what is tried beforehand

@@ -3,7 +3,8 @@
 Data are given as (x_train, y_train, x_test, y_test) of arrays, or as (train, test) of data sets or
 loaders of torch that give (x, y). x and y may be tensors, or tuples, lists or mappings of them.
 A data set that gives other values when it is read again (augmentation) stays a data set: it is read
-anew in each epoch. All others are held as tensors.
+anew in each epoch. So is a loader that chooses its samples in a way of its own (a weighted sampler,
+drop_last). All others are held as tensors.
 """
 
 import hashlib
@@ -16,7 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
 
 from dither.errors import DitherError
 from dither.lab.data.sets import Tensors, generator
@@ -87,16 +95,20 @@ class Problem:
              validation part
     classes  the number of classes, if the targets are class numbers
     stream   the training data as a data set that is read anew in each epoch; None if held
+    batch    samples in a batch, if a loader says so
     """
 
     parts: dict[str, Any]
     classes: int | None = None
     stream: Any = None
     digest: str = field(default="", compare=False)
+    batch: int | None = None
 
     @property
     def n(self) -> int:
-        return len(self.parts["y_train"]) if self.stream is None else len(self.stream)
+        if self.stream is None:
+            return len(self.parts["y_train"])
+        return len(getattr(self.stream, "dataset", self.stream))
 
     def tensors(self) -> Tensors:
         """For the training loop."""
@@ -126,6 +138,8 @@ def problem(data: Any, validation: float = 0.0) -> Problem:
     Raises DitherError for data that can't be used.
     """
     x, y, x_test, y_test, stream = _read(data)
+    train = data[0] if len(data) == 2 else None
+    batch = train.batch_size if isinstance(train, DataLoader) else None
     parts = {"x_train": x, "y_train": y, "x_test": x_test, "y_test": y_test}
     parts = {name: _tree(part, f"data: {name}") for name, part in parts.items()}
     _check(parts)
@@ -133,14 +147,15 @@ def problem(data: Any, validation: float = 0.0) -> Problem:
     if validation:
         if stream is not None:
             raise DitherError(
-                "validation: the training data change when they are read again, so no part of "
-                "them can be held out; give data that stay, or validation=0"
+                "validation: the training data change when they are read again, or their loader "
+                "has a sampler of its own, so no part of them can be held out; give data that "
+                "stay, or validation=0"
             )
         parts, valid = _held_out(parts, validation)
     held = {name: None if p is None else stacked(p) for name, p in {**parts, **valid}.items()}
     labels = [parts["y_train"], parts["y_test"]]
     classes = int(max(t.max() for t in labels)) + 1 if all(map(_labels, labels)) else None
-    return Problem(held, classes, stream, _digest(held, stream))
+    return Problem(held, classes, stream, _digest(held, stream), batch)
 
 
 def _read(data: Any) -> tuple[Any, Any, Any, Any, Any]:
@@ -150,7 +165,7 @@ def _read(data: Any) -> tuple[Any, Any, Any, Any, Any]:
     if isinstance(data, Sequence) and len(data) == 2 and all(map(_readable, data)):
         train, test = data
         x_test, y_test = _gathered(test, "the test data")
-        if _random(train):
+        if _chooses(train) or _random(train):
             x, y = _gathered(_head(train), "the training data")
             return x, y, x_test, y_test, train
         return (*_gathered(train, "the training data"), x_test, y_test, None)
@@ -177,6 +192,19 @@ def _head(train: Any, n: int = 32) -> Any:
     if isinstance(train, DataLoader):
         return [next(iter(train))]
     return [default_collate([train[i] for i in range(min(n, len(train)))])]
+
+
+def _chooses(train: Any) -> bool:
+    """Whether a loader chooses its samples otherwise than each once, in any order."""
+    if not isinstance(train, DataLoader) or isinstance(train.dataset, IterableDataset):
+        return False
+    plain = type(train.sampler) in (RandomSampler, SequentialSampler)
+    if not plain or train.batch_size is None or train.drop_last:
+        return True
+    sampler: Any = train.sampler
+    return isinstance(sampler, RandomSampler) and (
+        sampler.replacement or sampler.num_samples != len(train.dataset)  # type: ignore[arg-type]
+    )
 
 
 def _random(train: Any) -> bool:

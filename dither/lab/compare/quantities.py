@@ -80,7 +80,7 @@ class Loss:
 
     def __call__(self, look: Look) -> dict[str, float]:
         found = {}
-        for split in look.splits():
+        for split in reversed(look.splits()):
             z, y = look.outputs(split)
             found[f"loss/{split}"] = float(losses.get(look.loss).per_sample(z, y).mean())
         return found
@@ -91,7 +91,9 @@ class Accuracy:
     """The share of right answers on both parts; of sequences, over the labels that count."""
 
     def __call__(self, look: Look) -> dict[str, float]:
-        return {f"accuracy/{split}": accuracy(*look.outputs(split)) for split in look.splits()}
+        return {
+            f"accuracy/{split}": accuracy(*look.outputs(split)) for split in reversed(look.splits())
+        }
 
 
 def accuracy(z: Tensor, y: Tensor) -> float:
@@ -214,6 +216,37 @@ class Curvature:
 
 
 @dataclass(frozen=True)
+class Determination:
+    """R² on the test part, 1 − Σ(y − z)² / Σ(y − ȳ)²; of several targets the mean of theirs."""
+
+    def __call__(self, look: Look) -> dict[str, float]:
+        z, y = _real(look, "r2")
+        left, whole = (z - y).square().sum(0), (y - y.mean(0)).square().sum(0)
+        return {"R²": float((1 - left / whole).mean())}
+
+
+@dataclass(frozen=True)
+class AbsoluteError:
+    """The mean of |z − y| on the test part."""
+
+    def __call__(self, look: Look) -> dict[str, float]:
+        z, y = _real(look, "mae")
+        return {"mean absolute error": float((z - y).abs().mean())}
+
+
+def _real(look: Look, what: str) -> tuple[Tensor, Tensor]:
+    """Outputs and targets of the test part as [n, targets]. Raises DitherError for others."""
+    z, y = look.outputs("test")
+    if not isinstance(y, Tensor) or z.numel() != y.numel():
+        raise DitherError(
+            f"{what} needs one real target for each output: got targets of shape "
+            f"{list(getattr(y, 'shape', []))} and outputs of {list(z.shape)}; leave it out of "
+            "measures"
+        )
+    return z.double().reshape(len(z), -1), y.double().reshape(len(y), -1)
+
+
+@dataclass(frozen=True)
 class Own:
     """A user's function f(model, x, y) → a number or a mapping of numbers, on the test part."""
 
@@ -246,10 +279,13 @@ MEASURES: dict[str, Any] = {
     "attack": Attack(),
     "margin": Margin(),
     "trace": Curvature(),
+    "r2": Determination(),
+    "mae": AbsoluteError(),
 }
 USUAL = ("loss", "accuracy", "calibration", "R")
 KNOWN = tuple(map(type, MEASURES.values()))
 LABELS = ("accuracy", "calibration", "corruption", "attack", "margin")  # need class numbers
+REALS = ("r2", "mae")  # need real targets
 
 
 def quantities(given: Any, problem: Problem) -> list[Any]:
@@ -272,6 +308,8 @@ def quantities(given: Any, problem: Problem) -> list[Any]:
                 )
             if one in LABELS and problem.classes is None:
                 raise DitherError(f"measures: {one} needs class numbers, and targets are real")
+            if one in REALS and problem.classes is not None:
+                raise DitherError(f"measures: {one} needs real targets, and they are class numbers")
             found.append(MEASURES[one])
         elif isinstance(one, KNOWN):
             found.append(one)
@@ -287,4 +325,5 @@ def quantities(given: Any, problem: Problem) -> list[Any]:
 def sense(quantity: str) -> str:
     """Which is better, "low" or "high"; "" where neither is."""
     heads = {"loss/": "low", "accuracy": "high", "calibration error": "low", "median": "high"}
+    heads |= {"R²": "high", "mean absolute error": "low"}
     return next((way for head, way in heads.items() if quantity.startswith(head)), "")

@@ -184,7 +184,10 @@ class TrialTraining(Training):
         self.shuffled = [g.get_state() for g in self.orders]
         device = self.trial.device
         with torch.random.fork_rng(devices=[]):  # what the data set draws is the epoch's alone
-            torch.manual_seed(draw.key("stream", self.seeds[0], self.epoch))
+            seed = draw.key("stream", self.seeds[0], self.epoch)
+            torch.manual_seed(seed)
+            for generator in _generators(self.loader):
+                generator.manual_seed(seed)
             batches = iter(self.loader)
             state = torch.get_rng_state()
         for number in range(self.per_epoch):
@@ -282,6 +285,13 @@ def _loader(stream: Any, batch: int | None, order: torch.Generator) -> DataLoade
     if isinstance(stream, DataLoader):
         return stream
     return DataLoader(stream, batch_size=batch or len(stream), shuffle=True, generator=order)
+
+
+def _generators(loader: DataLoader) -> list[torch.Generator]:
+    """A loader's own generators: the order is that of the seed, for every method alike."""
+    batches = getattr(loader, "batch_sampler", None)
+    own = (getattr(x, "generator", None) for x in (loader, loader.sampler, batches))
+    return [g for g in own if isinstance(g, torch.Generator)]
 
 
 def _sharpened(

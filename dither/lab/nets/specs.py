@@ -65,6 +65,13 @@ def initialise(
         layer.bias.zero_()
 
 
+def channels_last(net: nn.Sequential) -> nn.Sequential:
+    """The net with the channels of its kernels last in memory, as its feature maps are from then
+    on. Convolutions and batch norms take half the time so on CPUs; values agree up to rounding.
+    """
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # pyright: ignore
+
+
 def _known(name: str, value: str, table: Sequence[str]) -> None:
     if value not in table:
         raise DitherError(f"model: {name} = {value!r} is unknown; there are {', '.join(table)}")
@@ -233,7 +240,10 @@ class CNN:
         for layer in layers.values():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 initialise(layer, self.init, rng)
-        return nn.Sequential(layers)
+        net = nn.Sequential(layers)
+        if any(c.kernel == 1 for c in self.convs):
+            return net
+        return channels_last(net)
 
 
 def levi_fc(node: Literal["none", "in", "full"] = "none") -> MLP:

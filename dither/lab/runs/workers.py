@@ -26,6 +26,7 @@ from typing import Any
 from dither.errors import DitherError
 from dither.lab.figure import Run
 from dither.lab.runs import provenance
+from dither.lab.runs.allocator import keep_freed
 from dither.lab.runs.execute import execute
 from dither.lab.runs.interrupts import heed
 from dither.lab.runs.jobs import Job, Outcome
@@ -258,6 +259,7 @@ def _serve(pipe: Connection) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(dict.fromkeys(THREADS, "1"))
+    keep_freed()
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, inbox), daemon=True).start()
     pipe.send(READY)

@@ -119,7 +119,9 @@ AT_SCALE: Scales = {
     },
     "decisive": {
         "fc": Setting("FC", 512, 20_000, None, 500, 1000, local=(512, 785)),  # of 5 epochs
-        "cnn": Setting("CNN", 512, 20_000, None, 100, 1000, precision="bf16", local=(64, None)),
+        "cnn": Setting(
+            "CNN", 512, 20_000, None, 100, 1000, precision="bf16", local=(64, None), tested=None
+        ),
     },
     "paper": {
         "fc": Setting("FC", 1024, None, None, 500, 1000),

@@ -12,7 +12,11 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from dither.errors import DitherError
-from dither.lab import generator, initialise, linear
+from dither.lab import channels_last, generator, initialise, linear
+
+# With channels last, torch 2.13's backward of a strided 1 × 1 convolution of fewer than 8 channels
+# writes past its buffers on CPUs without AVX-512: such nets have their channels first.
+NARROW = 8
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,9 @@ class ResNet:
         for module in net.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 initialise(module, "torch", rng)
-        return net
+        if self.width < NARROW:
+            return net
+        return channels_last(net)  # twice as fast on CPUs
 
 
 class Block(nn.Module):
@@ -98,8 +104,7 @@ class CropAndFlip(nn.Module):
         columns = left + torch.where(mirrored, across.flip(1), across)  # [n, w]
         image = torch.arange(n, device=x.device)[:, None, None]
         moved = padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None]]
-        # Contiguous: with channels last, torch 2.13's backward of a strided 1 × 1 convolution of
-        # fewer than 8 channels writes past its buffers on CPUs without AVX-512.
+        # Contiguous: so a net of less than `NARROW` channels is contiguous everywhere.
         return moved.permute(0, 3, 1, 2).contiguous()
 
 

@@ -1,6 +1,7 @@
 """What a comparison says: differences, verdicts, tables, files."""
 
 import math
+from datetime import date
 
 import numpy as np
 import polars as pl
@@ -80,6 +81,7 @@ def test_the_files_hold_all_values_and_the_page_stands_alone(tmp_path):
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
     assert "http" not in page.replace("http://www.w3.org", "")
+    assert f"Written on {date.today().isoformat()} by dither {dither.__version__}, torch" in page
     table = pl.read_parquet(tmp_path / "out" / "values.parquet")
     assert table.equals(found.to_frame())
     assert pl.read_csv(tmp_path / "out" / "values.csv").shape == table.shape

@@ -1,0 +1,146 @@
+"""compare on loaders of one's own, real targets, and what a result tells of its training."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics
+from torch import nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+import dither
+from dither.lab.compare import compare
+
+X = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+Y = (X @ torch.randn(5, 3, generator=torch.Generator().manual_seed(1))).argmax(1)
+DATA = (X[:40], Y[:40], X[40:], Y[40:])
+SMALL = {"seeds": 2, "epochs": 2, "batch": 16}
+
+
+def make_model():
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def values(found):
+    """All but the time of a step."""
+    return {q: v for q, v in found.values["none"].items() if q != "ms/step"}
+
+
+def same(one, two):
+    assert one.keys() == two.keys()
+    for quantity, value in one.items():
+        np.testing.assert_array_equal(value, two[quantity], quantity)
+
+
+def test_a_loader_keeps_its_batches_and_its_sampler():
+    """A fixed loader is as the arrays in its batches; one with a sampler of its own is read."""
+    train, test = TensorDataset(*DATA[:2]), TensorDataset(*DATA[2:])
+    held = compare(make_model, DATA, {"none": None}, **SMALL)
+    loader = DataLoader(train, batch_size=16, shuffle=True)
+    same(
+        values(compare(make_model, (loader, test), {"none": None}, seeds=2, epochs=2)), values(held)
+    )
+
+    drawn: list[int] = []
+
+    class Noted(TensorDataset):
+        def __getitem__(self, i):
+            drawn.append(i)
+            return super().__getitem__(i)
+
+    weights = torch.zeros(40)
+    weights[:5] = 1.0
+    noted = Noted(*DATA[:2])
+
+    def weighted():
+        order = WeightedRandomSampler(weights, 32, generator=torch.Generator().manual_seed(3))
+        return DataLoader(noted, batch_size=8, sampler=order)
+
+    methods = {"none": None, "zero": dither.Additive(0.0)}
+    found = compare(make_model, (weighted(), test), methods, seeds=2, epochs=2)
+    assert {*drawn[-200:]} <= set(range(5))
+    assert (found.difference("zero", "loss/test") == 0).all()
+    assert "40 to train on" in str(found)
+    assert "batches of 8" in str(found)
+    same(
+        values(compare(make_model, (weighted(), test), {"none": None}, seeds=2, epochs=2)),
+        values(found),
+    )
+    whole = DataLoader(noted, batch_sampler=BatchSampler(RandomSampler(noted), 16, drop_last=True))
+    found = compare(make_model, (whole, test), {"none": None}, seeds=1, epochs=3)
+    assert "batches of the loader" in str(found)
+
+
+def test_measures_of_real_targets_are_scikit_learns():
+    x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    y = torch.stack([x[:, 0].sin(), x[:, 1] * x[:, 2]], 1)
+    data = x[:120], y[:120], x[120:], y[120:]
+    found = compare(
+        lambda: nn.Linear(5, 2), data, {"none": None}, seeds=1, epochs=3, batch=20,
+        loss="half_square", measures=["r2", "mae"],
+    )  # fmt: skip
+    z = found.models["none"][0](data[2]).detach()
+    assert found.values["none"]["R²"] == pytest.approx(metrics.r2_score(data[3], z), rel=1e-5)
+    error = metrics.mean_absolute_error(data[3], z)
+    assert found.values["none"]["mean absolute error"] == pytest.approx(error, rel=1e-5)
+    with pytest.raises(dither.DitherError, match=r"r2 needs one real target for each output"):
+        compare(
+            lambda: nn.Linear(5, 1), data, {"none": None}, loss=lambda z, y: (z[:, 0] - y[:, 0])**2,
+            measures="r2",
+        )  # fmt: skip
+    classes = (data[0], (y[:120, 0] > 0).long(), data[2], (y[120:, 0] > 0).long())
+    with pytest.raises(dither.DitherError, match=r"mae needs real targets, and they are class num"):
+        compare(lambda: nn.Linear(5, 2), classes, {"none": None}, measures="mae")
+
+
+def test_the_result_tells_how_it_was_trained():
+    x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    data = x, x[:, :1], x, x[:, :1]
+    settings = {"seeds": 1, "epochs": 2, "batch": 20, "loss": "half_square"}
+
+    def mine(parameters):
+        return torch.optim.Adam(parameters, 1e-3)
+
+    def told(**changed):
+        return str(compare(lambda: nn.Linear(5, 1), data, {"a": None}, **{**settings, **changed}))
+
+    assert (
+        "2 epochs, batches of 20, optimiser SGD(lr=0.05), constant rate, loss half_square"
+    ) in told()
+    assert (
+        "1 epoch, all samples at once, optimiser mine, cosine rate, loss MSELoss(), patience 2"
+    ) in told(
+        epochs=1, batch=None, optimiser=mine, schedule="cosine", loss=nn.MSELoss(),
+        validation=0.2, patience=2,
+    )  # fmt: skip
+    loader = DataLoader(TensorDataset(x, x[:, :1]), batch_size=8, shuffle=True)
+    found = compare(lambda: nn.Linear(5, 1), (loader, loader), {"a": None}, **settings)
+    assert "batches of " in str(found)
+
+
+def test_an_error_of_a_users_code_is_its_only_cause():
+    with pytest.raises(dither.DitherError, match="a step on two samples fails with") as caught:
+        compare(lambda: nn.Linear(4, 3), DATA, {"a": None})
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert caught.value.__cause__.__cause__ is None
+
+
+def test_a_measure_that_raises_and_an_empty_loader_are_named():
+    def oops(model, x, y):
+        raise ValueError("no such thing")
+
+    with pytest.raises(
+        dither.DitherError, match=r"measure 'oops' fails with ValueError: no such thing"
+    ):
+        compare(make_model, DATA, {"none": None}, measures=oops, seeds=1)
+    x, y, *test = map(torch.as_tensor, DATA)
+    for empty in (TensorDataset(x[:0], y[:0]), DataLoader(TensorDataset(x[:0], y[:0]), 4)):
+        with pytest.raises(
+            dither.DitherError, match="the training data are empty: give one sample or mo"
+        ):
+            compare(make_model, (empty, TensorDataset(*test)), {"none": None}, seeds=1)
