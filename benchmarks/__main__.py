@@ -61,7 +61,8 @@ def main() -> None:
     drawn = figures.draw(made, ROOT / "docs" if whole else BENCH / "last")
     judged = judge(record.rows_of(made))
     held = sum(j.held is True for j in judged)
-    print(f"{held} of {len(judged)} targets held; written: " + ", ".join(map(str, (page, *drawn))))
+    targets = f"{held} of {len(judged)} targets held; " if judged else ""
+    print(targets + "written: " + ", ".join(map(str, (page, *drawn))))
 
 
 def _arguments() -> argparse.Namespace:

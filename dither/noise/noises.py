@@ -93,16 +93,20 @@ def at(noise: Any, step: int) -> Any:
 def plus(noise: Any, site: Here, rng: Any, scale: float = 1) -> Tensor:
     """H + scale·δ."""
     h = site.h
-    if _in_place(noise, h):  # memory is half the cost of noise on a wide network
-        return rng(noise.law, h).mul_(scale * noise.sigma).add_(h)
+    if _plain(noise, h):  # memory is half the cost of noise on a wide network
+        if type(noise) in (Additive, Weight):
+            return rng(noise.law, h).mul_(scale * noise.sigma).add_(h)
+        size = noise.largest(site) if type(noise) is Relative else h
+        return torch.addcmul(h, size, rng(noise.law, h), value=scale * noise.sigma)
     delta = noise.displace(site, rng)
     return h + (delta if scale == 1 else scale * delta)
 
 
-def _in_place(noise: Any, h: Tensor) -> bool:
-    """Whether δ is σ ε, and the sum may be written to the memory of ε."""
+def _plain(noise: Any, h: Tensor) -> bool:
+    """Whether δ is σ ε, or ε times a size, of a plain law: H + δ then needs no tensor for δ."""
+    kinds = (Additive, Weight, Multiplicative, DropConnect, Relative)
     return (
-        type(noise) in (Additive, Weight)  # a subclass may have another displace
+        type(noise) in kinds  # a subclass may have another displace
         and type(noise.law) in (Gaussian, Uniform, TwoPoint, TwoGaussian, Dropout)
         and isinstance(noise.sigma, float | int)
         and h.dtype in (torch.float32, torch.float64)
@@ -249,16 +253,20 @@ class Relative:
             raise DitherError(f"per of Relative is 'tensor' or 'row': got {self.per!r}")
 
     def displace(self, site: Here, rng) -> Tensor:
-        return self.sigma * self._largest(site) * rng(self.law, site.h)
+        return self.sigma * self.largest(site) * rng(self.law, site.h)
 
     def variance(self, g, site: Here) -> Tensor:  # [K, B]
-        return self.sigma**2 * self.law.variance * norm2(g * self._largest(site))
+        return self.sigma**2 * self.law.variance * norm2(g * self.largest(site))
 
-    def _largest(self, site: Here) -> Tensor:
-        """m, which broadcasts with W [*S, rows, …]."""
+    def largest(self, site: Here) -> Tensor:
+        """The largest |W| of each row or of the tensor, which broadcasts with W [*S, rows, …]."""
         first = site.stack + (self.per == "row" and site.h.dim() > site.stack + 1)
-        rest = list(range(first, site.h.dim()))
-        return site.h.abs().amax(rest, keepdim=True) if rest else site.h.abs()
+        rest = site.h.dim() - first
+        if not rest:
+            return site.h.abs()
+        flat = site.h.flatten(first)
+        at = flat.detach().abs().argmax(-1, keepdim=True)  # half the cost of amax's gradient
+        return flat.gather(-1, at).abs().unflatten(-1, (1,) * rest)
 
 
 @dataclass(frozen=True)
