@@ -157,7 +157,7 @@ def _explicit(
     with (
         torch.enable_grad(),
         reading(noise, pull),
-        twice(differentiable or full),
+        twice(full),
         padded(noise),
         without_checkpoints(),
     ):

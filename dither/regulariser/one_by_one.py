@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dither.calling import output
+from dither.calling import output, twice
 from dither.engine.certificate import coarsest, norms
 from dither.engine.recording import Graph
 from dither.loss.columns import Columns
@@ -62,6 +62,7 @@ class Alone:
     def __init__(self, pull: Any, x: Any, z: Tensor, leaf: Mapping[str, Tensor]) -> None:
         noise = pull.noise
         self.noise, self.x, self.z, self.leaf = noise, x, z, leaf
+        self.differentiable: bool = pull.differentiable
         one = isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == z.shape[0]
         self.possible = one and not noise.stack and not pull.wrote
         self.asked = False
@@ -70,7 +71,8 @@ class Alone:
         if not self.possible:
             return None
         try:
-            z_i = output(self.noise.model, self.x[i : i + 1])
+            with twice(self.differentiable):
+                z_i = output(self.noise.model, self.x[i : i + 1])
         except (RuntimeError, ValueError, IndexError):  # some models refuse a batch of one
             self.possible = False
             return None

@@ -18,7 +18,7 @@ from dither.attach.hooks import real
 from dither.attach.injection import Injection
 from dither.attach.reading import leaves
 from dither.attach.site import CONV, Site
-from dither.calling import output, tensors
+from dither.calling import output, tensors, twice
 from dither.engine.certificate import Compared, Violations, examine
 from dither.engine.functions import check_twice
 from dither.engine.ghost import Gradient
@@ -106,7 +106,8 @@ class Pull:
             self.here = {}
             self.recording = Recording(met, device, recorded=self.differentiable)
             try:
-                graph = self.recording(lambda: output(model, x))
+                with twice(self.differentiable):
+                    graph = self.recording(lambda: output(model, x))
             finally:
                 self.recording = None
             self.wrote = self.wrote or [version(t) for t in tensors(x)] != versions

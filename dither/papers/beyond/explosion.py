@@ -217,5 +217,5 @@ figure = Figure(
     ],
     needs=["fashion-mnist"],
     seeds={"smoke": 2, "quick": 5, "paper": 5},
-    cost={"smoke": 0.2, "quick": 1.1, "paper": 5000},
+    cost={"smoke": 0.2, "quick": 1, "paper": 5000},
 )  # fmt: skip

@@ -234,5 +234,5 @@ figure = Figure(
         "quick: 20 000 characters, a model of two blocks of 32, 200 steps of 8 × 48 characters",
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 5},
-    cost={"smoke": 0.05, "quick": 1.8, "paper": 3000},
+    cost={"smoke": 0.05, "quick": 1.5, "paper": 3000},
 )  # fmt: skip

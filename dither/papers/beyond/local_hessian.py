@@ -167,5 +167,5 @@ figure = Figure(
     ],
     seeds=SEEDS,
     needs=("fashion-mnist",),
-    cost={"smoke": 0.1, "quick": 3.1, "decisive": 300, "paper": 6000},
+    cost={"smoke": 0.1, "quick": 1.7, "decisive": 300, "paper": 6000},
 )

@@ -343,5 +343,5 @@ figure = Figure(
     ],
     seeds={"smoke": 2, "quick": 5, "decisive": 5, "paper": 5},
     needs=("fashion-mnist",),
-    cost={"smoke": 0.3, "quick": 1.6, "decisive": 200, "paper": 5000},
+    cost={"smoke": 0.3, "quick": 1.3, "decisive": 200, "paper": 5000},
 )  # fmt: skip

@@ -221,6 +221,6 @@ figure = Figure(
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 5},
     needs=("fashion-mnist",),
-    cost={"smoke": 0.2, "quick": 1.8, "paper": 400},
+    cost={"smoke": 0.2, "quick": 1.3, "paper": 400},
 )  # fmt: skip
 assert LR == 0.05  # what the σ above are for

@@ -100,5 +100,5 @@ figure = Figure(
     departures=[*nets.DEPARTURES, "15 bins; on SVHN and CIFAR-10 in figures of their own"],
     seeds=nets.SEEDS,
     needs=("fashion-mnist",),
-    cost={"smoke": 0.2, "quick": 1.6, "paper": 1200},
+    cost={"smoke": 0.2, "quick": 1.2, "paper": 1200},
 )

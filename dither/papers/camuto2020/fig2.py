@@ -381,5 +381,5 @@ figure = Figure(
     ],
     seeds={"smoke": 2, "quick": 5, "decisive": 10, "paper": 10},
     needs=("boston", "fashion-mnist"),
-    cost={"smoke": 0.2, "quick": 2.2, "decisive": 85, "paper": 240},
+    cost={"smoke": 0.2, "quick": 2.1, "decisive": 85, "paper": 240},
 )

@@ -233,5 +233,5 @@ figure = Figure(
         "training loss is left",
     ],
     seeds=sinusoids.SEEDS,
-    cost={"smoke": 0.2, "quick": 5.4, "paper": 500},
+    cost={"smoke": 0.2, "quick": 3.7, "paper": 500},
 )

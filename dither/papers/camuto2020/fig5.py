@@ -194,5 +194,5 @@ figure = Figure(
         "steps'); where the net learns nothing none is judged; R was added",
     ],
     seeds=sinusoids.SEEDS,
-    cost={"smoke": 0.1, "quick": 5.4, "paper": 500},
+    cost={"smoke": 0.1, "quick": 3.7, "paper": 500},
 )  # fmt: skip

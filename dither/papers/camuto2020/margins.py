@@ -131,5 +131,5 @@ figure = Figure(
     ],
     seeds=nets.SEEDS,
     needs=("fashion-mnist",),
-    cost={"smoke": 0.2, "quick": 1.6, "decisive": 90, "paper": 1200},
+    cost={"smoke": 0.2, "quick": 1.2, "decisive": 90, "paper": 1200},
 )

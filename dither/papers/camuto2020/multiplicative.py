@@ -180,5 +180,5 @@ figure = Figure(
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 10},
     needs=("boston", "fashion-mnist"),
-    cost={"smoke": 0.2, "quick": 3.5, "paper": 240},
+    cost={"smoke": 0.2, "quick": 3.2, "paper": 240},
 )

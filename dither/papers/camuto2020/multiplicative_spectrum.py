@@ -114,5 +114,5 @@ figure = Figure(
         f"{sinusoids.REDUCED}: the baseline is not trained to its end",
     ],
     seeds=sinusoids.SEEDS,
-    cost={"smoke": 0.2, "quick": 4, "paper": 300},
+    cost={"smoke": 0.2, "quick": 2.6, "paper": 300},
 )

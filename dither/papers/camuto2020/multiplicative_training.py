@@ -222,5 +222,5 @@ figure = Figure(
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 10},
     needs=(DATA,),
-    cost={"smoke": 0.1, "quick": 2.5, "paper": 6000},
+    cost={"smoke": 0.1, "quick": 2.1, "paper": 6000},
 )

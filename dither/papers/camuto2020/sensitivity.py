@@ -95,5 +95,5 @@ figure = Figure(
     departures=[*nets.DEPARTURES, "the first 2000 test images"],
     seeds=nets.SEEDS,
     needs=("fashion-mnist",),
-    cost={"smoke": 0.2, "quick": 1.6, "paper": 1200},
+    cost={"smoke": 0.2, "quick": 1.2, "paper": 1200},
 )

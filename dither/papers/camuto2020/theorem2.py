@@ -225,5 +225,5 @@ figure = Figure(
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 10},
     needs=("boston",),
-    cost={"smoke": 0.1, "quick": 0.2, "paper": 1},
+    cost={"smoke": 0.1, "quick": 0.1, "paper": 1},
 )

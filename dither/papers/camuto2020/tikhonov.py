@@ -326,5 +326,5 @@ figure = Figure(
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 10},
     needs=("boston", "fashion-mnist"),
-    cost={"smoke": 0.4, "quick": 1.1, "paper": 15},
+    cost={"smoke": 0.4, "quick": 0.7, "paper": 15},
 )

@@ -96,5 +96,5 @@ figure = Figure(
     ],
     seeds=SEEDS,
     needs=("fashion-mnist",),
-    cost={"smoke": 0.1, "quick": 3.9, "decisive": 230, "paper": 3000},
+    cost={"smoke": 0.1, "quick": 2.5, "decisive": 230, "paper": 3000},
 )  # fmt: skip

@@ -176,5 +176,5 @@ figure = Figure(
     ],
     seeds=SEEDS,
     needs=("fashion-mnist",),
-    cost={"smoke": 0.2, "quick": 7, "decisive": 420, "paper": 6000},
+    cost={"smoke": 0.2, "quick": 4.1, "decisive": 420, "paper": 6000},
 )  # fmt: skip

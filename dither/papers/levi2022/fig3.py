@@ -326,5 +326,5 @@ figure = Figure(
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 10},
     needs=("fashion-mnist",),
-    cost={"smoke": 0.3, "quick": 2.3, "paper": 130},
+    cost={"smoke": 0.3, "quick": 2.1, "paper": 130},
 )

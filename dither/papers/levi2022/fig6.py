@@ -198,7 +198,7 @@ figure = Figure(
     needs=("fashion-mnist",),
     cost={
         "smoke": 0.2,
-        "quick": 6.5,
+        "quick": 3.8,
         "decisive": 420,
         "paper": 6000,
     },  # alone; after fig2 its runs are there

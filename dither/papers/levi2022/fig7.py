@@ -116,5 +116,5 @@ figure = Figure(
     ],
     seeds=SEEDS,
     needs=("fashion-mnist",),
-    cost={"smoke": 0.2, "quick": 6.3, "decisive": 375, "paper": 4000},
+    cost={"smoke": 0.2, "quick": 4.3, "decisive": 375, "paper": 4000},
 )  # fmt: skip

@@ -123,5 +123,5 @@ figure = Figure(
     ],
     seeds={"smoke": 2, "quick": 5, "decisive": 5, "paper": 5},
     needs=("fashion-mnist",),
-    cost={"smoke": 0.3, "quick": 2.3, "decisive": 250, "paper": 4000},
+    cost={"smoke": 0.3, "quick": 1.6, "decisive": 250, "paper": 4000},
 )

@@ -120,5 +120,5 @@ figure = Figure(
     ],
     seeds=SEEDS,
     needs=("cifar-10",),
-    cost={"smoke": 0.3, "quick": 2.1, "decisive": 240, "paper": 20_000},
+    cost={"smoke": 0.3, "quick": 1.8, "decisive": 240, "paper": 20_000},
 )

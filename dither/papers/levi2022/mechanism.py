@@ -144,5 +144,5 @@ figure = Figure(
     ],
     seeds=SEEDS,
     needs=("fashion-mnist",),
-    cost={"smoke": 0.1, "quick": 2.5, "decisive": 240, "paper": 3000},
+    cost={"smoke": 0.1, "quick": 1.3, "decisive": 240, "paper": 3000},
 )  # fmt: skip

@@ -195,5 +195,5 @@ figure = Figure(
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 5},
     needs=("fashion-mnist",),
-    cost={"smoke": 0.05, "quick": 2.2, "paper": 200},
+    cost={"smoke": 0.05, "quick": 1.4, "paper": 200},
 )  # fmt: skip

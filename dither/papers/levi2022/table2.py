@@ -79,5 +79,5 @@ figure = Figure(
     ],
     seeds=SEEDS,
     needs=("fashion-mnist",),
-    cost={"smoke": 0.05, "quick": 7.5, "decisive": 480, "paper": 600},
+    cost={"smoke": 0.05, "quick": 4.4, "decisive": 480, "paper": 600},
 )

@@ -259,5 +259,5 @@ figure = Figure(
         "smoke: |B| = 10 000, 40 steps",
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 10},
-    cost={"smoke": 0.05, "quick": 0.3, "paper": 30},
+    cost={"smoke": 0.05, "quick": 0.2, "paper": 30},
 )

@@ -237,7 +237,7 @@ QUICK: dict[str, Scale] = {
 DECISIVE = {"toy": Scale(100, precision="bf16"), "wide": Scale(40, precision="bf16")}
 PAPER = Scale(100)
 COST = {
-    "toy": {"smoke": 0.05, "quick": 2.3, "decisive": 130, "paper": 220},
+    "toy": {"smoke": 0.05, "quick": 1.2, "decisive": 130, "paper": 220},
     "wide": {"smoke": 0.05, "quick": 1, "decisive": 380, "paper": 2300},
 }
 DEPARTURES = [

@@ -126,5 +126,5 @@ figure = Figure(
         "linear networks alone: of ReLU networks App. E has a special case without kinks",
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 10},
-    cost={"smoke": 0.1, "quick": 0.2, "paper": 3},
+    cost={"smoke": 0.1, "quick": 0.1, "paper": 3},
 )  # fmt: skip

@@ -293,5 +293,5 @@ figure = Figure(
     ],
     needs=("fashion-mnist",),
     seeds={"smoke": 2, "quick": 5, "paper": 5},
-    cost={"smoke": 0.3, "quick": 0.8, "paper": 150},
+    cost={"smoke": 0.3, "quick": 0.5, "paper": 150},
 )  # fmt: skip

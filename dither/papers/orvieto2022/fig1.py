@@ -230,5 +230,5 @@ figure = Figure(
         "smoke: 20 draws",
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 20},
-    cost={"smoke": 0.1, "quick": 0.3, "paper": 5},
+    cost={"smoke": 0.1, "quick": 0.2, "paper": 5},
 )

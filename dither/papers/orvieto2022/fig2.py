@@ -203,5 +203,5 @@ figure = Figure(
         "smoke: 20 steps, far from converged",
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 20},
-    cost={"smoke": 0.1, "quick": 0.8, "paper": 15},
+    cost={"smoke": 0.1, "quick": 0.7, "paper": 15},
 )  # fmt: skip

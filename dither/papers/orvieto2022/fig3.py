@@ -215,5 +215,5 @@ figure = Figure(
     ],
     seeds={"smoke": 2, "quick": 3, "paper": 5},
     needs=("fashion-mnist",),
-    cost={"smoke": 0.1, "quick": 1.8, "paper": 20_000},
+    cost={"smoke": 0.1, "quick": 1.4, "paper": 20_000},
 )

@@ -340,5 +340,5 @@ figure = Figure(
     ],
     seeds={"smoke": 2, "quick": 2, "decisive": 5, "paper": 5},
     needs=("fashion-mnist",),
-    cost={"smoke": 0.1, "quick": 1.8, "decisive": 570, "paper": 400_000},
+    cost={"smoke": 0.1, "quick": 1.1, "decisive": 570, "paper": 400_000},
 )

@@ -200,5 +200,5 @@ figure = Figure(
         "smoke: 40 steps, far from converged",
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 10},
-    cost={"smoke": 0.1, "quick": 0.4, "paper": 20},
+    cost={"smoke": 0.1, "quick": 0.3, "paper": 20},
 )  # fmt: skip

@@ -292,5 +292,5 @@ figure = Figure(
         "quick: 7 000 steps",
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 10},
-    cost={"smoke": 0.1, "quick": 2.6, "paper": 15},
+    cost={"smoke": 0.1, "quick": 1.5, "paper": 15},
 )  # fmt: skip

@@ -295,5 +295,5 @@ figure = Figure(
         "smoke: two σ",
     ],
     seeds={"smoke": 2, "quick": 3, "paper": 10},
-    cost={"smoke": 0.1, "quick": 0.7, "paper": 3},
+    cost={"smoke": 0.1, "quick": 0.4, "paper": 3},
 )  # fmt: skip

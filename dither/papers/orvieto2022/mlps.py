@@ -328,10 +328,10 @@ HOUR: dict[str, Scale] = {  # the 5000-wide: as many steps as fit into an hour
     "MLP4": Scale(None, 130, 4, rates=("cosine",)),
 }
 COST = {  # minutes
-    "MLP1": {"smoke": 0.05, "quick": 2.4, "decisive": 130, "paper": 130},
-    "MLP2": {"smoke": 0.05, "quick": 0.4, "paper": 60},
+    "MLP1": {"smoke": 0.05, "quick": 1.9, "decisive": 130, "paper": 130},
+    "MLP2": {"smoke": 0.05, "quick": 0.3, "paper": 60},
     "MLP3": {"smoke": 0.05, "quick": 0, "decisive": 0, "paper": 750},
-    "MLP3 at .05": {"smoke": 0.05, "quick": 1.3, "decisive": 375, "paper": 750},
+    "MLP3 at .05": {"smoke": 0.05, "quick": 1, "decisive": 375, "paper": 750},
     "MLP4": {"smoke": 0.05, "quick": 0.5, "paper": 60},
 }
 DEPARTURES = [

@@ -151,5 +151,5 @@ figure = Figure(
         "smoke: 40 steps, far from converged",
     ],
     seeds={"smoke": 2, "quick": 5, "paper": 10},
-    cost={"smoke": 0.1, "quick": 0.4, "paper": 15},
+    cost={"smoke": 0.1, "quick": 0.3, "paper": 15},
 )  # fmt: skip
