@@ -66,9 +66,14 @@ class Table:
 
     def whole(self) -> "Table":
         """A copy that raises if any run is missing; claims are checked on it."""
+        _ = self._parts, self._series  # shared by all copies
         table = copy.copy(self)
         table._whole = True
         return table
+
+    @cached_property
+    def _series(self) -> dict[tuple[str, str], tuple[Array, Array]]:
+        return {}  # claims ask for the same ones again and again
 
     @cached_property
     def _parts(self) -> dict[tuple[str, str], pl.DataFrame]:
@@ -99,12 +104,14 @@ class Table:
         was not measured there).
         """
         part = self._part(label, quantity)
-        steps, column = np.unique(part["step"].to_numpy(), return_inverse=True)
-        values = np.full((len(self.seeds), len(steps)), np.nan)
-        values[np.searchsorted(self.seeds, part["seed"].to_numpy()), column] = part[
-            "value"
-        ].to_numpy()
-        return steps, values
+        if (label, quantity) not in self._series:
+            steps, column = np.unique(part["step"].to_numpy(), return_inverse=True)
+            values = np.full((len(self.seeds), len(steps)), np.nan)
+            row = np.searchsorted(self.seeds, part["seed"].to_numpy())
+            values[row, column] = part["value"].to_numpy()
+            self._series[label, quantity] = steps, values
+        steps, values = self._series[label, quantity]
+        return steps.copy(), values.copy()
 
     def last(self, label: str, quantity: str) -> Array:
         """[S]: every seed's value at its own last step; nan for a seed that never recorded it."""

@@ -43,6 +43,17 @@ def test_a_resnet_is_a_function_of_its_seed():
     assert not torch.equal(one["fc.weight"], other["fc.weight"])
 
 
+def test_channels_are_last_but_in_narrow_resnets():
+    """Their strided convolutions of one pixel write past their buffers on some CPUs."""
+    for width, last in ((4, False), (8, True)):
+        net = ResNet(width=width, blocks=(1, 1)).build(0)
+        for weight in (net.stage1_0.conv0.weight, net.stage1_0.shortcut[0].weight):
+            assert weight.is_contiguous(memory_format=torch.channels_last) is (
+                last or weight.shape[-1] == 1
+            )
+        assert net.stage1_0.conv0.weight.is_contiguous() is not last
+
+
 def test_a_resnet_shrinks_images_and_its_trace_is_exact():
     net = ResNet(4, (1, 2)).build(0).eval()
     x = torch.randn(3, 3, 16, 16)

@@ -2,7 +2,8 @@
 
 The verdicts come from folders of results (`figures/<paper>/<figure>/claims.json`), of recorded runs
 and of the quick scale. A claim is taken from the largest scale that judges it. If none does, it is
-taken from the largest scale with a result.
+taken from the largest scale at which its runs could be compared, or else from the largest with a
+result.
 """
 
 import re
@@ -37,10 +38,13 @@ def known(*roots: Path, unread: Collection[str] = ()) -> Known:
 
 
 def best(entries: Iterable[Entry]) -> Entry | None:
-    """The entry of the largest scale that judges the claim; if none does, of the largest scale."""
+    """The entry of the largest scale that judges the claim; if none does, of the largest at which
+    there was something to compare; or else of the largest scale.
+    """
     entries = list(entries)
     decided = [entry for entry in entries if entry["holds"] is not None]
-    return next(iter([*decided, *entries]), None)
+    compared = [entry for entry in entries if "why" not in entry["numbers"]]
+    return next(iter([*decided, *compared, *entries]), None)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import html
 import os
 import re
 import struct
+from functools import lru_cache
 from pathlib import Path
 
 from dither.lab.page.verdicts import unreadable
@@ -43,10 +44,11 @@ def of(folder: Path, name: str, title: str) -> tuple[str, float]:
     if os.path.lexists(svg):
         try:
             text = loaded(svg).decode()
-            pictures.append(_inline(text, name, title))
+            inline, width, harmless = _inlined(text, name, title)
+            pictures.append((inline, width))
         except ValueError as error:
             raise unreadable(svg, error) from error
-        if not plain(pictures[0][0]):
+        if not harmless:
             source = f"data:image/svg+xml;base64,{base64.b64encode(text.encode()).decode()}"
             pictures = [(f'<img src="{source}" alt="{html.escape(title)}">', pictures[0][1])]
     if os.path.lexists(png) and (not pictures or len(pictures[0][0]) > HEAVY):
@@ -57,6 +59,15 @@ def of(folder: Path, name: str, title: str) -> tuple[str, float]:
         source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
         pictures.append((f'<img src="{source}" alt="{html.escape(title)}">', width * 72 / DPI))
     return min(pictures, key=lambda picture: len(picture[0]), default=("", 0.0))
+
+
+@lru_cache(maxsize=128)
+def _inlined(svg: str, name: str, title: str) -> tuple[str, float, bool]:
+    """An SVG file as a part of a page, its width, and whether it is `plain`. The page is written
+    after every figure, with all others as they were.
+    """
+    inline, width = _inline(svg, name, title)
+    return inline, width, plain(inline)
 
 
 def plain(svg: str) -> bool:

@@ -1,5 +1,7 @@
 """Models: initialisation against its variances, stacks against their replicas."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -227,3 +229,22 @@ def test_a_stacked_linear_reads_like_a_linear():
 def test_bad_specs_say_what_is_wrong(build, message):
     with pytest.raises(DitherError, match=message):
         build()
+
+
+def test_channels_are_last_and_change_no_number():
+    """But for kernels of one pixel, whose backward torch gets wrong on some CPUs."""
+    last = torch.channels_last
+    spec = CNN((Conv(8, kernel=3, norm=True, pool=2), Conv(6, kernel=2)), dense=(5,))
+    net, x = spec.build(3), torch.randn(4, 1, 28, 28)
+    assert net.conv1.weight.is_contiguous(memory_format=last)
+    assert not net.conv1.weight.is_contiguous()
+    assert net.conv1(net.pool0(net.norm0(net.conv0(x)))).is_contiguous(memory_format=last)
+    plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
+    gradients = []
+    for model in (net, plain):
+        model.double()(x.double()).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    pointwise = CNN((Conv(8, kernel=3), Conv(6, kernel=1, stride=2)), dense=()).build(3)
+    assert pointwise.conv1.weight.is_contiguous()

@@ -64,6 +64,17 @@ def test_the_largest_scale_that_judges_it_speaks(roots):
     assert one.scale == "quick"
 
 
+def test_if_no_scale_judges_it_the_largest_that_compared_something_speaks():
+    nothing = {"holds": None, "numbers": {"why": "no results"}}
+    interval = {"holds": None, "numbers": {"a − b": {"asked": "> 0.1", "holds": None}}}
+    paper, decisive, quick = {"scale": "paper"}, {"scale": "decisive"}, {"scale": "quick"}
+    entries = [{**nothing, **paper}, {**interval, **decisive}, {**interval, **quick}]
+    assert originals.best(entries) == entries[1]
+    assert originals.best([{**nothing, **paper}, {**nothing, **quick}]) == {**nothing, **paper}
+    judged = {**nothing, **quick, "holds": False}
+    assert originals.best([*entries, judged]) == judged
+
+
 def test_variants_are_those_of_the_same_number(roots):
     both, write = roots
     write(0, "p/fig1", "paper", P1_a=True, P1_b=True, P1_c=False, P10_x=True, other=True)

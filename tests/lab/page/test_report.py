@@ -140,7 +140,8 @@ def test_the_page_names_what_was_not_run(page):
 
 
 def test_a_heavy_picture_is_shown_as_pixels(results, monkeypatch):
-    monkeypatch.setattr(picture, "lighter", lambda svg: svg + " " * 10**6)
+    monkeypatch.setattr(picture, "HEAVY", 10)
+    monkeypatch.setattr(picture, "_inlined", lambda *_: ("x" * 10**6, 460.0, True))
     text = report.write_page(results).read_text(encoding="utf-8")
     assert text.count('<img src="data:image/png;base64,') == 3
     assert "--points: 216" in text  # 3 inches
