@@ -376,10 +376,10 @@ def _declared(studies: list[Study]) -> float:
     """Minutes on one core of the missing runs: equal parts of what their first figures declare."""
     each: dict[tuple[str, int], float] = {}
     for study in studies:
-        if study.figure and study.runs:
-            cost = study.figure.cost.get(study.scale, 0)
-            for missing in study.waits:
-                each.setdefault(missing, cost / (len(study.runs) * len(study.seeds)))
+        if (figure := study.figure) and study.runs:
+            whole = figure.cost.get(study.scale, 0)
+            one = whole / len(study.runs) / figure.seeds_at(study.scale)
+            each = {**dict.fromkeys(study.waits, one), **each}
     return sum(each.values())
 
 

@@ -25,6 +25,7 @@ from dither.regulariser.independence import check_same, refuse_writing
 from dither.regulariser.usable import check_usable
 from dither.torch_internals import version
 
+FEW = 64  # samples, below which the calls of a forward take its time
 ROWS = 8192  # of a stacked batch, at most: several draws in one forward
 ELEMENTS = 2**22  # of its largest site, or of x, at most
 
@@ -209,13 +210,14 @@ def _together(noise: Injection, x: Any, z: Tensor, seen: Draw, most: int) -> int
     That is tried, without noise. Before and after other samples, and in every place of the whole
     stacked batch, x must give what it gives alone; every site's tensor must grow with the samples:
     one that they share (of positions, say) has one draw a forward. A model that refuses other
-    batches than its own takes them one at a time. The trial costs as much as n + 6 draws: a quarter
-    of all at most.
+    batches than its own takes them one at a time. The trial has the rows of n + 6
+    draws: a quarter of all at most, unless samples are so few that calls and not rows take time.
     """
     shared = any(s.side == "parameter" for s in noise.sites.values())
     if shared or noise.batch_dim or noise.stack or not _stackable(x, len(z)):
         return 1
-    n = min(most // 4 - 6, ROWS // max(1, len(z)), ELEMENTS // max(1, x.numel(), seen.largest))
+    most = most if len(z) < FEW else most // 4 - 6
+    n = min(most, ROWS // max(1, len(z)), ELEMENTS // max(1, x.numel(), seen.largest))
     if n < 2:
         return 1
     alone = seen.met

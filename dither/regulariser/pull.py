@@ -143,8 +143,9 @@ class Pull:
         """★, of a recorded forward."""
         z, noisy = graph.z, [n for n, law in self.laws.items() if law.sigma != 0]
         self.check(graph, noisy)
-        value = self.loss.per_sample(wide(z), y).mean()
-        columns = self.loss.columns(wide(z if self.differentiable else z.detach()), y)
+        with twice(self.differentiable):
+            value = self.loss.per_sample(wide(z), y).mean()
+            columns = self.loss.columns(wide(z if self.differentiable else z.detach()), y)
         columns = columns if wide(z) is z else of_type(columns, z.dtype)
         total = columns.count if self.samples is None else self.samples
         own = [n for n in self.weights if n in stray and n in noisy]

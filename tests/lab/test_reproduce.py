@@ -147,11 +147,11 @@ def test_the_time_counts_what_is_missing_and_a_shared_run_once(toy, tmp_path):
     shared = plain(smoke={"steps": 3}, cost={"smoke": 0.5})
     reproduce = toy(fig1=shared, fig2=shared)
     told = Told()
-    reproduce(screen=told, seeds=(0,))
-    assert "(about 30 s on one core)" in told.said[1]
-    told = Told()
-    reproduce(screen=told, seeds=(0, 1))
+    reproduce(screen=told, seeds=(0,))  # one of two seeds, which cost 30 s
     assert "2 runs to do in this process (about 15 s on one core)" in told.said[1]
+    told = Told()
+    reproduce(screen=told, seeds=(0, 1, 2))
+    assert "4 runs to do in this process (about 30 s on one core)" in told.said[1]
 
 
 def test_a_smaller_scale_replaces_the_picture_not_the_runs(toy, tmp_path):

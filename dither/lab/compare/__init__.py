@@ -72,7 +72,7 @@ def compare(
     methods     {name: None, a noise, a mapping from patterns to noises, or a `Method`}. All are
                 compared with the first one. Baselines: `weight_decay(λ)`, `label_smoothing(ε)`,
                 `dropout(p)`, `sam(ρ)`, `jacobian(λ)` of this module.
-    batch       samples in a batch; None: all. A loader for training keeps its own, and its sampler.
+    batch       samples in a batch; None: all. A loader for training keeps its own.
     optimiser   parameters → an Optimizer of torch, or (Optimizer, scheduler), whose scheduler steps
                 after each batch; or SGD, Adam, RMSprop of `dither.lab`. It trains Nodes' vectors
                 too.

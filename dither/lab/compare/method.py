@@ -1,7 +1,8 @@
 """What is compared: a noise, or a baseline, and how to train with it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
+from functools import partial
 from numbers import Real
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 
 from dither.attach.inject import DrawMode, Group
 from dither.errors import DitherError
+from dither.lab.training.optimiser import SGD, Adam, RMSprop
 from dither.loss.columns import Columns
 from dither.loss.losses import HalfSquare
 from dither.noise.noises import Additive, is_noise
@@ -222,3 +224,17 @@ def optimiser(given: Any, decay: float | None) -> Any:
         "compare: the optimiser is a function of the parameters, such as lambda p: "
         f"torch.optim.AdamW(p, lr=1e-3), or one of dither.lab, such as SGD(0.05): got {given!r}"
     )
+
+
+def called(value: Any) -> str:
+    """What a user gave, as a word: a name, or the name of its function or kind."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, SGD | Adam | RMSprop):
+        own = [f.name for f in fields(value) if getattr(value, f.name) != f.default]
+        inside = ", ".join(f"{name}={getattr(value, name)!r}" for name in own)
+        return f"{type(value).__name__}({inside})"
+    while isinstance(value, partial):
+        value = value.func
+    name = str(getattr(value, "__name__", type(value).__name__))
+    return "of its own" if name == "<lambda>" else name

@@ -6,7 +6,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
@@ -78,12 +78,12 @@ class Settings:
         said = [
             f"{self.epochs} epoch{'s' * (self.epochs != 1)}",
             batches,
-            f"optimiser {_called(self.optimiser)}",
-            f"{_called(self.schedule)} rate",
-            f"loss {_called(self.loss)}",
+            f"optimiser {methods_.called(self.optimiser)}",
+            f"{methods_.called(self.schedule)} rate",
+            f"loss {methods_.called(self.loss)}",
         ]
         if self.step is not None:
-            said.append(f"step {_called(self.step)}")
+            said.append(f"step {methods_.called(self.step)}")
         if self.match is not None:
             said.append(f"R held at {self.match:g} of the loss")
         if self.patience is not None:
@@ -118,15 +118,6 @@ class Settings:
             raise DitherError(
                 f"compare: step is a function (model, x, y, optimiser) → loss: got {self.step!r}"
             )
-
-
-def _called(value: Any) -> str:
-    """What a user gave, as a word: a function's name; of a data class what is not its default."""
-    if is_dataclass(value) and not isinstance(value, type):
-        own = [f for f in fields(value) if f.repr and getattr(value, f.name) != f.default]
-        inside = ", ".join(f"{f.name}={getattr(value, f.name)!r}" for f in own)
-        return f"{type(value).__name__}({inside})"
-    return str(getattr(value, "__name__", value))
 
 
 def _number(value: Any) -> bool:

@@ -3,8 +3,7 @@
 Data are given as (x_train, y_train, x_test, y_test) of arrays, or as (train, test) of data sets or
 loaders of torch that give (x, y). x and y may be tensors, or tuples, lists or mappings of them.
 A data set that gives other values when it is read again (augmentation) stays a data set: it is read
-anew in each epoch. So is a loader that chooses its samples in a way of its own (a weighted sampler,
-drop_last). All others are held as tensors.
+anew in each epoch. All others are held as tensors. A loader's batch size is kept.
 """
 
 import hashlib
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
@@ -108,7 +108,8 @@ class Problem:
     def n(self) -> int:
         if self.stream is None:
             return len(self.parts["y_train"])
-        return len(getattr(self.stream, "dataset", self.stream))
+        read: Any = self.stream.dataset if isinstance(self.stream, DataLoader) else self.stream
+        return len(read)
 
     def tensors(self) -> Tensors:
         """For the training loop."""
@@ -139,7 +140,7 @@ def problem(data: Any, validation: float = 0.0) -> Problem:
     """
     x, y, x_test, y_test, stream = _read(data)
     train = data[0] if len(data) == 2 else None
-    batch = train.batch_size if isinstance(train, DataLoader) else None
+    batch = _batch(train) if isinstance(train, DataLoader) else None
     parts = {"x_train": x, "y_train": y, "x_test": x_test, "y_test": y_test}
     parts = {name: _tree(part, f"data: {name}") for name, part in parts.items()}
     _check(parts)
@@ -147,9 +148,8 @@ def problem(data: Any, validation: float = 0.0) -> Problem:
     if validation:
         if stream is not None:
             raise DitherError(
-                "validation: the training data change when they are read again, or their loader "
-                "has a sampler of its own, so no part of them can be held out; give data that "
-                "stay, or validation=0"
+                "validation: the training data change when they are read again, so no part of "
+                "them can be held out; give data that stay, or validation=0"
             )
         parts, valid = _held_out(parts, validation)
     held = {name: None if p is None else stacked(p) for name, p in {**parts, **valid}.items()}
@@ -165,9 +165,15 @@ def _read(data: Any) -> tuple[Any, Any, Any, Any, Any]:
     if isinstance(data, Sequence) and len(data) == 2 and all(map(_readable, data)):
         train, test = data
         x_test, y_test = _gathered(test, "the test data")
-        if _chooses(train) or _random(train):
+        if _random(train):
             x, y = _gathered(_head(train), "the training data")
             return x, y, x_test, y_test, train
+        if isinstance(train, DataLoader) and _chooses(train):
+            raise DitherError(
+                "the training loader has a sampler of its own, and compare takes each sample of "
+                "data that stay once in an epoch: give the data set instead, with what the sampler "
+                "is for in the loss (weights) or in the data (repeated samples)"
+            )
         return (*_gathered(train, "the training data"), x_test, y_test, None)
     got = f"{len(data)} parts" if isinstance(data, Sequence) else type(data).__name__
     raise DitherError(
@@ -194,17 +200,21 @@ def _head(train: Any, n: int = 32) -> Any:
     return [default_collate([train[i] for i in range(min(n, len(train)))])]
 
 
-def _chooses(train: Any) -> bool:
-    """Whether a loader chooses its samples otherwise than each once, in any order."""
-    if not isinstance(train, DataLoader) or isinstance(train.dataset, IterableDataset):
-        return False
-    plain = type(train.sampler) in (RandomSampler, SequentialSampler)
-    if not plain or train.batch_size is None or train.drop_last:
+def _chooses(train: DataLoader) -> bool:
+    """Whether a loader takes its samples otherwise than each once, in any order."""
+    batches: Any = train.batch_sampler
+    if batches is not None and type(batches) is not BatchSampler:
         return True
-    sampler: Any = train.sampler
-    return isinstance(sampler, RandomSampler) and (
-        sampler.replacement or sampler.num_samples != len(train.dataset)  # type: ignore[arg-type]
-    )
+    sampler: Any = train.sampler if batches is None else batches.sampler
+    if type(sampler) is RandomSampler:
+        held: Any = train.dataset
+        return sampler.replacement or sampler.num_samples != len(held)
+    return type(sampler) is not SequentialSampler
+
+
+def _batch(train: DataLoader) -> int | None:
+    """Samples in a batch of a loader; None where it does not say."""
+    return getattr(train.batch_sampler, "batch_size", train.batch_size)
 
 
 def _random(train: Any) -> bool:

@@ -217,12 +217,15 @@ class Curvature:
 
 @dataclass(frozen=True)
 class Determination:
-    """R² on the test part, 1 − Σ(y − z)² / Σ(y − ȳ)²; of several targets the mean of theirs."""
+    """R² on the test part, 1 − Σ(y − z)² / Σ(y − ȳ)²; of several targets the mean of theirs. Of a
+    target that is constant there: 1 if it is met, else 0, as scikit-learn has it.
+    """
 
     def __call__(self, look: Look) -> dict[str, float]:
         z, y = _real(look, "r2")
         left, whole = (z - y).square().sum(0), (y - y.mean(0)).square().sum(0)
-        return {"R²": float((1 - left / whole).mean())}
+        each = torch.where(whole > 0, 1 - left / whole, (left == 0).double())
+        return {"R²": float(each.mean())}
 
 
 @dataclass(frozen=True)
@@ -309,7 +312,10 @@ def quantities(given: Any, problem: Problem) -> list[Any]:
             if one in LABELS and problem.classes is None:
                 raise DitherError(f"measures: {one} needs class numbers, and targets are real")
             if one in REALS and problem.classes is not None:
-                raise DitherError(f"measures: {one} needs real targets, and they are class numbers")
+                raise DitherError(
+                    f"measures: {one} needs real targets, and whole numbers are taken for classes: "
+                    "give the targets as floats"
+                )
             found.append(MEASURES[one])
         elif isinstance(one, KNOWN):
             found.append(one)

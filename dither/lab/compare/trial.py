@@ -289,9 +289,14 @@ def _loader(stream: Any, batch: int | None, order: torch.Generator) -> DataLoade
 
 def _generators(loader: DataLoader) -> list[torch.Generator]:
     """A loader's own generators: the order is that of the seed, for every method alike."""
-    batches = getattr(loader, "batch_sampler", None)
-    own = (getattr(x, "generator", None) for x in (loader, loader.sampler, batches))
-    return [g for g in own if isinstance(g, torch.Generator)]
+    found, todo = [], [loader, loader.batch_sampler, loader.sampler]
+    while todo:
+        part: Any = todo.pop()
+        if isinstance(own := getattr(part, "generator", None), torch.Generator):
+            found.append(own)
+        if (inner := getattr(part, "sampler", None)) is not None and part is not loader:
+            todo.append(inner)
+    return found
 
 
 def _sharpened(

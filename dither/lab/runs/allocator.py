@@ -14,5 +14,7 @@ def keep_freed(limit: int = 2**29) -> bool:
     """
     with suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        return all(mallopt(what, limit) == 1 for what in (TRIM, MMAP))
+        # Older ones take 32 MB at most. TRIM alone would fix MMAP at its least, 128 kB.
+        if any(mallopt(MMAP, size) == 1 for size in (limit, 2**25)):
+            return mallopt(TRIM, limit) == 1
     return False

@@ -1,5 +1,7 @@
 """compare on loaders of one's own, real targets, and what a result tells of its training."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     RandomSampler,
+    Sampler,
     TensorDataset,
     WeightedRandomSampler,
 )
@@ -37,43 +40,59 @@ def same(one, two):
         np.testing.assert_array_equal(value, two[quantity], quantity)
 
 
-def test_a_loader_keeps_its_batches_and_its_sampler():
-    """A fixed loader is as the arrays in its batches; one with a sampler of its own is read."""
+def test_a_loader_keeps_its_batch_size():
     train, test = TensorDataset(*DATA[:2]), TensorDataset(*DATA[2:])
-    held = compare(make_model, DATA, {"none": None}, **SMALL)
-    loader = DataLoader(train, batch_size=16, shuffle=True)
-    same(
-        values(compare(make_model, (loader, test), {"none": None}, seeds=2, epochs=2)), values(held)
-    )
+    held = values(compare(make_model, DATA, {"none": None}, **SMALL))
+    order = RandomSampler(train, generator=torch.Generator().manual_seed(3))
+    for how in (
+        {"batch_size": 16, "shuffle": True},
+        {"batch_size": 16, "drop_last": True},
+        {"batch_sampler": BatchSampler(order, 16, drop_last=True)},
+    ):
+        found = compare(make_model, (DataLoader(train, **how), test), {"none": None}, seeds=2,
+                        epochs=2)  # fmt: skip
+        same(values(found), held)
+        assert "batches of 16" in str(found)
 
-    drawn: list[int] = []
 
-    class Noted(TensorDataset):
+def test_a_sampler_of_ones_own_is_refused():
+    train, test = TensorDataset(*DATA[:2]), TensorDataset(*DATA[2:])
+
+    class Batches(Sampler):
+        def __iter__(self):
+            return iter([[0, 1], [2, 3]])
+
+    for how in (
+        {"sampler": WeightedRandomSampler(torch.ones(40), 32), "batch_size": 8},
+        {"sampler": RandomSampler(train, replacement=True), "batch_size": 8},
+        {"sampler": RandomSampler(train, num_samples=20), "batch_size": 8},
+        {"batch_sampler": Batches()},
+    ):
+        with pytest.raises(dither.DitherError, match="loader has a sampler of its own"):
+            compare(make_model, (DataLoader(train, **how), test), {"none": None})
+
+
+def test_all_methods_get_the_same_batches_of_data_that_change():
+    """Whatever generators the loader and its samplers bring."""
+
+    class Augmented(TensorDataset):
         def __getitem__(self, i):
-            drawn.append(i)
-            return super().__getitem__(i)
+            x, y = super().__getitem__(i)
+            return x + 0.1 * torch.randn(5), y
 
-    weights = torch.zeros(40)
-    weights[:5] = 1.0
-    noted = Noted(*DATA[:2])
-
-    def weighted():
-        order = WeightedRandomSampler(weights, 32, generator=torch.Generator().manual_seed(3))
-        return DataLoader(noted, batch_size=8, sampler=order)
-
-    methods = {"none": None, "zero": dither.Additive(0.0)}
-    found = compare(make_model, (weighted(), test), methods, seeds=2, epochs=2)
-    assert {*drawn[-200:]} <= set(range(5))
-    assert (found.difference("zero", "loss/test") == 0).all()
-    assert "40 to train on" in str(found)
-    assert "batches of 8" in str(found)
-    same(
-        values(compare(make_model, (weighted(), test), {"none": None}, seeds=2, epochs=2)),
-        values(found),
-    )
-    whole = DataLoader(noted, batch_sampler=BatchSampler(RandomSampler(noted), 16, drop_last=True))
-    found = compare(make_model, (whole, test), {"none": None}, seeds=1, epochs=3)
-    assert "batches of the loader" in str(found)
+    train, test = Augmented(*DATA[:2]), TensorDataset(*DATA[2:])
+    own = torch.Generator().manual_seed(3)
+    for how in (
+        {"batch_size": 8, "shuffle": True, "generator": own},
+        {"batch_sampler": BatchSampler(RandomSampler(train, generator=own), 8, drop_last=True)},
+        {"sampler": WeightedRandomSampler(torch.ones(40), 32, generator=own), "batch_size": 8},
+    ):
+        loader = DataLoader(train, **how)
+        methods = {"none": None, "zero": dither.Additive(0.0)}
+        found = compare(make_model, (loader, test), methods, seeds=2, epochs=2)
+        assert (found.difference("zero", "loss/test") == 0).all()
+        assert "40 to train on" in str(found)
+        assert "batches of 8" in str(found)
 
 
 def test_measures_of_real_targets_are_scikit_learns():
@@ -94,7 +113,7 @@ def test_measures_of_real_targets_are_scikit_learns():
             measures="r2",
         )  # fmt: skip
     classes = (data[0], (y[:120, 0] > 0).long(), data[2], (y[120:, 0] > 0).long())
-    with pytest.raises(dither.DitherError, match=r"mae needs real targets, and they are class num"):
+    with pytest.raises(dither.DitherError, match="mae needs real targets, and whole numbers are"):
         compare(lambda: nn.Linear(5, 2), classes, {"none": None}, measures="mae")
 
 
@@ -113,14 +132,19 @@ def test_the_result_tells_how_it_was_trained():
         "2 epochs, batches of 20, optimiser SGD(lr=0.05), constant rate, loss half_square"
     ) in told()
     assert (
-        "1 epoch, all samples at once, optimiser mine, cosine rate, loss MSELoss(), patience 2"
+        "1 epoch, all samples at once, optimiser mine, cosine rate, loss MSELoss, patience 2"
     ) in told(
         epochs=1, batch=None, optimiser=mine, schedule="cosine", loss=nn.MSELoss(),
         validation=0.2, patience=2,
     )  # fmt: skip
     loader = DataLoader(TensorDataset(x, x[:, :1]), batch_size=8, shuffle=True)
     found = compare(lambda: nn.Linear(5, 1), (loader, loader), {"a": None}, **settings)
-    assert "batches of " in str(found)
+    assert "batches of 8" in str(found)
+    adam = partial(torch.optim.Adam, lr=1e-3)
+    assert "optimiser Adam, of its own rate" not in told(optimiser=adam)
+    assert "optimiser Adam, constant rate, loss of its own" in told(
+        optimiser=adam, loss=lambda z, y: (z - y).square().sum(1)
+    )
 
 
 def test_an_error_of_a_users_code_is_its_only_cause():
