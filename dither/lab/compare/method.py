@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import partial
 from numbers import Real
+from types import FunctionType
 from typing import Any, Literal
 
 import torch
@@ -237,4 +238,6 @@ def called(value: Any) -> str:
     while isinstance(value, partial):
         value = value.func
     name = str(getattr(value, "__name__", type(value).__name__))
-    return "of its own" if name == "<lambda>" else name
+    if name == "<lambda>":
+        return "of its own"
+    return f"{name}()" if isinstance(value, FunctionType) else name

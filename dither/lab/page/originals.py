@@ -43,7 +43,7 @@ def best(entries: Iterable[Entry]) -> Entry | None:
     """
     entries = list(entries)
     decided = [entry for entry in entries if entry["holds"] is not None]
-    compared = [entry for entry in entries if "why" not in entry["numbers"]]
+    compared = [entry for entry in entries if findings(entry)]
     return next(iter([*decided, *compared, *entries]), None)
 
 
@@ -124,6 +124,11 @@ def ours(paper: str, known: Known) -> dict[str, Entry]:
     return {name: entry for name, entry in rest.items() if entry}
 
 
+def findings(entry: Entry) -> dict[str, Any]:
+    """The comparisons among an entry's numbers."""
+    return {n: v for n, v in entry["numbers"].items() if isinstance(v, dict) and "asked" in v}
+
+
 def evidence(entry: Entry) -> list[str]:
     """The reasons of an entry's verdict, in words: the intervals with the same verdict if there are
     any.
@@ -133,6 +138,6 @@ def evidence(entry: Entry) -> list[str]:
         why = re.sub(r"could not be judged: ('.+?') has no results: left out \(--only\)",
                      r"no results of \1", numbers["why"])  # fmt: skip
         return [re.split(r": put | and can't be fetched", why)[0]]
-    findings = {n: v for n, v in numbers.items() if isinstance(v, dict) and "asked" in v}
-    own = {n: v for n, v in findings.items() if v["holds"] is entry["holds"]} or findings
+    found = findings(entry)
+    own = {n: v for n, v in found.items() if v["holds"] is entry["holds"]} or found
     return [f"{name}: {verdicts.readable(value)}" for name, value in (own or numbers).items()]

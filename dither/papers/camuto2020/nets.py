@@ -320,7 +320,7 @@ def trained(base: Run, method: str, objective: str, sigma2: float = VARIANCE) ->
 
 def short(t: Table) -> bool:
     """Whether this is a smoke test, in which nothing is judged."""
-    return min(t.series(label, "ece")[0].max() for label in t.labels) < ENOUGH
+    return min(t.series(label, "ece")[0].max() for label in t.there) < ENOUGH
 
 
 def both(t: Table, quantity: str, method: str, among: str) -> tuple[Array, Array]:

@@ -132,7 +132,7 @@ def test_the_result_tells_how_it_was_trained():
         "2 epochs, batches of 20, optimiser SGD(lr=0.05), constant rate, loss half_square"
     ) in told()
     assert (
-        "1 epoch, all samples at once, optimiser mine, cosine rate, loss MSELoss, patience 2"
+        "1 epoch, all samples at once, optimiser mine(), cosine rate, loss MSELoss, patience 2"
     ) in told(
         epochs=1, batch=None, optimiser=mine, schedule="cosine", loss=nn.MSELoss(),
         validation=0.2, patience=2,

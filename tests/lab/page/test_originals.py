@@ -66,7 +66,8 @@ def test_the_largest_scale_that_judges_it_speaks(roots):
 
 def test_if_no_scale_judges_it_the_largest_that_compared_something_speaks():
     nothing = {"holds": None, "numbers": {"why": "no results"}}
-    interval = {"holds": None, "numbers": {"a − b": {"asked": "> 0.1", "holds": None}}}
+    found = {"asked": "> 0.1", "holds": None}
+    interval = {"holds": None, "numbers": {"why": "does not settle it", "a − b": found}}
     paper, decisive, quick = {"scale": "paper"}, {"scale": "decisive"}, {"scale": "quick"}
     entries = [{**nothing, **paper}, {**interval, **decisive}, {**interval, **quick}]
     assert originals.best(entries) == entries[1]
