@@ -264,21 +264,7 @@ class Relative:
         rest = site.h.dim() - first
         if not rest:
             return site.h.abs()
-        flat = site.h.flatten(first)
-        found = self._only(flat) if not functional(flat) else None
-        found = flat.abs().amax(-1, keepdim=True) if found is None else found
-        return found.unflatten(-1, (1,) * rest)
-
-    @staticmethod
-    def _only(flat: Tensor) -> Tensor | None:
-        """The largest |W| by its place, whose gradient costs half of amax's; None where several are
-        the largest, among which amax shares the gradient.
-        """
-        size = flat.detach().abs()
-        at = size.argmax(-1, keepdim=True)
-        if int((size == size.gather(-1, at)).sum()) > at.numel():
-            return None
-        return flat.gather(-1, at).abs()
+        return site.h.abs().flatten(first).amax(-1, keepdim=True).unflatten(-1, (1,) * rest)
 
 
 @dataclass(frozen=True)
