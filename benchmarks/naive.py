@@ -88,8 +88,8 @@ def _vmapped(job: Job) -> Call:
     return call
 
 
-def _restored(one: bool) -> Callable[[Job], Call]:
-    """Clone, perturb in place, step, copy back: all parameters, or one a step."""
+def restored(change: Callable[[Tensor], Tensor], one: bool = False) -> Callable[[Job], Call]:
+    """Clone, change, step, copy back: all parameters, or one a step."""
 
     def build(job: Job) -> Call:
         step, parameters, turn = returning(job), list(job.model.parameters()), 0
@@ -101,7 +101,7 @@ def _restored(one: bool) -> Callable[[Job], Call]:
             kept = [p.detach().clone() for p in chosen]
             with torch.no_grad():
                 for p in chosen:
-                    p.add_(torch.randn_like(p), alpha=WEIGHT)
+                    p.copy_(change(p))
             loss = step()
             with torch.no_grad():
                 for p, w in zip(chosen, kept, strict=True):
@@ -111,6 +111,10 @@ def _restored(one: bool) -> Callable[[Job], Call]:
         return call
 
     return build
+
+
+def _perturbed(w: Tensor) -> Tensor:
+    return w.add_(torch.randn_like(w), alpha=WEIGHT)
 
 
 def _hooked(job: Job) -> Call:
@@ -140,7 +144,13 @@ NAIVE = (
         only=(*SMALL, "mlp1024", "mlp5000", "resnet18_b8", "resnet18"),
     ),
     Method("GN trace", "naive", "vmap over per-sample gradients", _vmapped, only=SMALL),
-    Method("weights", "naive", "clone, perturb, restore", _restored(False), exact=False),
-    Method("weights cycle", "naive", "clone, perturb, restore", _restored(True), exact=False),
+    Method("weights", "naive", "clone, perturb, restore", restored(_perturbed), exact=False),
+    Method(
+        "weights cycle",
+        "naive",
+        "clone, perturb, restore",
+        restored(_perturbed, one=True),
+        exact=False,
+    ),
     Method("activations", "naive", "hooks with randn_like", _hooked, exact=False),
 )

@@ -4,7 +4,6 @@ by hand or in the library that has it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.clock import Call
 from benchmarks.methods import ACTIVATION, WEIGHT, Method, noisy, returning
+from benchmarks.naive import restored
 from benchmarks.workloads import Job
 from dither import Additive, DropConnect, DropPath, Locked, Masked, Neftune, Relative, inject
 from dither.measures.predictions import predictive
@@ -47,28 +47,6 @@ def _seed() -> int:
 
 
 # ---------------------------------------------------------------------------------------- by hand
-
-
-def _restored(change: Callable[[Tensor], Tensor]) -> Callable[[Job], Call]:
-    """Clone, change in place, step, copy back."""
-
-    def build(job: Job) -> Call:
-        step, parameters = returning(job), list(job.model.parameters())
-
-        def call() -> float | None:
-            kept = [p.detach().clone() for p in parameters]
-            with torch.no_grad():
-                for p in parameters:
-                    p.copy_(change(p))
-            loss = step()
-            with torch.no_grad():
-                for p, w in zip(parameters, kept, strict=True):
-                    p.copy_(w)
-            return loss
-
-        return call
-
-    return build
 
 
 def _relative(w: Tensor) -> Tensor:
@@ -212,8 +190,8 @@ POPULAR = (
     Method(CERTIFIED, "dither", "certificate", _certified, exact=False),
 )
 BY_HAND = (
-    Method(RELATIVE, "naive", "clone, perturb, restore", _restored(_relative), exact=False),
-    Method(DROPPED, "naive", "clone, perturb, restore", _restored(_dropped), exact=False),
+    Method(RELATIVE, "naive", "clone, perturb, restore", restored(_relative), exact=False),
+    Method(DROPPED, "naive", "clone, perturb, restore", restored(_dropped), exact=False),
     Method(NEFTUNE, "transformers", "neftune_post_forward_hook", _neftune, exact=False),
     Method(PATHS, "naive", "hooks with bernoulli_", _branches, exact=False),
     Method(LOCKED, "naive", "hooks with bernoulli_", _tokens, exact=False),

@@ -94,19 +94,18 @@ def plus(noise: Any, site: Here, rng: Any, scale: float = 1) -> Tensor:
     """H + scale·δ."""
     h = site.h
     if _plain(noise, h):  # memory is half the cost of noise on a wide network
-        if type(noise) in (Additive, Weight):
-            return rng(noise.law, h).mul_(scale * noise.sigma).add_(h)
-        size = noise.largest(site) if type(noise) is Relative else h
-        return torch.addcmul(h, size, rng(noise.law, h), value=scale * noise.sigma)
+        size, eps = noise.size(site), rng(noise.law, h)
+        if size is None:
+            return eps.mul_(scale * noise.sigma).add_(h)
+        return torch.addcmul(h, size, eps, value=scale * noise.sigma)
     delta = noise.displace(site, rng)
     return h + (delta if scale == 1 else scale * delta)
 
 
 def _plain(noise: Any, h: Tensor) -> bool:
-    """Whether δ is σ ε, or ε times a size, of a plain law: H + δ then needs no tensor for δ."""
-    kinds = (Additive, Weight, Multiplicative, DropConnect, Relative)
+    """Whether H + δ needs no tensor for δ: it is `Sized`, of a law whose draws are new memory."""
     return (
-        type(noise) in kinds  # a subclass may have another displace
+        getattr(type(noise), "displace", None) is Sized.displace  # a subclass may have another
         and type(noise.law) in (Gaussian, Uniform, TwoPoint, TwoGaussian, Dropout)
         and isinstance(noise.sigma, float | int)
         and h.dtype in (torch.float32, torch.float64)
@@ -114,8 +113,27 @@ def _plain(noise: Any, h: Tensor) -> bool:
     )
 
 
+class Sized:
+    """δ = σ s∘ε, one ε ~ law per element, s its size; Var⟨g, δ⟩ = σ²‖g∘s‖²."""
+
+    sigma: Any
+    law: Any
+
+    def size(self, site: Here) -> Tensor | None:
+        """s, which broadcasts with the tensor; None is 1."""
+        return None
+
+    def displace(self, site: Here, rng) -> Tensor:
+        size, eps = self.size(site), rng(self.law, site.h)
+        return self.sigma * eps if size is None else self.sigma * size * eps
+
+    def variance(self, g, site: Here) -> Tensor:  # [K, B]
+        size = self.size(site)
+        return self.sigma**2 * self.law.variance * norm2(g if size is None else g * size)
+
+
 @dataclass(frozen=True)
-class Additive:
+class Additive(Sized):
     """δ = σ ε, one ε ~ law per element; Var⟨g, δ⟩ = σ²‖g‖².   Camuto et al. 2020, eq. 5 and 9.
 
     On the model's input this is Bishop's Tikhonov term. σ is in the units of the activation.
@@ -126,15 +144,9 @@ class Additive:
     side = "in"
     __post_init__ = checked
 
-    def displace(self, site: Here, rng) -> Tensor:
-        return self.sigma * rng(self.law, site.h)
-
-    def variance(self, g, site: Here) -> Tensor:  # [K, B]
-        return self.sigma**2 * self.law.variance * norm2(g)
-
 
 @dataclass(frozen=True)
-class Multiplicative:
+class Multiplicative(Sized):
     """δ = σ h∘ε, one ε ~ law per element; Var⟨g, δ⟩ = σ²‖g∘h‖².   Camuto et al. 2020, eq. 6.
 
     Dropout is `Multiplicative(law=dropout(p))`. σ has no unit.
@@ -145,11 +157,8 @@ class Multiplicative:
     side = "in"
     __post_init__ = checked
 
-    def displace(self, site: Here, rng) -> Tensor:
-        return self.sigma * site.h * rng(self.law, site.h)
-
-    def variance(self, g, site: Here) -> Tensor:  # [K, B]
-        return self.sigma**2 * self.law.variance * norm2(g * site.h)
+    def size(self, site: Here) -> Tensor:
+        return site.h
 
 
 @dataclass(frozen=True)
@@ -197,7 +206,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Weight:
+class Weight(Sized):
     """δ = σ E on a parameter, E ~ law per element, shared by the batch; Var⟨g, δ⟩ = σ²‖∂⟨S_c,
     z_i⟩/∂W‖² per sample i.
 
@@ -209,15 +218,6 @@ class Weight:
     law: Law = gaussian
     side = "parameter"
     __post_init__ = checked
-
-    def displace(self, site: Here, rng) -> Tensor:
-        return self.sigma * rng(self.law, site.h)
-
-    def displaced(self, site: Here, rng) -> Tensor:
-        return rng(self.law, site.h).mul_(self.sigma).add_(site.h)
-
-    def variance(self, g, site: Here) -> Tensor:  # [K, B]
-        return self.sigma**2 * self.law.variance * norm2(g)
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ class DropConnect(Multiplicative):
 
 
 @dataclass(frozen=True)
-class Relative:
+class Relative(Sized):
     """δ = σ m∘E on a parameter, E ~ law per element, m the largest |W| of its row, or of the whole
     tensor; Var⟨g, δ⟩ = σ²‖g∘m‖² per sample.   Joshi et al. 2020 (analogue hardware).
 
@@ -252,13 +252,7 @@ class Relative:
         if self.per not in ("tensor", "row"):
             raise DitherError(f"per of Relative is 'tensor' or 'row': got {self.per!r}")
 
-    def displace(self, site: Here, rng) -> Tensor:
-        return self.sigma * self.largest(site) * rng(self.law, site.h)
-
-    def variance(self, g, site: Here) -> Tensor:  # [K, B]
-        return self.sigma**2 * self.law.variance * norm2(g * self.largest(site))
-
-    def largest(self, site: Here) -> Tensor:
+    def size(self, site: Here) -> Tensor:
         """The largest |W| of each row or of the tensor, which broadcasts with W [*S, rows, …]."""
         first = site.stack + (self.per == "row" and site.h.dim() > site.stack + 1)
         rest = site.h.dim() - first

@@ -27,7 +27,7 @@ def digest(
     what += [trial.penalty, trial.step, measured, held.stream]
     plain = (
         *(trial.draw, trial.by, trial.objective, trial.batch, trial.epochs, trial.sam),
-        *(trial.patience, trial.device, str(method.dropout)),
+        *(trial.patience, trial.device, str(method.dropout), *[trial.drops] * trial.drops),
     )
     payload = cloudpickle.dumps([*what, *settings])
     made = hashlib.sha256(held.digest.encode() + repr(plain).encode() + payload)

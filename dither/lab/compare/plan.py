@@ -284,6 +284,7 @@ def _trial(
         penalty=method.penalty,
         step=settings.step if method.step is None else method.step,
         sam=method.sam,
+        drops=held.drops,
         patience=settings.patience,
         device=settings.device,
     )
@@ -335,6 +336,7 @@ def _try(trial: Trial, seed: int) -> None:
         data=Given(held.few(2)),
         watch=(),
         batch=2,
+        drops=False,
         epochs=1,
         patience=None,
         folder="",

@@ -3,7 +3,8 @@
 Data are given as (x_train, y_train, x_test, y_test) of arrays, or as (train, test) of data sets or
 loaders of torch that give (x, y). x and y may be tensors, or tuples, lists or mappings of them.
 A data set that gives other values when it is read again (augmentation) stays a data set: it is read
-anew in each epoch. All others are held as tensors. A loader's batch size is kept.
+anew in each epoch. All others are held as tensors. A loader's batch size and its
+`drop_last` are kept.
 """
 
 import hashlib
@@ -96,6 +97,7 @@ class Problem:
     classes  the number of classes, if the targets are class numbers
     stream   the training data as a data set that is read anew in each epoch; None if held
     batch    samples in a batch, if a loader says so
+    drops    whether a loader leaves out a last batch that is smaller
     """
 
     parts: dict[str, Any]
@@ -103,6 +105,7 @@ class Problem:
     stream: Any = None
     digest: str = field(default="", compare=False)
     batch: int | None = None
+    drops: bool = False
 
     @property
     def n(self) -> int:
@@ -155,7 +158,13 @@ def problem(data: Any, validation: float = 0.0) -> Problem:
     held = {name: None if p is None else stacked(p) for name, p in {**parts, **valid}.items()}
     labels = [parts["y_train"], parts["y_test"]]
     classes = int(max(t.max() for t in labels)) + 1 if all(map(_labels, labels)) else None
-    return Problem(held, classes, stream, _digest(held, stream), batch)
+    drops = isinstance(train, DataLoader) and getattr(train.batch_sampler, "drop_last", False)
+    found = Problem(held, classes, stream, _digest(held, stream), batch, drops)
+    if drops and batch is not None and batch > found.n:
+        raise DitherError(
+            f"drop_last leaves no batch: the loader has batches of {batch} and {found.n} samples"
+        )
+    return found
 
 
 def _read(data: Any) -> tuple[Any, Any, Any, Any, Any]:

@@ -6,6 +6,7 @@ it.
 """
 
 import copy
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -76,6 +77,7 @@ class Trial(Run):
     """A Run of a user's model. digest: a checksum of all that it depends on, except the seed.
 
     penalty, step, sam   as in `Method`
+    drops     a last batch that is smaller is left out
     patience  epochs without a better loss on the validation part after which it stops; its best
               weights are kept. None: it does not stop
     folder    where the trained weights are written; "": nowhere
@@ -93,6 +95,7 @@ class Trial(Run):
     penalty: Any = field(default=None, compare=False)
     step: Any = field(default=None, compare=False)
     sam: float = field(default=0.0, compare=False)
+    drops: bool = field(default=False, compare=False)
     patience: int | None = field(default=None, compare=False)
     folder: str = field(default="", compare=False)
     device: str = field(default="cpu", compare=False)
@@ -134,7 +137,9 @@ class TrialTraining(Training):
         if self.problem.stream is not None:
             self.loader = _loader(self.problem.stream, run.batch, self.orders[0])
             self.per_epoch = len(self.loader)
-            self.steps = (run.epochs or 0) * self.per_epoch
+        elif run.drops:
+            self.per_epoch = self.n // self.batch
+        self.steps = (run.epochs or 0) * self.per_epoch
         self.penalty = None if run.penalty is None else losses.get(run.penalty)
         self.seconds = 0.0
         self.best: tuple[float, int, dict, dict] | None = None  # loss, epoch, weights, σ
@@ -178,7 +183,7 @@ class TrialTraining(Training):
 
     def batches(self, skip: int = 0) -> Iterator[tuple[Any, Any]]:
         if self.problem.stream is None:
-            for x, y in super().batches(skip):
+            for x, y in itertools.islice(super().batches(skip), self.per_epoch - skip):
                 yield _tree(x), _tree(y)
             return
         self.shuffled = [g.get_state() for g in self.orders]

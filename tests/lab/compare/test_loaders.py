@@ -40,19 +40,47 @@ def same(one, two):
         np.testing.assert_array_equal(value, two[quantity], quantity)
 
 
+def counted(rows):
+    """A step of one's own that notes the size of each batch."""
+
+    def step(model, x, y, optimiser):
+        rows.append(len(x))
+        optimiser.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimiser.step()
+        return loss
+
+    return step
+
+
 def test_a_loader_keeps_its_batch_size():
     train, test = TensorDataset(*DATA[:2]), TensorDataset(*DATA[2:])
     held = values(compare(make_model, DATA, {"none": None}, **SMALL))
+    loader = DataLoader(train, batch_size=16, shuffle=True)
+    found = compare(make_model, (loader, test), {"none": None}, seeds=2, epochs=2)
+    same(values(found), held)
+    assert "batches of 16" in str(found)
+
+
+def test_a_loader_that_drops_its_last_batch_has_none_that_is_smaller():
+    """40 samples in batches of 16."""
+    train, test = TensorDataset(*DATA[:2]), TensorDataset(*DATA[2:])
     order = RandomSampler(train, generator=torch.Generator().manual_seed(3))
-    for how in (
-        {"batch_size": 16, "shuffle": True},
-        {"batch_size": 16, "drop_last": True},
-        {"batch_sampler": BatchSampler(order, 16, drop_last=True)},
+    for how, sizes in (
+        ({"batch_size": 16}, [16, 16, 8]),
+        ({"batch_size": 16, "drop_last": True}, [16, 16]),
+        ({"batch_sampler": BatchSampler(order, 16, drop_last=True)}, [16, 16]),
     ):
-        found = compare(make_model, (DataLoader(train, **how), test), {"none": None}, seeds=2,
-                        epochs=2)  # fmt: skip
-        same(values(found), held)
-        assert "batches of 16" in str(found)
+        rows: list[int] = []
+        data = DataLoader(train, **how), test
+        compare(make_model, data, {"none": None}, seeds=1, epochs=3, step=counted(rows))
+        assert rows == [2, *sizes * 3]  # the first is the trial on two samples
+    few = DataLoader(train, batch_size=50, drop_last=True)
+    with pytest.raises(
+        dither.DitherError, match=r"drop_last leaves no batch: .* 50 and 40 samples"
+    ):
+        compare(make_model, (few, test), {"none": None})
 
 
 def test_a_sampler_of_ones_own_is_refused():
