@@ -114,7 +114,7 @@ def line(row: originals.Row) -> str:
     """One row."""
     o, name = row.original, row.original.figure
     link = f"[{o.id}](../dither/papers/{name}.py)"
-    told = " · ".join(filter(None, (row.parts, short(" · ".join(row.evidence))))) or "not run yet"
+    told = " · ".join(filter(None, (row.parts, short(row.evidence)))) or "not run yet"
     word, mark = row.said
     found = (told, row.seeds, row.scale) if o.counts or row.holds is not None else "–––"
     cells = (link, f"{o.text} ({o.place})", f"{mark} {word}", *found, row.missing)
@@ -157,9 +157,15 @@ def verdict(holds: bool | None) -> str:
     return f"{mark} {word}"
 
 
-def short(text: str) -> str:
-    """At most `LONGEST` letters."""
-    return text if len(text) <= LONGEST else text[: LONGEST - 1].rstrip() + "…"
+def short(evidence: tuple[str, ...] | list[str]) -> str:
+    """The first pieces of evidence, each whole, in about `LONGEST` letters, and how many more."""
+    kept = list(evidence[:1])
+    for piece in evidence[1:]:
+        if len(" · ".join((*kept, piece))) > LONGEST:
+            break
+        kept.append(piece)
+    more = len(evidence) - len(kept)
+    return " · ".join(kept + [f"and {more} more"] * bool(more))
 
 
 def cells_line(cells: tuple) -> str:

@@ -37,7 +37,8 @@ WIDE = {"claims.md", "verdicts.md", "records.md", "figures.md"}
 FULL = "---\nhtml_theme.sidebar_secondary.remove: true\n---\n\n"
 PICTURES = ("phases.svg", "growth.svg", "benchmarks.svg")
 NOT_PAGES = {"assemble.py", "conftest.py", "_ext", "__pycache__"}
-LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])+)\]\(([^)\s]+)\)")
+# Within one paragraph or one row of a table: a lone bracket before it takes no link away.
+LINK = re.compile(r"(?<!!)\[((?:(?!\n[\n|])[^\[\]]|\[[^\[\]]*\])+)\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^( *)(`{3,}|~{3,}).*?^\1\2`*$", re.M | re.S)
 
 
