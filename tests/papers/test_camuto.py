@@ -217,3 +217,26 @@ def test_the_readings_are_a_variance_and_a_standard_deviation():
     assert text["fc0:in"].sigma == math.sqrt(0.1)
     assert "fc0:in" not in notebook
     assert {noise.sigma for noise in notebook.values()} == {0.1}
+
+
+def test_a_scale_may_leave_out_a_network():
+    missing = f"R, {TEXT}"
+    for figure in (fig4.figure, fig5.figure):
+        assert missing in figure.at("paper")
+        assert missing not in figure.at("quick")
+    left_out = Table(told().frame.filter(pl.col("run") != missing))
+    holds, numbers = verdict(fig4.figure, f"C9 ({TEXT})", left_out)
+    assert holds is None
+    assert numbers["why"] == f"this scale does not train {missing}"
+    assert verdict(fig4.figure, f"C9 ({NOTEBOOK})", left_out)[0] is True
+
+
+@pytest.mark.parametrize("module", [fig4, fig5])
+def test_a_picture_of_the_networks_there_are(module):
+    runs = module.runs if module is fig5 else sinusoids.nets
+    some = runs(width=8, steps=5, rate=1e-3, explicit=(NOTEBOOK,))
+    table = Table.of({label: execute(run, (0, 1), Silent()) for label, run in some.items()})
+    picture = module.figure.plot(table)
+    shown = [f"{ax.get_title()} {ax.get_ylabel()}".replace("\n", ", ") for ax in picture.axes]
+    assert any(f"GNI, {TEXT}" in words for words in shown)
+    assert not any(f"R, {TEXT}" in words for words in shown)

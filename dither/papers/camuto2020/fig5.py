@@ -12,6 +12,7 @@ is the order of the lines that counts.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -31,9 +32,9 @@ FLOOR = 0.05  # of a layer's norm
 FALL = 0.1  # of Tr(W_k), a layer; the weights start with a spread of about 1
 
 
-def runs(width: int, steps: int, rate: float) -> dict[str, Run]:
-    nets = sinusoids.nets(width, steps, rate)
-    return {label: nets[label] for label in DRAWN}
+def runs(**setting: Any) -> dict[str, Run]:
+    nets = sinusoids.nets(**setting)
+    return {label: nets[label] for label in DRAWN if label in nets}
 
 
 def ends(t: Table, label: str, quantity: str) -> np.ndarray:
@@ -138,8 +139,9 @@ def traces_fall(label: str) -> Callable[[Table], Verdict]:
 
 
 def plot(t: Table):
-    picture, axes = style.grid(len(DRAWN), 3, width=9, height=2.1)
-    for (left, middle, right), label in zip(axes, DRAWN, strict=True):
+    drawn = [label for label in DRAWN if label in t.there]
+    picture, axes = style.grid(len(drawn), 3, width=9, height=2.1)
+    for (left, middle, right), label in zip(axes, drawn, strict=True):
         values = ends(t, label, "spectral")
         style.dots(left, SQUARE, values, style.GREY, fmt="o-")
         for i, (k, colour) in enumerate(COLOURS.items()):
@@ -166,7 +168,7 @@ figure = Figure(
     runs,
     plot,
     smoke=sinusoids.SMOKE,
-    quick=sinusoids.QUICK,
+    quick=sinusoids.QUICK_NETS,
     paper=sinusoids.PAPER,
     claims=[
         *(Claim(f"C10 ({r})", f"noise of {r}: {FIXED}", norms_fall(f"GNI, {r}")) for r in READINGS),
