@@ -66,17 +66,25 @@ def same(net: str, methods: tuple[str, ...], laws: tuple[str, ...] = tuple(LAWS)
     return check
 
 
+def drawn(t: Table, net: str) -> list[str]:
+    """The methods that a net was trained with under every law."""
+    laws = (*LAWS, "Gaussian")
+    return [m for m in NINR if {f"{net} {m}, {law}" for law in laws} <= set(t.there)]
+
+
 def plot(t: Table):
-    picture, axes = style.grid(2, 2)
-    for row, net in zip(axes, ("FC", "CNN"), strict=True):
+    """A row for each net. A net without runs has none."""
+    nets = [net for net in ("FC", "CNN") if drawn(t, net)]
+    picture, axes = style.grid(len(nets), 2)
+    for row, net in zip(axes, nets, strict=True):
         for ax, law in zip(row, LAWS, strict=True):
-            for m in (m for m in NINR if f"{net} {m}, {law}" in t.labels):
+            for m in drawn(t, net):
                 style.band(ax, LEVELS, curve(t, f"{net} {m}, {law}"), COLOURS[m], label=m)
                 gaussian = curve(t, f"{net} {m}, Gaussian").mean(0)
                 ax.plot(LEVELS, gaussian, "--", color=COLOURS[m], lw=1)
             ax.set(ylim=(0, 1), title=f"{net}, {law}")
         row[0].set_ylabel("test accuracy")
-    for ax in axes[1]:
+    for ax in axes[-1]:
         ax.set_xlabel("corruption s")
     handles, names = axes[0, 0].get_legend_handles_labels()
     handles += axes[0, 0].plot([], [], "--", color=style.GREY, lw=1)
