@@ -9,6 +9,7 @@ robustness that λ_max does not tell.
 """
 
 import numpy as np
+from matplotlib.ticker import LogLocator
 from scipy import stats
 
 from dither.lab import Array, Claim, Figure, Run, Table, Verdict
@@ -112,7 +113,8 @@ def dropout_on_it(net: Kind):
             return None, {"why": why}
         labels, top, accuracy = points(t, net)
         if "dropout" not in (of := [method(b) for b in labels]):
-            return None, {"why": "dropout diverged"}
+            there = in_phase(net, "dropout") in t.there
+            return None, {"why": f"dropout {'diverged' if there else 'was not run'}"}
         i = of.index("dropout")
         away = residuals(top, accuracy, leave=i)[:, i]
         return decide(not_above("dropout above the others' line", away, within=OFF))
@@ -134,6 +136,9 @@ def plot(t: Table):
             ends = np.array([top.min(), top.max()])
             ax.plot(np.exp(ends), slope * ends + at, color=style.GREY, lw=1)
         ax.set(xscale="log", xlabel="λ$_{max}$ of the local Hessian at the image", title=net)
+        ax.xaxis.set_minor_locator(LogLocator(subs=(1, 2, 3, 5)))
+        for formatted in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+            formatted("{x:g}")
     axes[0, 0].set_ylabel("accuracy at s = .5 … .8")
     handles, said = axes[0, 0].get_legend_handles_labels()
     style.legend(picture, handles=handles, labels=said, loc="outside upper center", ncols=5)
