@@ -28,6 +28,7 @@ from torch.utils.data import (
 )
 
 from dither.errors import DitherError
+from dither.lab.compare.streams import at_rest
 from dither.lab.data.sets import Tensors, generator
 
 IGNORED = -100  # a label that no loss counts
@@ -141,8 +142,9 @@ def problem(data: Any, validation: float = 0.0) -> Problem:
 
     Raises DitherError for data that can't be used.
     """
-    x, y, x_test, y_test, stream = _read(data)
-    train = data[0] if len(data) == 2 else None
+    train = data[0] if isinstance(data, Sequence) and len(data) == 2 else None
+    with at_rest(train):
+        x, y, x_test, y_test, stream = _read(data)
     batch = _batch(train) if isinstance(train, DataLoader) else None
     parts = {"x_train": x, "y_train": y, "x_test": x_test, "y_test": y_test}
     parts = {name: _tree(part, f"data: {name}") for name, part in parts.items()}
@@ -380,5 +382,10 @@ def _digest(parts: dict[str, Any], stream: Any) -> str:
         digest.update(name.encode())
         for t in leaves(part.tree if isinstance(part, Stack) else part):
             digest.update(f"{t.dtype} {tuple(t.shape)}".encode())
-            digest.update(t.cpu().contiguous().numpy().tobytes())
+            digest.update(content(t))
     return digest.hexdigest()
+
+
+def content(t: Tensor) -> bytes:
+    """The values of a tensor of any dtype."""
+    return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -26,6 +26,7 @@ from dither.calling import output
 from dither.errors import DitherError
 from dither.lab.compare.method import Own
 from dither.lab.compare.problem import Problem, Stack, each, stacked
+from dither.lab.compare.streams import Draws, generators
 from dither.lab.compare.values import LAST
 from dither.lab.data.sets import Tensors
 from dither.lab.figure import Rows, Run
@@ -188,18 +189,15 @@ class TrialTraining(Training):
             return
         self.shuffled = [g.get_state() for g in self.orders]
         device = self.trial.device
-        with torch.random.fork_rng(devices=[]):  # what the data set draws is the epoch's alone
-            seed = draw.key("stream", self.seeds[0], self.epoch)
-            torch.manual_seed(seed)
-            for generator in _generators(self.loader):
-                generator.manual_seed(seed)
+        seed = draw.key("stream", self.seeds[0], self.epoch)
+        draws = Draws(seed)  # what the data set draws is the epoch's alone
+        for generator in generators(self.loader):
+            generator.manual_seed(seed)
+        with draws():
             batches = iter(self.loader)
-            state = torch.get_rng_state()
         for number in range(self.per_epoch):
-            with torch.random.fork_rng(devices=[]):
-                torch.set_rng_state(state)
+            with draws():
                 batch = next(batches)
-                state = torch.get_rng_state()
             if number >= skip:
                 x, y = (stacked(part).to(device) for part in batch)
                 yield _tree(x), _tree(y)
@@ -290,18 +288,6 @@ def _loader(stream: Any, batch: int | None, order: torch.Generator) -> DataLoade
     if isinstance(stream, DataLoader):
         return stream
     return DataLoader(stream, batch_size=batch or len(stream), shuffle=True, generator=order)
-
-
-def _generators(loader: DataLoader) -> list[torch.Generator]:
-    """A loader's own generators: the order is that of the seed, for every method alike."""
-    found, todo = [], [loader, loader.batch_sampler, loader.sampler]
-    while todo:
-        part: Any = todo.pop()
-        if isinstance(own := getattr(part, "generator", None), torch.Generator):
-            found.append(own)
-        if (inner := getattr(part, "sampler", None)) is not None and part is not loader:
-            todo.append(inner)
-    return found
 
 
 def _sharpened(

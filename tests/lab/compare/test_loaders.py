@@ -1,5 +1,6 @@
 """compare on loaders of one's own, real targets, and what a result tells of its training."""
 
+import random
 from functools import partial
 
 import numpy as np
@@ -98,15 +99,28 @@ def test_a_sampler_of_ones_own_is_refused():
             compare(make_model, (DataLoader(train, **how), test), {"none": None})
 
 
-def test_all_methods_get_the_same_batches_of_data_that_change():
+class Augmented(TensorDataset):
+    """Other values whenever it is read, whichever library draws them."""
+
+    draw = staticmethod(lambda: torch.randn(5))
+
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return x + 0.1 * self.draw(), y
+
+
+class ByNumpy(Augmented):
+    draw = staticmethod(lambda: torch.from_numpy(np.random.standard_normal(5)).float())
+
+
+class ByPython(Augmented):
+    draw = staticmethod(lambda: torch.tensor([random.gauss(0, 1) for _ in range(5)]))
+
+
+@pytest.mark.parametrize("kind", [Augmented, ByNumpy, ByPython])
+def test_all_methods_get_the_same_batches_of_data_that_change(kind):
     """Whatever generators the loader and its samplers bring."""
-
-    class Augmented(TensorDataset):
-        def __getitem__(self, i):
-            x, y = super().__getitem__(i)
-            return x + 0.1 * torch.randn(5), y
-
-    train, test = Augmented(*DATA[:2]), TensorDataset(*DATA[2:])
+    train, test = kind(*DATA[:2]), TensorDataset(*DATA[2:])
     own = torch.Generator().manual_seed(3)
     for how in (
         {"batch_size": 8, "shuffle": True, "generator": own},
@@ -194,3 +208,35 @@ def test_a_measure_that_raises_and_an_empty_loader_are_named():
             dither.DitherError, match="the training data are empty: give one sample or mo"
         ):
             compare(make_model, (empty, TensorDataset(*test)), {"none": None}, seeds=1)
+
+
+@pytest.mark.parametrize("kind", [Augmented, ByNumpy, ByPython])
+@pytest.mark.parametrize("where", ["loader", "sampler", "none"])
+def test_a_comparison_on_a_loader_whose_data_change_goes_on_where_it_was(tmp_path, where, kind):
+    """Though the loader's generator has moved since."""
+    own = torch.Generator().manual_seed(3)
+    train, test = kind(*DATA[:2]), TensorDataset(*DATA[2:])
+    how = {
+        "loader": {"batch_size": 8, "shuffle": True, "generator": own},
+        "sampler": {"batch_size": 8, "sampler": RandomSampler(train, generator=own)},
+        "none": {"batch_size": 8, "shuffle": True},
+    }[where]
+    data, told = (DataLoader(train, **how), test), []
+    once = {"seeds": 2, "epochs": 2, "out": tmp_path}
+    one = compare(make_model, data, {"none": None}, **once)
+    torch.rand(7, generator=own)
+    two = compare(make_model, data, {"none": None}, **once, progress=lambda *run: told.append(run))
+    assert not told
+    same(values(one), values(two))
+
+
+def test_what_data_draw_is_their_own():
+    """Random states of torch, numpy and Python are after a comparison what they were before."""
+    train, test = ByNumpy(*DATA[:2]), TensorDataset(*DATA[2:])
+    states = lambda: (torch.get_rng_state(), np.random.get_state()[1], random.getstate())  # noqa: E731
+    before = states()
+    compare(make_model, (DataLoader(train, batch_size=8), test), {"none": None}, seeds=1, epochs=1)
+    after = states()
+    assert torch.equal(before[0], after[0])
+    assert np.array_equal(before[1], after[1])
+    assert before[2] == after[2]

@@ -1,5 +1,8 @@
 """The runs of a comparison: processes, resumption, failures, validation, trained models."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -213,3 +216,43 @@ def test_all_measures_by_name():
     assert all(np.isfinite(v).all() for v in values(found).values())
     clean, attacked = (found.values["none"][f"accuracy{q}"] for q in ("/test", ", PGD ε = 0.1"))
     assert (attacked <= clean).all()
+
+
+ELSEWHERE = """
+import sys, torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from dither.lab.compare import compare
+padding = [torch.ones(n) for n in range(int(sys.argv[2]))]  # other addresses than before
+X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long()
+class Noisy(TensorDataset):
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return x + 0.1 * torch.randn(4), y
+start = torch.arange(4.0).bfloat16()
+def make_model():
+    net = nn.Linear(4, 2)
+    with torch.no_grad():
+        net.weight += start.float()
+    return net
+own = torch.Generator().manual_seed(7)
+train = DataLoader(Noisy(X, Y), batch_size=8, shuffle=True, generator=own)
+told = []
+compare(make_model, (train, TensorDataset(X, Y)), {"none": None}, seeds=1, epochs=1,
+        loss=nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0])), out=sys.argv[1],
+        progress=lambda *run: told.append(run))
+print(len(told))
+"""
+
+
+def test_another_process_finds_what_is_finished(tmp_path):
+    """Whatever tensors and generators the loss, the model and the loader hold."""
+    (tmp_path / "mine.py").write_text(ELSEWHERE, encoding="utf-8")
+    trained = []
+    for padding in ("0", "5"):
+        call = [sys.executable, str(tmp_path / "mine.py"), str(tmp_path / "out"), padding]
+        done = subprocess.run(call, capture_output=True, text=True, timeout=300, check=False)
+        assert not done.returncode, done.stderr
+        trained.append(int(done.stdout))
+    assert trained == [1, 0]
