@@ -193,7 +193,8 @@ def cause(arm: str, quantity: str, relation=above, *, set_: str = "sines", besid
     def check(t: Table) -> Verdict:
         if f"{set_}, {arm}" not in t.labels:
             return None, {"why": f"{set_}, {arm} is not run at this scale, or its data are absent"}
-        names = [b.removeprefix(f"{set_}, ") for b in t.labels if b.startswith(f"{set_}, ")]
+        names = [b.removeprefix(f"{set_}, ") for b in t.there if b.startswith(f"{set_}, ")]
+        names += [a for a in (arm, beside) if a and a not in names]  # said to be missing
         shown = {a: portion(t, set_, a, quantity) for a in names if a != "none"}
         half = HALF * shown["noise"]  # paired: noise's own effect has an error, too
         asked = [relation(f"share of the effect, {arm}, − ½", shown[arm], half)]
