@@ -282,3 +282,8 @@ def without_checkpoints() -> Iterator[None]:
         yield
     finally:
         _plain.depth -= 1
+
+
+def untyped(storage: Any) -> torch.UntypedStorage:
+    """The bytes of a storage; `TypedStorage.untyped` warns that it will go."""
+    return getattr(storage, "_untyped_storage", storage)

@@ -131,7 +131,9 @@ def test_the_built_pages_load_nothing_from_elsewhere():
 def test_a_lone_bracket_takes_no_link_away(tmp_path):
     """A cell of a table may hold an interval that was cut, [0.1, or half of one, (0, 1]."""
     origin = ROOT / "docs" / "claims.md"
-    row = "| {} | [L13](../dither/papers/levi2022/fig6.py) |\n"
-    text = row.format("between [0.1, …") + row.format("below (0, 1]") + row.format("[a [b] c")
-    out = assemble.Assembled(tmp_path).relinked(text, origin, "claims.md")
-    assert out.count("[L13](papers/levi2022/fig6.md)") == 3
+    link, page = "[see [1] there]", "../dither/papers/levi2022/fig6.py"
+    for before in ("between [0.1, …", "below (0, 1]", "[a [b] c", "[0, 1] [("):
+        for between in (" |\n| ", "\n\n"):
+            text = f"| {before}{between}[L13]({page}) |\n| {link}({page}) |\n"
+            out = assemble.Assembled(tmp_path).relinked(text, origin, "claims.md")
+            assert out.count("(papers/levi2022/fig6.md)") == 2, text

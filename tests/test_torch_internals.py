@@ -202,3 +202,9 @@ def test_functions_without_a_second_derivative(name):
     (slope,) = torch.autograd.grad(d.sum(), x, create_graph=True)
     with pytest.raises((NotImplementedError, RuntimeError), match="not implemented"):
         torch.autograd.grad(slope.sum(), x)
+
+
+def test_a_storage_has_one_that_knows_no_type():
+    typed = torch.ones(3)._typed_storage()
+    assert internals.untyped(typed).nbytes() == 12
+    assert internals.untyped(torch.ones(3).untyped_storage()).nbytes() == 12

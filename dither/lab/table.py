@@ -53,6 +53,11 @@ class Table:
         return cls(pl.DataFrame(rows, schema=SCHEMA, orient="row"), missing)
 
     @property
+    def known(self) -> tuple[str, ...]:
+        """All runs, those without results too."""
+        return (*self.there, *self.missing)
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """All runs. In a `whole` table it raises if a run is missing; `there` has those with
         results.

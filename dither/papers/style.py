@@ -5,8 +5,8 @@ Every band and bar is ± 1 standard deviation over seeds (`sd`), whatever the pa
 
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence, Sized
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -20,6 +20,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 )  # fmt: skip
 BLACK, GREY = "#000000", "#8C8C8C"
+Some = TypeVar("Some", bound=Sized)
 
 RC: dict[Any, Any] = {
     "font.size": 12,
@@ -34,6 +35,13 @@ RC: dict[Any, Any] = {
     "legend.frameon": False,
     "svg.fonttype": "none",
 }
+
+
+def some(there: Some, least: int = 1) -> Some:
+    """What a picture is made of. Raises DitherError if it is too little."""
+    if len(there) < least:
+        raise DitherError("no picture: too few of the runs that it shows have results")
+    return there
 
 
 def grid(

@@ -104,11 +104,13 @@ def test_nodes_must_lower_the_local_hessian():
 # ------------------------------------------------------------------------------------ one number
 
 
-def robustness(accuracy):
+def robustness(accuracy, of=METHODS, at=lambda i, m: 0.1 * 0.6**i):
     """accuracy(ln λ, method) of each method, with λ that falls from method to method."""
     found = {}
     for i, m in enumerate(METHODS):
-        top = 0.1 * 0.6**i
+        if m not in of:
+            continue
+        top = at(i, m)
         label = local_hessian.names("FC")[i]
         found[label] = {"accuracy/train": 0.95, "top at input": top}
         found[label] |= {corrupted(s): accuracy(math.log(top), m) for s in LARGE}
@@ -124,6 +126,14 @@ def test_accuracy_must_follow_the_local_hessian():
     assert verdict(local_hessian.figure, "H1", against) is False
     off = robustness(lambda top, m: 0.5 - 0.05 * top + 0.1 * (m == "dropout"))
     assert verdict(local_hessian.figure, "H3", off) is False
+
+
+def test_the_local_hessian_is_judged_of_all_methods_and_inside_their_range():
+    line = lambda top, m: 0.5 - 0.05 * top  # noqa: E731
+    some = robustness(line, [m for m in METHODS if "catapult" not in m])
+    assert [verdict(local_hessian.figure, c, some) for c in ("H1", "H2", "H3")] == [None] * 3
+    beyond = robustness(line, at=lambda i, m: 1e-5 if m == "dropout" else 0.1 * 0.6**i)
+    assert [verdict(local_hessian.figure, c, beyond) for c in ("H1", "H3")] == [True, None]
 
 
 # ----------------------------------------------------------------------------------- one R for all

@@ -233,6 +233,24 @@ def test_a_scale_may_leave_out_a_network():
     assert verdict(fig4.figure, f"C9 ({NOTEBOOK})", left_out)[0] is True
 
 
+def test_what_failed_is_not_said_to_be_left_out():
+    """The reason of a run without a result is its own."""
+    frame = told().frame.filter(pl.col("run") != f"R, {NOTEBOOK}")
+    t = Table(frame, missing={f"R, {NOTEBOOK}": "out of memory"})
+    with pytest.raises(dither.DitherError, match="out of memory"):
+        verdict(fig4.figure, f"C9 ({NOTEBOOK})", t)
+
+
+@pytest.mark.parametrize("keep", [["baseline"], [f"GNI, {TEXT}", f"R, {TEXT}"]])
+def test_a_picture_of_few_networks(keep):
+    runs = sinusoids.nets(width=8, steps=5, rate=1e-3)
+    table = Table.of({label: execute(runs[label], (0, 1), Silent()) for label in keep})
+    for module in (fig4, fig5):
+        module.figure.plot(table).savefig(io.BytesIO(), format="png")
+    with pytest.raises(dither.DitherError, match="no picture"):
+        multiplicative_spectrum.figure.plot(table)
+
+
 @pytest.mark.parametrize("module", [fig4, fig5, multiplicative_spectrum])
 def test_a_picture_of_the_networks_there_are(module):
     short = {"width": 8, "steps": 5}

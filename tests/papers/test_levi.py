@@ -342,6 +342,39 @@ def test_what_a_scale_leaves_out_is_not_judged():
     assert "not trained at this scale" in seen["why"]
 
 
+def test_each_claim_asks_its_own_methods_to_have_learnt():
+    """L15 is of the decay nodes, L2 and none alone; L13 of all."""
+    frame = scores(fig6.figure, **{"FC in decay": 0.7, "FC full decay": 0.7}).frame
+    lost = (pl.col("run") == "FC dropout") & (pl.col("quantity") == "accuracy/train")
+    t = Table(frame.with_columns(value=pl.when(lost).then(0.2).otherwise(pl.col("value"))))
+    assert verdict(fig6.figure, "L15", t)[0] is True
+    assert verdict(fig6.figure, "L13", t)[0] is None
+
+
+def test_the_in_node_of_table_1_lies_in_its_phase():
+    runs = table1.figure.at("decisive")
+    noise = dict(runs["FC in catapult, scan"].noise)
+    assert [n.sigma for n in noise.values()] == [methods.SCAN["FC"]["in catapult"]]
+    off = {"FC dropout": 0.7, "FC in catapult": None}
+    assert verdict(table1.figure, "L10", scores(table1.figure, **off))[0] is True
+    off = {"FC dropout": 0.7, "FC in catapult, scan": None}
+    assert verdict(table1.figure, "L10", scores(table1.figure, **off))[0] is None
+
+
+@pytest.mark.parametrize(("module", "panels"), [(fig6, 3), (fig7, 2)])
+def test_a_picture_has_the_nets_that_are_there(module, panels):
+    def drawn(keep):
+        frame = scores(module.figure).frame
+        return module.figure.plot(Table(frame.filter(keep(pl.col("run")))))
+
+    assert len(drawn(lambda run: run.str.contains("FC|CNN")).axes) == 2 * panels
+    picture = drawn(lambda run: run.str.starts_with("FC"))
+    assert len(picture.axes) == panels
+    assert all("CNN" not in ax.get_title() for ax in picture.axes)
+    with pytest.raises(dither.DitherError, match="no picture"):
+        drawn(lambda run: run.str.contains("none"))
+
+
 @pytest.mark.parametrize("n", [60, 200, 500, 999])
 def test_few_attacked_images_are_counted_and_not_judged(n):
     """Accuracies are whole numbers of images: how many there are can be read off them."""

@@ -28,7 +28,8 @@ from torch.utils.data import (
 )
 
 from dither.errors import DitherError
-from dither.lab.compare.streams import at_rest
+from dither.lab.compare.pickled import generators
+from dither.lab.compare.streams import at_rest, moved, states
 from dither.lab.data.sets import Tensors, generator
 
 IGNORED = -100  # a label that no loss counts
@@ -177,6 +178,11 @@ def _read(data: Any) -> tuple[Any, Any, Any, Any, Any]:
         train, test = data
         x_test, y_test = _gathered(test, "the test data")
         if _random(train):
+            if getattr(train, "persistent_workers", False):
+                raise DitherError(
+                    "the training data change when they are read again, and a loader's persistent "
+                    "workers draw on from epoch to epoch: give persistent_workers=False"
+                )
             x, y = _gathered(_head(train), "the training data")
             return x, y, x_test, y_test, train
         if isinstance(train, DataLoader) and _chooses(train):
@@ -229,19 +235,22 @@ def _batch(train: DataLoader) -> int | None:
 
 
 def _random(train: Any) -> bool:
-    """Whether a data set gives other values when it is read again. A loader's order does not
-    count: its samples are asked for by index.
+    """Whether a data set gives other values when it is read again: it does if reading draws. A
+    loader's order does not count: its samples are asked for by index.
     """
     held: Any = train.dataset if isinstance(train, DataLoader) else train
     if isinstance(held, IterableDataset):
         return True
     if not len(held):
         raise DitherError("the training data are empty: give one sample or more")
-    with torch.random.fork_rng(devices=[]):
-        pairs = [(held[i], held[i]) for i in {0, len(held) // 2, len(held) - 1}]
-    return not all(
-        all(map(_same, leaves(_tree(a, "data")), leaves(_tree(b, "data")))) for a, b in pairs
-    )
+    collate: Any = train.collate_fn if isinstance(train, DataLoader) else list
+    own, some = generators(train), (0, len(held) // 2, len(held) - 1)
+    before = states(own)
+    pairs = [[collate([held[i]]) for i in some] for _ in range(2)]
+    if moved(before, states(own)):
+        return True
+    one, two = ([t for part in read for t in leaves(_tree(part, "data"))] for read in pairs)
+    return not all(map(_same, one, two))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

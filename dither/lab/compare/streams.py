@@ -1,76 +1,114 @@
 """Data that change whenever they are read: what they draw with, and how it is held fixed."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+
+from dither.lab.compare.pickled import generators
+from dither.noise import draw
 
 
 class Draws:
-    """The random states that data sets draw from, torch's, numpy's and Python's, as one of its own.
-    Inside `with draws():` they go on from where they were at the end of the last one, from `seed`
-    at first; outside they are as if nothing had been drawn.
+    """The random states that data draw from, as one of their own: those of torch (and of the
+    devices that are in use), of numpy and of Python's `random`, and those of the generators that
+    the data hold. Inside `with draws():` they go on from where they were at the end of the last
+    one, from `seed` at first; outside they are as if nothing had been drawn.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed, self.state = seed, None
+    def __init__(self, seed: int, own: Sequence[Any] = ()) -> None:
+        self.seed, self.own, self.state = seed, own, None
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        outside = _states()
+        outside = states(self.own)
         if self.state is None:
-            torch.default_generator.manual_seed(self.seed)
-            np.random.seed(self.seed % 2**32)
-            random.seed(self.seed)
+            self._begin()
         else:
-            _set(self.state)
+            _set(self.own, self.state)
         try:
             yield
         finally:
-            self.state = _states()
-            _set(outside)
+            self.state = states(self.own)
+            _set(self.own, outside)
+
+    def _begin(self) -> None:
+        torch.default_generator.manual_seed(self.seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(self.seed)
+        np.random.seed(self.seed % 2**32)
+        random.seed(self.seed)
+        for i, generator in enumerate(self.own):
+            _seed(generator, draw.key("own", self.seed, i))
 
 
-def _states() -> Any:
-    return torch.get_rng_state(), np.random.get_state(), random.getstate()
+def states(own: Sequence[Any] = ()) -> list[Any]:
+    """The random states of the program and of these generators."""
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    there = [torch.get_rng_state(), devices, np.random.get_state(), random.getstate()]
+    return [*there, *map(_get, own)]
 
 
-def _set(states: Any) -> None:
+def _set(own: Sequence[Any], states: list[Any]) -> None:
     torch.set_rng_state(states[0])
-    np.random.set_state(states[1])
-    random.setstate(states[2])
+    if states[1]:
+        torch.cuda.set_rng_state_all(states[1])
+    np.random.set_state(states[2])
+    random.setstate(states[3])
+    for generator, state in zip(own, states[4:], strict=True):
+        if isinstance(generator, torch.Generator | np.random.RandomState):
+            generator.set_state(state)
+        elif isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = state
+        else:
+            generator.setstate(state)
 
 
-def generators(stream: Any) -> list[torch.Generator]:
-    """The generators that a loader and its samplers bring."""
-    if not isinstance(stream, DataLoader):
-        return []
-    found, todo = [], [stream, stream.batch_sampler, stream.sampler]
-    while todo:
-        part: Any = todo.pop()
-        if isinstance(own := getattr(part, "generator", None), torch.Generator):
-            found.append(own)
-        if (inner := getattr(part, "sampler", None)) is not None and part is not stream:
-            todo.append(inner)
-    return found
+def _get(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator | np.random.RandomState):
+        return generator.get_state()
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.getstate()
+
+
+def _seed(generator: Any, seed: int) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(seed)
+    elif isinstance(generator, np.random.Generator):
+        fresh: Any = type(generator.bit_generator)
+        generator.bit_generator.state = fresh(seed).state
+    elif isinstance(generator, np.random.RandomState):
+        generator.seed(seed % 2**32)
+    else:
+        generator.seed(seed)
+
+
+def moved(before: list[Any], after: list[Any]) -> bool:
+    """Whether something was drawn between two `states`."""
+    return any(repr_of(a) != repr_of(b) for a, b in zip(before, after, strict=True))
+
+
+def repr_of(state: Any) -> Any:
+    """A random state as something that == compares."""
+    if isinstance(state, torch.Tensor):
+        return state.tolist()
+    if isinstance(state, np.ndarray):
+        return state.tolist()
+    if isinstance(state, dict):
+        return {name: repr_of(part) for name, part in state.items()}
+    if isinstance(state, list | tuple):
+        return [repr_of(part) for part in state]
+    return state
 
 
 @contextmanager
 def at_rest(stream: Any) -> Iterator[None]:
-    """Inside, data give the same whenever they are read, and a loader's generators have one state:
-    each epoch seeds them anew, so that what they have drawn before is no part of what a run is.
+    """Inside, data give the same whenever they are read; afterwards it is as if they had not been
+    read.
     """
-    found = generators(stream)
-    states = [generator.get_state() for generator in found]
-    for generator in found:
-        generator.manual_seed(0)
-    try:
-        with Draws(0)():
-            yield
-    finally:
-        for generator, state in zip(found, states, strict=True):
-            generator.set_state(state)
+    with Draws(0, generators(stream))():
+        yield

@@ -25,8 +25,9 @@ from dither import loss as losses
 from dither.calling import output
 from dither.errors import DitherError
 from dither.lab.compare.method import Own
+from dither.lab.compare.pickled import generators
 from dither.lab.compare.problem import Problem, Stack, each, stacked
-from dither.lab.compare.streams import Draws, generators
+from dither.lab.compare.streams import Draws
 from dither.lab.compare.values import LAST
 from dither.lab.data.sets import Tensors
 from dither.lab.figure import Rows, Run
@@ -137,6 +138,7 @@ class TrialTraining(Training):
         self.trial = run
         if self.problem.stream is not None:
             self.loader = _loader(self.problem.stream, run.batch, self.orders[0])
+            self.own = generators(self.loader)
             self.per_epoch = len(self.loader)
         elif run.drops:
             self.per_epoch = self.n // self.batch
@@ -190,9 +192,7 @@ class TrialTraining(Training):
         self.shuffled = [g.get_state() for g in self.orders]
         device = self.trial.device
         seed = draw.key("stream", self.seeds[0], self.epoch)
-        draws = Draws(seed)  # what the data set draws is the epoch's alone
-        for generator in generators(self.loader):
-            generator.manual_seed(seed)
+        draws = Draws(seed, self.own)  # what the data draw is the epoch's alone
         with draws():
             batches = iter(self.loader)
         for number in range(self.per_epoch):

@@ -191,7 +191,7 @@ def cause(arm: str, quantity: str, relation=above, *, set_: str = "sines", besid
     """
 
     def check(t: Table) -> Verdict:
-        if f"{set_}, {arm}" not in t.labels:
+        if f"{set_}, {arm}" not in t.known:
             return None, {"why": f"{set_}, {arm} is not run at this scale, or its data are absent"}
         names = [b.removeprefix(f"{set_}, ") for b in t.there if b.startswith(f"{set_}, ")]
         names += [a for a in (arm, beside) if a and a not in names]  # said to be missing
@@ -210,7 +210,7 @@ def cause(arm: str, quantity: str, relation=above, *, set_: str = "sines", besid
 def draws_hurt(t: Table) -> Verdict:
     """The test loss of noise is above that of the mean of its draws."""
     arms = ("noise", "E, 16 draws")
-    if any(f"CIFAR-10, {arm}" not in t.labels for arm in arms):
+    if any(f"CIFAR-10, {arm}" not in t.known for arm in arms):
         return None, {"why": "CIFAR-10 is absent, or not run at this scale"}
     ours, other = (t.last(f"CIFAR-10, {arm}", "loss/test") for arm in arms)
     low = t.last("CIFAR-10, none", "accuracy/test").mean() < LEARNT

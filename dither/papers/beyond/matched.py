@@ -178,7 +178,7 @@ def runs(levels: tuple[float, ...], **sizes: Size) -> dict[str, Run]:
 def levels(t: Table, net: str) -> list[float]:
     """The r of a net's runs."""
     start = f"{net}, input, r = "
-    return sorted(float(label.removeprefix(start)) for label in t.labels if label.startswith(start))
+    return sorted(float(label.removeprefix(start)) for label in t.known if label.startswith(start))
 
 
 def held(t: Table, net: str, kind: str, r: float) -> float:
@@ -263,7 +263,7 @@ def currency(net: str, quantity: str):
     """The kind of noise explains less than a quarter of the variance of the gain."""
 
     def check(t: Table) -> Judged:
-        if named(net, NONE) not in t.labels:
+        if named(net, NONE) not in t.known:
             return None, {"why": f"not run: {NETS[net]} is absent, or this scale leaves it out"}
         rs, numbers = usable(t, net)
         kinds = list(KINDS)

@@ -68,8 +68,8 @@ def faint(t: Table, label: str) -> str:
 
 
 def untrained(t: Table, label: str) -> str:
-    """Why a network can't be judged at a scale that leaves it out; "" if it is there."""
-    return "" if label in t.there else f"this scale does not train {label}"
+    """Why a network can't be judged at a scale that leaves it out; "" if the scale has it."""
+    return "" if label in t.known else f"this scale does not train {label}"
 
 
 def lower(noisy: str) -> Callable[[Table], Verdict]:
@@ -174,22 +174,24 @@ def function(ax, t: Table, label: str, colour: str) -> None:
 
 
 def plot(t: Table):
+    style.some(drawn(t))
     picture, axes = style.grid(4, 3, width=8.6, height=2.3)
+    place, heats = axes[2, 0].get_gridspec()[2:, 0], []
     labels = [list(COLOURS)[:3], ["", *list(COLOURS)[3:]]]
     for row, chosen in zip((0, 2), labels, strict=True):
         for column, label in enumerate(chosen):
             above, under = axes[row : row + 2, column]
             if label in t.there:
-                image = heat(above, t, label)
+                heats.append((above, under, heat(above, t, label)))
                 function(under, t, label, COLOURS[label])
             else:
                 above.remove()
                 under.remove()
     axes[0, 0].set_ylabel("thousand steps")
     axes[1, 0].set_ylabel("f(t)")
-    style.legend(axes[1, 0], loc="lower left", ncols=2, borderpad=0, columnspacing=1)
-    picture.colorbar(image, ax=axes[0, 2], label="amplitude")
-    place = axes[2, 0].get_gridspec()[2:, 0]
+    style.legend(heats[0][1], loc="lower left", ncols=2, borderpad=0, columnspacing=1)
+    last, _, image = heats[min(2, len(heats) - 1)]
+    picture.colorbar(image, ax=last, label="amplitude")
     ends = picture.add_subplot(place)
     for label, colour in drawn(t).items():
         dash = "--" if label.startswith("R") else "-"

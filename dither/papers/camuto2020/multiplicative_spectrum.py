@@ -46,6 +46,7 @@ def runs(width: int, steps: int, rate: float, explicit: bool = True) -> dict[str
 
 def plot(t: Table) -> Any:
     colours = {label: colour for label, colour in COLOURS.items() if label in t.there}
+    style.some(colours, least=3)
     picture, axes = style.grid(3, len(colours), width=2.75 * len(colours), height=2.7)
     for column, (label, colour) in enumerate(colours.items()):
         image = fig4.heat(axes[0, column], t, label)

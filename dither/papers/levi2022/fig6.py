@@ -151,7 +151,8 @@ def masked(net: Kind):
 def plot(t: Table):
     """FC left, CNN right, as in the paper. A net without all of its runs has no panel."""
     nets: tuple[Kind, ...] = ("FC", "CNN")
-    there = [net for net in nets if set(judged(net).values()) <= set(t.there)]
+    there: list[Kind] = [net for net in nets if set(judged(net).values()) <= set(t.there)]
+    style.some(there)
     picture, axes = style.grid(3, len(there), height=2.9)
     for column, net in zip(axes.T, there, strict=True):
         labels = {label: m for m, label in judged(net).items()}

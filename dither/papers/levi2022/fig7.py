@@ -74,7 +74,7 @@ def drawn(t: Table, net: str) -> list[str]:
 
 def plot(t: Table):
     """A row for each net. A net without runs has none."""
-    nets = [net for net in ("FC", "CNN") if drawn(t, net)]
+    nets = style.some([net for net in ("FC", "CNN") if drawn(t, net)])
     picture, axes = style.grid(len(nets), 2)
     for row, net in zip(axes, nets, strict=True):
         for ax, law in zip(row, LAWS, strict=True):

@@ -19,6 +19,7 @@ from torch.utils.data import (
 
 import dither
 from dither.lab.compare import compare
+from dither.lab.compare.streams import Draws, moved, states
 
 X = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
 Y = (X @ torch.randn(5, 3, generator=torch.Generator().manual_seed(1))).argmax(1)
@@ -117,7 +118,32 @@ class ByPython(Augmented):
     draw = staticmethod(lambda: torch.tensor([random.gauss(0, 1) for _ in range(5)]))
 
 
-@pytest.mark.parametrize("kind", [Augmented, ByNumpy, ByPython])
+class ByOwnNumpy(Augmented):
+    def __init__(self, *tensors):
+        super().__init__(*tensors)
+        own = np.random.default_rng(3)
+        self.draw = lambda: torch.from_numpy(own.standard_normal(5)).float()
+
+
+class ByOwnTorch(Augmented):
+    def __init__(self, *tensors):
+        super().__init__(*tensors)
+        self.own = {"one": [torch.Generator().manual_seed(3)]}
+        self.draw = lambda: torch.randn(5, generator=self.own["one"][0])
+
+
+class Rarely(TensorDataset):
+    """Changes one sample in twenty."""
+
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return (-x if random.random() < 0.05 else x), y
+
+
+KINDS = [Augmented, ByNumpy, ByPython, ByOwnNumpy, ByOwnTorch, Rarely]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_all_methods_get_the_same_batches_of_data_that_change(kind):
     """Whatever generators the loader and its samplers bring."""
     train, test = kind(*DATA[:2]), TensorDataset(*DATA[2:])
@@ -132,6 +158,7 @@ def test_all_methods_get_the_same_batches_of_data_that_change(kind):
         found = compare(make_model, (loader, test), methods, seeds=2, epochs=2)
         assert (found.difference("zero", "loss/test") == 0).all()
         assert "40 to train on" in str(found)
+        assert not any(name.endswith("/train") for name in found.quantities)  # they change
         assert "batches of 8" in str(found)
 
 
@@ -210,7 +237,7 @@ def test_a_measure_that_raises_and_an_empty_loader_are_named():
             compare(make_model, (empty, TensorDataset(*test)), {"none": None}, seeds=1)
 
 
-@pytest.mark.parametrize("kind", [Augmented, ByNumpy, ByPython])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("where", ["loader", "sampler", "none"])
 def test_a_comparison_on_a_loader_whose_data_change_goes_on_where_it_was(tmp_path, where, kind):
     """Though the loader's generator has moved since."""
@@ -240,3 +267,44 @@ def test_what_data_draw_is_their_own():
     assert torch.equal(before[0], after[0])
     assert np.array_equal(before[1], after[1])
     assert before[2] == after[2]
+
+
+def test_draws_go_on_from_batch_to_batch():
+    own = [np.random.default_rng(0), torch.Generator(), random.Random(0), np.random.RandomState(0)]
+
+    def drawn():
+        return (
+            torch.rand(1).item(), np.random.rand(), random.random(), own[0].random(),
+            torch.rand(1, generator=own[1]).item(), own[2].random(), own[3].rand(),
+        )  # fmt: skip
+
+    whole, parts = Draws(5, own), Draws(5, own)
+    with whole():
+        once = [drawn() for _ in range(3)]
+    before = states(own)
+    for expected in once:
+        with parts():
+            assert drawn() == expected
+        assert not moved(before, states(own))
+    assert len({value for row in once for value in row}) == 21
+    with Draws(6, own)():
+        assert not set(drawn()) & set(once[0])
+
+
+def test_a_loader_that_mixes_what_it_collates_is_read_anew():
+    train, test = TensorDataset(*DATA[:2]), TensorDataset(*DATA[2:])
+
+    def mixed(samples):
+        x, y = torch.utils.data.default_collate(samples)
+        return x + 0.1 * torch.randn(x.shape), y
+
+    loader = DataLoader(train, batch_size=8, shuffle=True, collate_fn=mixed)
+    found = compare(make_model, (loader, test), {"a": None, "b": None}, seeds=2, epochs=2)
+    assert (found.difference("b", "loss/test") == 0).all()
+    assert not any(name.endswith("/train") for name in found.quantities)
+
+
+def test_workers_that_draw_on_are_refused():
+    data = DataLoader(Augmented(*DATA[:2]), batch_size=8, num_workers=1, persistent_workers=True)
+    with pytest.raises(dither.DitherError, match="persistent_workers=False"):
+        compare(make_model, (data, TensorDataset(*DATA[2:])), {"none": None})
