@@ -243,7 +243,7 @@ def _random(train: Any) -> bool:
         return True
     if not len(held):
         raise DitherError("the training data are empty: give one sample or more")
-    collate: Any = train.collate_fn if isinstance(train, DataLoader) else list
+    collate: Any = train.collate_fn if isinstance(train, DataLoader) else lambda one: one[0]
     own, some = generators(train), (0, len(held) // 2, len(held) - 1)
     before = states(own)
     pairs = [[collate([held[i]]) for i in some] for _ in range(2)]
