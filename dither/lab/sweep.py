@@ -19,7 +19,7 @@ from dither.calling import evaluating, output
 from dither.errors import DitherError
 from dither.lab import rule
 from dither.lab.compare import compare
-from dither.lab.compare.problem import Stack, problem
+from dither.lab.compare.problem import Problem, Stack, problem
 from dither.lab.compare.quantities import accuracy
 from dither.noise.noises import is_noise
 from dither.picture import BLUE, SOFT, panel
@@ -101,7 +101,7 @@ def sweep(
     sigmas: Sequence[float],
     data: Any,
     *,
-    metric: Metric = "accuracy",
+    metric: Metric | None = None,
     loss: Any = "cross_entropy",
     draws: int = 10,
     seed: int = 0,
@@ -114,7 +114,8 @@ def sweep(
             trained with each σ as `compare` does, and evaluated without noise.
     noise   a noise, or a mapping from patterns to noises; each gets σ.
     data    (x, y); for training as in `compare`.
-    metric  "accuracy", "loss", or f(model, x, y) → a number.
+    metric  "accuracy", "loss", or f(model, x, y) → a number. None: "accuracy" of class labels,
+            "loss" of other targets.
     training  further arguments of `compare`, such as seeds, epochs, optimiser.
 
     Raises DitherError for arguments that can't be used.
@@ -133,7 +134,7 @@ def sweep(
         raise DitherError("sweep: the data of a trained model are (x, y)")
     held = problem((*data, *data))
     x, y = (p.tree if isinstance(p, Stack) else p for p in (held.parts[n] for n in _TEST))
-    name, measure = _metric(metric, loss)
+    name, measure = _metric(metric, loss, held)
 
     def value() -> float:
         with torch.no_grad():
@@ -178,7 +179,11 @@ def _drawn(injected: Injection, draw: int, value: Callable[[], float]) -> float:
         return value()
 
 
-def _metric(metric: Metric, loss: Any) -> tuple[str, Callable[..., Any]]:
+def _metric(metric: Metric | None, loss: Any, held: Problem) -> tuple[str, Callable[..., Any]]:
+    if metric is None:
+        metric = "loss" if held.classes is None else "accuracy"
+    if metric == "accuracy" and held.classes is None:
+        raise DitherError("sweep: accuracy needs class numbers, and targets are real")
     if metric == "accuracy":
         return "accuracy", lambda model, x, y: accuracy(output(model, x), y)
     if metric == "loss":
@@ -196,11 +201,12 @@ def _trained(
     noise: Any,
     sigmas: tuple[float, ...],
     data: Any,
-    metric: Metric,
+    metric: Metric | None,
     loss: Any,
     training: Mapping[str, Any],
 ) -> Sweep:
-    name, _ = _metric(metric, loss)
+    name, _ = _metric(metric, loss, problem(data))
+    metric = metric if metric is not None else name
     methods = {"none": None, **{f"σ = {s:g}": at(noise, s) for s in sigmas}}
     measures = metric if isinstance(metric, str) else {name: metric}
     found = compare(make_model, data, methods, loss=loss, measures=measures, **training)

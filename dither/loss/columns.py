@@ -165,8 +165,8 @@ def checked_targets(z: Tensor, y: Tensor) -> Tensor:
         return y.long()
     if y.shape != z.shape:
         raise DitherError(
-            f"probabilities must have the outputs' shape: got y {tuple(y.shape)} and z "
-            f"{tuple(z.shape)}"
+            "targets are class numbers, whole numbers such as y.long(), or probabilities of the "
+            f"outputs' shape: got y {tuple(y.shape)} of {y.dtype} and z {tuple(z.shape)}"
         )
     return y
 

@@ -79,6 +79,22 @@ def test_a_sweep_with_training_is_a_comparison():
     assert "2 seeds" in str(found)
 
 
+def test_without_a_metric_real_targets_have_their_loss():
+    model, y = nn.Linear(5, 1), torch.randn(60, 1)
+    at = [0, 0.5]
+    found = dither.sweep(model, dither.Additive(1.0), at, (X, y), loss="half_square", draws=3)
+    assert found.metric == "loss"
+    assert found.baseline == pytest.approx((model(X) - y).square().mean().item() / 2, rel=1e-5)
+    assert (
+        dither.sweep(make_model(), dither.Additive(1.0), at, (X, Y), draws=3).metric == "accuracy"
+    )
+    with pytest.raises(dither.DitherError, match="accuracy needs class numbers"):
+        dither.sweep(model, dither.Additive(1.0), at, (X, y), metric="accuracy")
+    how = {"loss": "half_square", "seeds": 2, "epochs": 1}
+    trained = dither.sweep(lambda: nn.Linear(5, 1), dither.Additive(1.0), at, (X, y, X, y), **how)
+    assert trained.metric == "loss/test"
+
+
 def test_what_it_shows():
     found = dither.sweep(make_model(), dither.Additive(1.0), [0.5, 1.0], (X, Y), draws=3)
     assert found.to_frame().shape == (6, 3)

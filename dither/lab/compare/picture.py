@@ -29,7 +29,8 @@ def draw(
     found: Values, quantities: Sequence[str] | None = None, make: Callable[..., Figure] = Figure
 ) -> Figure:
     """Differences from the first method with 95 % intervals and a dot for each seed. Blue discs are
-    better, orange squares worse, grey diamonds are not told apart.
+    better, orange squares worse, grey diamonds are not told apart; black triangles are higher or
+    lower, where neither is better.
 
     Raises DitherError for unknown quantities, or if there is no difference to draw.
     """

@@ -23,7 +23,7 @@ from dither.lab.compare import method as methods_
 from dither.lab.compare.digest import digest
 from dither.lab.compare.method import Made, Method
 from dither.lab.compare.problem import Problem, each, problem, said
-from dither.lab.compare.quantities import Watch, quantities
+from dither.lab.compare.quantities import Share, Watch, quantities
 from dither.lab.compare.result import Comparison
 from dither.lab.compare.trial import Given, Trial, TrialTraining, chunk, save
 from dither.lab.figure import Silent
@@ -75,11 +75,13 @@ class Settings:
         batches = "all samples at once" if self.batch is None else f"batches of {self.batch}"
         if isinstance(held.stream, DataLoader) and held.batch is None:
             batches = "batches of the loader"
+        # a function of a user's may bring a scheduler
+        own = self.schedule == "constant" and not hasattr(self.optimiser, "lr")
         said = [
             f"{self.epochs} epoch{'s' * (self.epochs != 1)}",
             batches,
             f"optimiser {methods_.called(self.optimiser)}",
-            f"{methods_.called(self.schedule)} rate",
+            *([] if own else [f"{methods_.called(self.schedule)} rate"]),
             f"loss {methods_.called(self.loss)}",
         ]
         if self.step is not None:
@@ -109,9 +111,10 @@ class Settings:
                 "compare: patience needs a validation part, validation=0.2: the test part decides "
                 "nothing"
             )
-        if self.match is not None and not (_number(self.match) and 0 < self.match < float("inf")):
+        if self.match is not None and not (_number(self.match) and 0 < self.match <= 1):
             raise DitherError(
-                f"compare: match is R as a share of the loss, a number > 0: got {self.match!r}"
+                "compare: match is R as a share of the loss, a number > 0 and ≤ 1, such as 0.1: "
+                f"got {self.match!r}"
             )
         _check_schedule(self.schedule)
         if self.step is not None and not callable(self.step):
@@ -149,11 +152,14 @@ class Plan:
     def of(cls, make_model: Any, data: Any, given: Any, settings: Settings) -> "Plan":
         """The runs of a comparison. Nothing is trained yet, and all methods were tried."""
         settings.check()
+        _maker(make_model)
         chosen = methods_.methods(given, settings.match, EVERY)
         held = problem(data, settings.validation)
         if held.batch is not None:
             settings = replace(settings, batch=held.batch)
         measured = quantities(settings.measures, held)
+        if settings.match is not None and not any(isinstance(m, Share) for m in measured):
+            measured = [*measured, Share()]  # what was matched is told
         losses.get(settings.loss)
         trials = {
             name: _trial(name, method, make_model, held, measured, settings)
@@ -296,9 +302,8 @@ def _trial(
 
 def _maker(make_model: Any) -> Any:
     if isinstance(make_model, nn.Module) or not callable(make_model):
-        raise DitherError(
-            f"make_model is a function that gives a new nn.Module: got {make_model!r}"
-        )
+        what = type(make_model).__name__ if isinstance(make_model, nn.Module) else repr(make_model)
+        raise DitherError(f"make_model is a function that gives a new nn.Module: got {what}")
     return make_model
 
 
@@ -308,7 +313,8 @@ def _of(name: str) -> Iterator[None]:
     try:
         yield
     except DitherError as error:
-        raise DitherError(f"compare: method {name!r}: {error}") from error.__cause__
+        what = str(error).removeprefix("compare: ")
+        raise DitherError(f"compare: method {name!r}: {what}") from error.__cause__
 
 
 # ------------------------------------------------------------------------ what is tried beforehand

@@ -23,6 +23,7 @@ from dither.regulariser.explicit import explicit
 
 SIGMA = "σ, median over sites"
 LIMIT = 1000  # examples for quantities that need gradients
+FEW = 256  # examples for R, which a recurrent net has a price for
 
 
 class Look:
@@ -117,7 +118,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Share:
-    """R of the method's noise over the loss, on the first 1000 examples of each part, from 4
+    """R of the method's noise over the loss, on the first 256 examples of each part, from 4
     columns; and σ, the median over its sites.
     """
 
@@ -126,7 +127,7 @@ class Share:
             return {}
         found = {}
         for split in reversed(look.splits()):
-            x, y = look.part(split, LIMIT)
+            x, y = look.part(split, FEW)
             with torch.no_grad(), torch.random.fork_rng():
                 torch.manual_seed(look.seed)
                 value, R, _ = explicit(look.noise, x, y, look.loss, samples=4)

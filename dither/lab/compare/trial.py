@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,11 @@ class Given:
         return self.held().tensors()
 
     def __reduce__(self) -> Any:
-        return Given, (None if self.path else self.problem, self.path)
+        return _given, (None if self.path else cloudpickle.dumps(self.problem), self.path)
+
+
+def _given(problem: bytes | None, path: str) -> Given:
+    return Given(None if problem is None else cloudpickle.loads(problem), path)
 
 
 @cache
@@ -207,6 +212,11 @@ class TrialTraining(Training):
         if self.trial.step is not None:
             self.rebalance(x, y)
             value = self.trial.step(self.model, x, y, self.optimiser)
+            if not isinstance(value, Real | Tensor):
+                raise DitherError(
+                    "step gives the loss of its batch, a number or a tensor of one: got "
+                    f"{type(value).__name__}"
+                )
             reached = torch.as_tensor(value, dtype=torch.float32).detach().reshape(1)
         elif self.scheduler is not None:
             self.rebalance(x, y)

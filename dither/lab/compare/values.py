@@ -10,6 +10,7 @@ import polars as pl
 from dither.lab import rule
 from dither.lab.compare.quantities import SIGMA, sense
 
+HUGE = 1e6  # above it a number is shown to three digits
 LAST = "last epoch"  # the epoch whose weights are measured
 PERCENT = ("accuracy", "calibration error", "its chance level")  # shares, shown in %
 NO_VERDICT = ("its chance level", SIGMA, "ms/step", LAST, "diverged")
@@ -126,13 +127,24 @@ class Values:
         if n < rule.LEAST:
             said[0] += f"; no verdict below {rule.LEAST} seeds"
         for method, columns in self.values.items():
+            if lost := int(columns.get("diverged", np.zeros(1)).sum()):
+                said.append(
+                    f"{method}: {lost} of {n} runs diverged: take a smaller rate, or inputs and "
+                    "targets of unit size"
+                )
             sigma = columns.get(SIGMA, np.ones(1))
             if silent := int((sigma == 0).sum()):
                 said.append(
                     f"{method}: σ was 0 in {silent} of {n} runs, so they are as without noise. If "
                     "σ was matched, the network had not learnt enough: train it longer"
                 )
-        return said + [f"{what} failed: {why}" for what, why in self.failures.items()]
+        alike: dict[str, list[str]] = {}
+        for what, why in self.failures.items():
+            alike.setdefault(why, []).append(what)
+        for why, (first, *others) in alike.items():
+            more = f" and {len(others)} more" if others else ""
+            said.append(f"{first}{more} failed: {why}")
+        return said
 
 
 def columns(
@@ -156,6 +168,8 @@ def _value(quantity: str, values: np.ndarray) -> str:
         return "–"
     spread = left.std(ddof=1) if len(left) > 1 else 0.0
     places = _places(spread or abs(left.mean()) / 100)
+    if abs(left.mean()) >= HUGE:
+        return f"{left.mean():.3g}"
     said = f"{left.mean():.{places}f}" + (f" ± {spread:.{places}f}" if len(left) > 1 else "")
     return said + (f" ({len(values) - len(left)} missing)" if len(left) < len(values) else "")
 
@@ -164,6 +178,8 @@ def _interval(gap: Difference, scale: float) -> str:
     mean, low, high = (scale * end for end in (gap.mean, gap.low, gap.high))
     if not math.isfinite(mean):
         return "–"
+    if abs(mean) >= HUGE:
+        return f"{mean:+.3g}"
     if not math.isfinite(high):
         return f"{mean:+.{_places(abs(mean) / 10)}f}"
     places = _places((high - low) / 2)

@@ -119,7 +119,23 @@ ONE = nn.Linear(64, 10)
         ({"jobs": 0}, "jobs is a whole number of processes ≥ 1: got 0"),
         ({"validation": 1}, "validation is a share .* got 1"),
         ({"patience": 2}, "patience needs a validation part"),
-        ({"match": -1}, "match is R as a share of the loss, a number > 0: got -1"),
+        (
+            {"match": -1},
+            "match is R as a share of the loss, a number > 0 and ≤ 1, such as 0.1: got -1",
+        ),
+        (
+            {"match": 10},
+            "match is R as a share of the loss, a number > 0 and ≤ 1, such as 0.1: got 10",
+        ),
+        (
+            {"step": lambda model, x, y, optimiser: None},
+            "step gives the loss of its batch, .* NoneType",
+        ),
+        ({"make_model": nn.Linear(5, 3)}, "^make_model is a function .*: got Linear$"),
+        (
+            {"optimiser": torch.optim.SGD([torch.ones(1)], 0.1)},
+            "^compare: method 'none': the optimiser is",
+        ),
         ({"measures": ["acuracy"]}, "there is no 'acuracy'; there are loss, accuracy"),
         ({"measures": [3]}, "3 is neither a name"),
         ({"measures": {"m": lambda model, x, y: "a"}}, "'m' must give a number .* got 'a'"),

@@ -236,13 +236,15 @@ def make_model():
     with torch.no_grad():
         net.weight += start.float()
     return net
-own = torch.Generator().manual_seed(7)
-train = DataLoader(Noisy(X, Y), batch_size=8, shuffle=True, generator=own)
-told = []
-compare(make_model, (train, TensorDataset(X, Y)), {"none": None}, seeds=1, epochs=1,
-        loss=nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0])), out=sys.argv[1],
-        progress=lambda *run: told.append(run))
-print(len(told))
+if __name__ == "__main__":
+    own = torch.Generator().manual_seed(7)
+    train = DataLoader(Noisy(X, Y), batch_size=8, shuffle=True, generator=own)
+    told = []
+    found = compare(make_model, (train, TensorDataset(X, Y)), {"none": None}, seeds=2, epochs=1,
+                    loss=nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0])), out=sys.argv[1],
+                    jobs=int(sys.argv[3]), progress=lambda *run: told.append(run))
+    assert not found.failures, found.failures
+    print(len(told))
 """
 
 
@@ -250,9 +252,9 @@ def test_another_process_finds_what_is_finished(tmp_path):
     """Whatever tensors and generators the loss, the model and the loader hold."""
     (tmp_path / "mine.py").write_text(ELSEWHERE, encoding="utf-8")
     trained = []
-    for padding in ("0", "5"):
-        call = [sys.executable, str(tmp_path / "mine.py"), str(tmp_path / "out"), padding]
+    for padding, jobs in (("0", "2"), ("5", "1")):  # a data set of a script, in its workers too
+        call = [sys.executable, str(tmp_path / "mine.py"), str(tmp_path / "out"), padding, jobs]
         done = subprocess.run(call, capture_output=True, text=True, timeout=300, check=False)
         assert not done.returncode, done.stderr
         trained.append(int(done.stdout))
-    assert trained == [1, 0]
+    assert trained == [2, 0]
