@@ -4,7 +4,7 @@ from dither.lab.original import Original
 
 F2, F3, F6, F8 = (f"levi2022/fig{n}" for n in (2, 3, 6, 8))
 LARGE = "Forty seeds at the decisive scale: the gain over the decay phase is on its floor."
-CONV = "A CNN of 32 and 64 filters on 20 000 images (4 core-hours): `--scale decisive`."
+CONV = "Eleven seeds at the decisive scale (3 core-hours): only nodes on every layer come near."
 BOTH = "FC of 512³ and a CNN of 32 and 64 filters (8 core-hours): `--scale decisive`."
 ATTACKED = "1 000 attacked images for FC of 512³ and the CNN (8 core-hours): `--scale decisive`."
 DIGITS = "20 000 images of MNIST and the 2 007 test digits of USPS, 5 seeds (5 core-hours)."
