@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from dither.errors import DitherError
 from dither.lab import Table
@@ -42,6 +43,14 @@ def some(there: Some, least: int = 1) -> Some:
     if len(there) < least:
         raise DitherError("no picture: too few of the runs that it shows have results")
     return there
+
+
+def logarithmic(ax: Axes) -> None:
+    """A logarithmic axis across, with plain numbers at 1, 2 and 5."""
+    ax.set_xscale("log")
+    ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    for formatted in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        formatted("{x:g}")
 
 
 def grid(

@@ -23,7 +23,7 @@ from dither.regulariser.explicit import explicit
 
 SIGMA = "σ, median over sites"
 LIMIT = 1000  # examples for quantities that need gradients
-FEW = 256  # examples for R, which a recurrent net has a price for
+FEW = 256  # examples for R: of noise on the weights of a recurrent net it takes long
 
 
 class Look:

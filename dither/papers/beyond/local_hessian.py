@@ -9,7 +9,6 @@ robustness that λ_max does not tell.
 """
 
 import numpy as np
-from matplotlib.ticker import LogLocator
 from scipy import stats
 
 from dither.lab import Array, Claim, Figure, Run, Table, Verdict
@@ -140,10 +139,8 @@ def plot(t: Table):
             slope, at = np.polyfit(top.mean(0), accuracy.mean(0), 1)
             ends = np.array([top.min(), top.max()])
             ax.plot(np.exp(ends), slope * ends + at, color=style.GREY, lw=1)
-        ax.set(xscale="log", xlabel="λ$_{max}$ of the local Hessian at the image", title=net)
-        ax.xaxis.set_minor_locator(LogLocator(subs=(1, 2, 3, 5)))
-        for formatted in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
-            formatted("{x:g}")
+        ax.set(xlabel="λ$_{max}$ of the local Hessian at the image", title=net)
+        style.logarithmic(ax)
     axes[0, 0].set_ylabel("accuracy at s = .5 … .8")
     handles, said = axes[0, 0].get_legend_handles_labels()
     style.legend(picture, handles=handles, labels=said, loc="outside upper center", ncols=5)

@@ -292,18 +292,18 @@ def plot(t: Table):
             for kind, colour in COLOURS.items():
                 values = gains(t, net, quantity, [kind], rs)[:, 0]
                 line = "--" if kind == ITSELF else "-"
-                style.dots(ax, np.array(rs) * GUESS, values, colour, fmt=f"o{line}", label=kind)
+                nats = np.array([r * GUESS * held(t, net, kind, r) for r in rs])
+                style.dots(ax, nats, values, colour, fmt=f"o{line}", label=kind)
             if (sam := named(net, SAM)) in t.there:
                 ends = GAINS[quantity][1] * (
                     t.last(sam, quantity) - t.last(named(net, NONE), quantity)
                 )
                 ax.axhline(ends.mean(), color=style.GREY, ls=":", lw=1.2, label=SAM)
             ax.axhline(0, color=style.GREY, lw=0.8)
-            ax.set(xscale="log", title=f"{net}: gain in {GAINS[quantity][0]}")
-            ax.set_xticks(np.array(rs) * GUESS, [f"{r * GUESS:.2g}" for r in rs])
-            ax.set_xticks([], minor=True)
+            ax.set(title=f"{net}: gain in {GAINS[quantity][0]}")
+            style.logarithmic(ax)
         for ax in axes[-1]:
-            ax.set_xlabel("R, nats")
+            ax.set_xlabel("R, nats, as it was held")
     handles, names = axes[0, 0].get_legend_handles_labels()
     style.legend(picture, handles=handles, labels=names, loc="outside upper center", ncols=5)
     return picture

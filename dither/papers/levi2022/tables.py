@@ -8,7 +8,7 @@ import numpy as np
 
 from dither.lab import Array, Table
 from dither.papers import style
-from dither.papers.levi2022.methods import COLOURS
+from dither.papers.levi2022.methods import COLOURS, diverged
 from dither.papers.levi2022.printed import Printed
 
 
@@ -21,7 +21,7 @@ def beside(
     theirs: str = "paper",
 ):
     """One panel per net, one row per method. Our values are filled, the paper's are hollow, in per
-    cent.
+    cent; of a run that diverged in every seed there is the word.
     """
     picture, axes = style.grid(1, 2, height=0.55 * len(methods) + 1.6)
     rows = np.arange(len(methods))[::-1]
@@ -29,9 +29,13 @@ def beside(
         for row, method in zip(rows, methods, strict=True):
             label, colour = f"{net} {method}", COLOURS[method]
             here = 100 * value(t, label)
-            ax.errorbar(
-                here.mean(), row + 0.12, xerr=style.sd(here), fmt="o", color=colour, capsize=2
-            )
+            if diverged(t, label).all():  # at chance, it would take the others' room
+                at = ax.get_yaxis_transform()
+                ax.text(0.02, row, "diverged", color=colour, fontsize=9, va="center", transform=at)
+            else:
+                ax.errorbar(
+                    here.mean(), row + 0.12, xerr=style.sd(here), fmt="o", color=colour, capsize=2
+                )
             mean, two_sigma = known[method]
             ax.errorbar(
                 mean,
