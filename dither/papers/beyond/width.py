@@ -32,11 +32,15 @@ GRID = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
 
 
 def runs(
-    widths: tuple[int, ...], sigmas: tuple[float, ...], steps: int, images: int, test: int | None
-) -> dict[str, Run]:
+    widths: tuple[int, ...], sigmas: tuple[float, ...], steps: int, images: int, test: int | None,
+    precision: str = "float32",
+) -> dict[str, Run]:  # fmt: skip
     by_label = {}
     for width in widths:
-        scale = Scale(width, steps, 4, images=images, test=test, limit=128, rates=("cosine",))
+        scale = Scale(
+            width, steps, 4, images=images, test=test, limit=128, rates=("cosine",),
+            precision=precision,
+        )  # fmt: skip
         base = plain(NETS["MLP1"], scale, "cosine")
         by_label[f"{width} {GD}"] = base
         for kind in KINDS:
@@ -186,7 +190,7 @@ figure = Figure(
     quick={"widths": (32, 64, 128), "sigmas": GRID[2:], "steps": 300, "images": 256,
            "test": 500},
     decisive={"widths": (125, 250, 500, 1000), "sigmas": GRID, "steps": 1000, "images": 1024,
-              "test": 5000},
+              "test": 5000, "precision": "bf16"},
     paper={"widths": (125, 250, 500, 1000, 2000, 5000), "sigmas": GRID, "steps": 2000,
            "images": 1024, "test": None},
     claims=[
@@ -200,6 +204,7 @@ figure = Figure(
         "no paper has this figure; the grid and the bounds were written before any run",
         "the rate is that of MLP1's 500 units times 500/width, σ is the same on all tensors",
         "a best σ at an end of the grid is not judged",
+        "decisive: bf16 in the training steps",
         "quick: widths 32 to 128, σ from .05 on, 256 images, 300 steps",
     ],
     seeds={"smoke": 2, "quick": 5, "decisive": 5, "paper": 5},
