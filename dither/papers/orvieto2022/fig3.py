@@ -213,7 +213,7 @@ figure = Figure(
         "where that is not installed",
         *mlps.DEPARTURES,
     ],
-    seeds={"smoke": 2, "quick": 3, "paper": 5},
+    seeds={"smoke": 2, "quick": 2, "paper": 5},
     needs=("fashion-mnist",),
-    cost={"smoke": 0.1, "quick": 1.4, "paper": 20_000},
+    cost={"smoke": 0.1, "quick": 0.8, "paper": 20_000},
 )
