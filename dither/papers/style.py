@@ -46,9 +46,12 @@ def some(there: Some, least: int = 1) -> Some:
 
 
 def logarithmic(ax: Axes) -> None:
-    """A logarithmic axis across, with plain numbers at 1, 2 and 5."""
+    """A logarithmic axis across what was drawn, with plain numbers at 1, 2 and 5; over more than
+    two decades at 1 and 3.
+    """
     ax.set_xscale("log")
-    ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    low, high = ax.get_xlim()
+    ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5) if high < 100 * low else (3,)))
     for formatted in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
         formatted("{x:g}")
 
