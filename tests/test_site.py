@@ -83,10 +83,14 @@ def test_every_figure_has_a_page_with_its_claims(pages):
     for name in catalogue.names():
         page, index = pages[f"papers/{name}.md"], pages[f"papers/{name.split('/')[0]}/index.md"]
         assert f":link: {name.split('/')[1]}\n" in index
-        if (ROOT / "records" / "figures" / name / "claims.json").is_file():
-            assert ":::{dropdown}" in page
-            assert ".svg" in page
-        elif name in figures.quick():
+        stores = [ROOT / store / "figures" / name for store in figures.RECORDS]
+        stores = [store for store in stores if (store / "claims.json").is_file()]
+        for store in stores:  # records of each scale
+            about, claims = figures.record(store)
+            assert f"--scale {about['scale']} --out {store.parents[2].relative_to(ROOT)}" in page
+            assert all(f" · {figures.plain(c['id'])}: " in page for c in claims)
+        assert page.count(":class: figure") == len(stores)
+        if not stores and name in figures.quick():
             assert "## At the quick scale" in page
 
 

@@ -53,9 +53,10 @@ def lower(form: str, method: str, among: str) -> Callable[[Table], Verdict]:
 
 
 def plot(t: Table):
-    picture, axes = style.grid(2, 2, height=2.7)
+    sets = nets.drawn(t)
+    picture, axes = style.grid(2, len(sets), width=4.0 * len(sets), height=2.7)
     for row, (form, name) in zip(axes, FORMS.items(), strict=True):
-        for ax, among in zip(row, (ALL, FEW), strict=True):
+        for ax, among in zip(row, sets, strict=True):
             for i, (method, colour) in enumerate(METHODS.items()):
                 values = np.stack([ratio(t, f"{form}/{m}", method, among) for m in MEASURES], 1)
                 at = np.arange(len(MEASURES)) + 0.2 * (i - 1)
@@ -63,7 +64,7 @@ def plot(t: Table):
             ax.axhline(1, color=style.GREY, lw=1, ls=":", zorder=0)
             ax.set_xticks(range(len(MEASURES)), list(MEASURES.values()))
         row[0].set_ylabel(f"{name},\nin units of none")
-    for ax, among in zip(axes[0], (ALL, FEW), strict=True):
+    for ax, among in zip(axes[0], sets, strict=True):
         ax.set_title(among)
     style.legend(axes[0, 0], loc="best")
     return picture

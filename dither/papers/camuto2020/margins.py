@@ -76,8 +76,9 @@ def first_order(t: Table) -> Verdict:
 def plot(t: Table):
     picture, axes = style.grid(1, 3, width=9.5, height=3.6)
     spread, medians, trust = axes[0]
+    dashes = {among: DASHES[among] for among in nets.drawn(t)}
     for i, (method, colour) in enumerate(METHODS.items()):
-        for j, (among, dash) in enumerate(DASHES.items()):
+        for j, (among, dash) in enumerate(dashes.items()):
             label = f"{method}, {among}"
             gamma = np.stack([t.last(label, f"γ/test/{q}") for q in PERCENTS], 1)
             if among == ALL:
@@ -94,8 +95,8 @@ def plot(t: Table):
             )
     spread.axhline(0, color=style.GREY, lw=1)
     spread.set(xlabel="test images (%)", ylabel="input margin γ", title=ALL)
-    medians.set(xlim=(-0.5, 1.5), ylabel="median γ")
-    medians.set_xticks([0, 1], list(DASHES))
+    medians.set(xlim=(-0.5, len(dashes) - 0.5), ylabel="median γ")
+    medians.set_xticks(range(len(dashes)), list(dashes))
     low, high = trust.get_xlim()[0], max(trust.get_xlim()[1], trust.get_ylim()[1])
     trust.plot([low, high], [low, high], color=style.GREY, lw=1, zorder=0)
     trust.set(xlabel="median γ", ylabel="median distance")

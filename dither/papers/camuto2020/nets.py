@@ -323,6 +323,11 @@ def short(t: Table) -> bool:
     return min(t.series(label, "ece")[0].max() for label in t.there) < ENOUGH
 
 
+def drawn(t: Table) -> list[str]:
+    """The settings of which all methods were run."""
+    return [a for a in (ALL, FEW) if all(f"{method}, {a}" in t.there for method in METHODS)]
+
+
 def both(t: Table, quantity: str, method: str, among: str) -> tuple[Array, Array]:
     """The values of the method and of none, [S] each."""
     return t.last(f"{method}, {among}", quantity), t.last(f"none, {among}", quantity)

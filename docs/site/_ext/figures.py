@@ -1,5 +1,6 @@
 """The papers' figures as pages: title, caption, picture, claims and what came of them. Everything
-is read from files: records/, results/ if it is there, and docs/verdicts.md. Nothing is computed.
+is read from files: records/, results/ for a figure that has no records, and docs/verdicts.md.
+Nothing is computed.
 """
 
 import re
@@ -12,7 +13,7 @@ from dither.lab.page.verdicts import VERDICTS, judged, readable
 from dither.lab.wording import title_and_caption
 
 ROOT = next(p for p in Path(__file__).resolve().parents if (p / "pyproject.toml").is_file())
-STORES = ("records", "results")  # the first that has a figure gives its picture
+RECORDS = ("records", "records/decisive")  # all that have a figure are shown
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>|$#])")
 PAPERS = {
     "camuto2020": "Camuto et al. 2020: noise on activations",
@@ -33,20 +34,32 @@ def pages(out: Any) -> dict[str, str | bytes]:
     verdicts, files = quick(), {}
     names = catalogue.names()
     for name in names:
-        store = stored(name)
-        if store and (store / "figure.svg").is_file():
-            files[f"papers/{name}.svg"] = (store / "figure.svg").read_bytes()
-        files[f"papers/{name}.md"] = page(name, store, verdicts.get(name, ""), out)
+        stores = stored(name)
+        for store, picture in zip(stores, pictures(name, stores), strict=True):
+            if (store / "figure.svg").is_file():
+                files[f"papers/{picture}"] = (store / "figure.svg").read_bytes()
+        files[f"papers/{name}.md"] = page(name, stores, verdicts.get(name, ""), out)
     for paper in dict.fromkeys(name.split("/")[0] for name in names):
         mine = [name for name in names if name.startswith(f"{paper}/")]
         files[f"papers/{paper}/index.md"] = contents(paper, mine, files)
     return files
 
 
-def stored(name: str) -> Path | None:
-    """The folder of results that has the figure."""
-    folders = (ROOT / store / "figures" / name for store in STORES)
-    return next((f for f in folders if (f / "claims.json").is_file()), None)
+def stored(name: str) -> list[Path]:
+    """The folders that have the figure, first the one that judges most claims: records of all
+    scales, or else results.
+    """
+    found = [ROOT / store / "figures" / name for store in RECORDS]
+    found = [f for f in found if (f / "claims.json").is_file()]
+    last = ROOT / "results" / "figures" / name
+    if not found and (last / "claims.json").is_file():
+        return [last]
+    return sorted(found, key=lambda f: -sum(c["holds"] is not None for c in record(f)[1]))
+
+
+def pictures(name: str, stores: list[Path]) -> list[str]:
+    """The pictures' names: levi2022/fig2.svg, levi2022/fig2_2.svg."""
+    return [f"{name}{f'_{i + 1}' * (i > 0)}.svg" for i in range(len(stores))]
 
 
 def quick() -> dict[str, str]:
@@ -56,29 +69,46 @@ def quick() -> dict[str, str]:
     return dict(zip(parts[1::2], (part.strip() for part in parts[2::2]), strict=True))
 
 
-def page(name: str, store: Path | None, verdicts: str, out: Any) -> str:
+def page(name: str, stores: list[Path], verdicts: str, out: Any) -> str:
     """The page of one figure."""
     title, caption = title_and_caption(catalogue.doc(name))
     parts = [f"# {plain(title)}", f"`{name}` · {source(name, out)}", prose(caption)]
-    about, claims = record(store)
-    if about and f"{name}.svg" and (store / "figure.svg").is_file():  # pyright: ignore
-        tail = name.split("/")[1]
-        parts.append(f"```{{image}} {tail}.svg\n:alt: {title}\n:class: figure\n```")
+    kept = [record(store) for store in stores]
+    for i, picture in enumerate(pictures(name, stores)):
+        about, claims = kept[i]
+        if not about:
+            continue
+        if i:
+            parts.append(f"## The {about['scale']} scale")
+        if (stores[i] / "figure.svg").is_file():
+            tail = picture.split("/")[1]
+            parts.append(f"```{{image}} {tail}\n:alt: {title}\n:class: figure\n```")
         parts.append(origin(about))
-    if claims:
-        parts += ["## Claims", f"At the {about['scale']} scale.", *map(claim, claims)]
+        if claims:
+            parts += [] if i else ["## Claims", f"At the {about['scale']} scale."]
+            parts += map(claim, claims)
     if verdicts:
         table = verdicts.partition("\n")[2].strip()
         first = re.search(r"(\d+) seeds?\.", verdicts.partition("\n")[0])
         seeds = f" with {first.group(0)[:-1]}" if first else ""
         parts += ["## At the quick scale", f"What `make reproduce` gave{seeds}.", warned(out, name)]
         parts.append(out.relinked(table, ROOT / "docs" / "verdicts.md", f"papers/{name}.md"))
-    if about and about.get("departures"):
+    if kept and kept[0][0].get("departures"):
         parts += ["## What differs from the paper"]
-        parts.append("\n".join(f"- {plain(line)}" for line in about["departures"]))
-    scale = f" --scale {about['scale']} --out records" if about else ""
-    parts += ["## Run it", f"```console\n$ dither reproduce {name}{scale}\n```"]
+        parts.append("\n".join(f"- {plain(line)}" for line in kept[0][0]["departures"]))
+    parts += ["## Run it", "```console\n" + "\n".join(commands(name, stores, kept)) + "\n```"]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def commands(name: str, stores: list[Path], kept: list[Any]) -> list[str]:
+    """How to compute what the page shows."""
+    roots = [store.parents[2].relative_to(ROOT) for store in stores]
+    said = [
+        f"$ dither reproduce {name} --scale {about['scale']} --out {root}"
+        for root, (about, _) in zip(roots, kept, strict=True)
+        if about
+    ]
+    return said or [f"$ dither reproduce {name}"]
 
 
 def warned(out: Any, name: str) -> str:
@@ -143,6 +173,7 @@ def contents(paper: str, names: list[str], files: dict[str, Any]) -> str:
 
 def tally(text: str) -> str:
     """How many of a figure's claims hold, fail and are not judged, where its page begins."""
+    text = text.partition("\n## The ")[0]
     marks = re.findall(r"^:::\{dropdown\} (.)", text, re.M) or re.findall(
         r"^\| (.)[^|]* \| \*\*", text, re.M
     )

@@ -57,6 +57,7 @@ def check(study: Study, file: Path) -> None:
     """That a record is of today's runs and claims."""
     name, table = study.name, tabulate(study, Store(file.parents[3]))
     about, entries = report.judged(file.parent)
+    assert (file.parent / "figure.svg").is_file(), about.get("no picture", name)
     assert set(table.labels) == set(study.runs) - study.unasked, name
     assert set(table.seeds) == set(about["seeds"]) - set(about["left out"]), name
     assert study.figure
