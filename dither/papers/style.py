@@ -6,7 +6,7 @@ Every band and bar is ± 1 standard deviation over seeds (`sd`), whatever the pa
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence, Sized
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -45,14 +45,14 @@ def some(there: Some, least: int = 1) -> Some:
     return there
 
 
-def logarithmic(ax: Axes) -> None:
-    """A logarithmic axis across what was drawn, with plain numbers at 1, 2 and 5; over more than
-    two decades at 1 and 3.
+def logarithmic(ax: Axes, which: Literal["x", "y"] = "x") -> None:
+    """A logarithmic axis over what was drawn, with plain numbers at 1, 2 and 5; over more than two
+    decades at 1 and 3.
     """
-    ax.set_xscale("log")
-    low, high = ax.get_xlim()
-    ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5) if high < 100 * low else (3,)))
-    for formatted in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+    ax.set(**{f"{which}scale": "log"})
+    axis, (low, high) = (ax.xaxis, ax.get_xlim()) if which == "x" else (ax.yaxis, ax.get_ylim())
+    axis.set_minor_locator(LogLocator(subs=(2, 5) if high < 100 * low else (3,)))
+    for formatted in (axis.set_major_formatter, axis.set_minor_formatter):
         formatted("{x:g}")
 
 
