@@ -162,7 +162,8 @@ def plot(t: Table):
     start = np.exp(np.log(top(t, widths(t)[0], FULL)).mean())
     axes[0, 1].plot(x, start * (x / x[0]) ** HALF, ":", color=style.GREY, label="width$^{-1/2}$")
     axes[0, 0].set(xscale="log", title="test accuracy at the best σ", xlabel="width")
-    axes[0, 1].set(xscale="log", yscale="log", title="the best σ", xlabel="width")
+    axes[0, 1].set(xscale="log", title="the best σ", xlabel="width")
+    style.logarithmic(axes[0, 1], "y")
     for ax, w in zip(axes[1], (min(widths(t)), max(widths(t))), strict=True):
         for kind in KINDS:
             style.dots(ax, sigmas(t), accuracies(t, w, kind).T, COLOURS[kind], fmt="o-")
@@ -173,7 +174,6 @@ def plot(t: Table):
     for ax in axes[0]:
         ax.set_xticks(widths(t), [str(w) for w in widths(t)])
         ax.set_xticks([], minor=True)
-        ax.yaxis.set_minor_formatter("")
     handles, names = axes[0, 0].get_legend_handles_labels()
     line, name = axes[0, 1].get_legend_handles_labels()
     style.legend(
