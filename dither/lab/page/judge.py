@@ -247,6 +247,9 @@ def _drawn(study: Study, table: Table, store: Store, record: dict[str, Any]) -> 
         record["no picture"] = str(error)
     except BUGS as error:  # a bug of the picture must not hide the claims
         sentence = f"{type(error).__name__}: {error}"
+        if table.missing:  # most pictures need all runs that they show
+            label, why = next(iter(table.missing.items()))
+            sentence = f"some of the runs that it may show have no results, as {label!r} ({why})"
         record["no picture"] = store.log(f"{study.name} picture", sentence, traceback.format_exc())
     return {}
 

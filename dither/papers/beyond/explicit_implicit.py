@@ -219,7 +219,7 @@ def draws_hurt(t: Table) -> Verdict:
 
 
 def plot(t: Table):
-    sets = [s for s in ("sines", "CIFAR-10") if f"{s}, none" in t.there]
+    sets = style.some([s for s in ("sines", "CIFAR-10") if f"{s}, none" in t.there])
     picture, axes = style.grid(1, len(sets), width=6.0 * len(sets), height=4.0)
     for ax, set_ in zip(axes[0], sets, strict=True):
         quantities = SINES if set_ == "sines" else COLOUR

@@ -304,11 +304,11 @@ def currency(net: str, quantity: str, kinds: Sequence[str] = ALL):
 
 
 def plot(t: Table):
-    nets = [net for net in NETS if named(net, NONE) in t.there]
+    nets = style.some([net for net in NETS if named(net, NONE) in t.there])
     picture, axes = style.grid(2 * len(nets), len(SHOWN) // 2, width=11, height=2.9)
     for net, panels in zip(nets, axes.reshape(len(nets), -1), strict=True):
         done = [r for r in levels(t, net) if {named(net, k, r) for k in ALL} <= {*t.there}]
-        rs = [r for r in done if learnt(t, net, r)] or done
+        rs = [r for r in done if learnt(t, net, r)] or style.some(done)
         for ax, quantity in zip(panels, SHOWN, strict=True):
             for kind, colour in COLOURS.items():
                 values = gains(t, net, quantity, [kind], rs)[:, 0]

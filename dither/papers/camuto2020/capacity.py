@@ -53,7 +53,7 @@ def lower(form: str, method: str, among: str) -> Callable[[Table], Verdict]:
 
 
 def plot(t: Table):
-    sets = nets.drawn(t)
+    sets = style.some(nets.drawn(t))
     picture, axes = style.grid(2, len(sets), width=4.0 * len(sets), height=2.7)
     for row, (form, name) in zip(axes, FORMS.items(), strict=True):
         for ax, among in zip(row, sets, strict=True):

@@ -76,7 +76,7 @@ def first_order(t: Table) -> Verdict:
 def plot(t: Table):
     picture, axes = style.grid(1, 3, width=9.5, height=3.6)
     spread, medians, trust = axes[0]
-    dashes = {among: DASHES[among] for among in nets.drawn(t)}
+    dashes = {among: DASHES[among] for among in style.some(nets.drawn(t))}
     for i, (method, colour) in enumerate(METHODS.items()):
         for j, (among, dash) in enumerate(dashes.items()):
             label = f"{method}, {among}"

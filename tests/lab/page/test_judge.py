@@ -1,11 +1,15 @@
 import json
 import math
+import re
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dither.lab.figure import Claim
 from dither.lab.page import judge
+from dither.lab.runs.store import Store
 from dither.lab.table import Table
 
 TABLE = Table.of({"a": {0: [(0, "loss", 1.0)], 1: [(0, "loss", 3.0)]}})
@@ -68,3 +72,18 @@ def test_a_claim_that_cannot_be_judged(check, why, bug):
     assert entry["holds"] is None
     assert entry["numbers"]["why"].startswith(why)
     assert ("Traceback" in trace) == bug
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ({"b": "left out (--only)"}, r"no results, as 'b' \(left out \(--only\)\)"),
+        ({}, "ValueError"),
+    ],
+)
+def test_a_picture_without_all_its_runs_says_which_is_missing(tmp_path, missing, said):
+    table = Table.of({"a": {0: [(0, "q", 1.0)]}}, missing)
+    study: Any = SimpleNamespace(name="toy/fig1", figure=SimpleNamespace(plot=lambda t: max([])))
+    record: dict[str, Any] = {}
+    assert not judge._drawn(study, table, Store(tmp_path), record)
+    assert re.search(said, record["no picture"])
