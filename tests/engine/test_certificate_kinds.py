@@ -91,9 +91,9 @@ class Late(nn.Module):
 @pytest.mark.parametrize("recorded", [False, True])
 def test_what_begins_to_mix_in_a_late_output_is_seen(recorded):
     """With the half-square loss a column is one output; all of them are in the mixture. A shift by
-    one sample is missed where neighbours are silenced alike: with chance 2^(1 − B) at most.
+    one sample is missed where all neighbours are silenced alike: with chance 2^(1 − 64) at most.
     """
-    model, x, y = Late().double(), randn(B, 5), randn(B, 4)
+    model, x, y = Late().double(), randn(64, 5), randn(64, 4)
     noise = dither.inject(model, {"a:in": dither.Additive(1.0)})
     with torch.set_grad_enabled(recorded):
         dither.explicit(noise, x, y, "half_square")
