@@ -90,6 +90,8 @@ def test_every_figure_has_a_page_with_its_claims(pages):
             assert f"--scale {about['scale']} --out {store.parents[2].relative_to(ROOT)}" in page
             assert all(f" · {figures.plain(c['id'])}: " in page for c in claims)
         assert page.count(":class: figure") == len(stores)
+        if stores:
+            assert page.count(":::{dropdown}") == sum(len(figures.record(s)[1]) for s in stores)
         if not stores and name in figures.quick():
             assert "## At the quick scale" in page
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 import dither
 from dither.lab import MLP, SGD, Data, Run, Table
 from dither.lab.figure import Silent
-from dither.lab.rule import decide, not_above
+from dither.lab.rule import below, decide
 from dither.lab.training.loop import Training, train
 from dither.lab.training.watch import State
 from dither.papers.beyond import explicit_implicit, local_hessian, matched, width
@@ -164,7 +164,7 @@ def test_the_kind_of_noise_matters_or_not():
 
 def judged(gain):
     share, why = matched.kinds_share(gain)
-    return decide(not_above("share", share, within=matched.QUARTER), unless=why)[0]
+    return decide(below("share − ¼", share), unless=why)[0]
 
 
 def test_gains_that_do_not_differ_are_not_judged():
@@ -172,6 +172,15 @@ def test_gains_that_do_not_differ_are_not_judged():
     rng = np.random.default_rng(0)
     found = [judged(rng.normal(size=(5, 8, 2))) for _ in range(200)]
     assert sum(f is not None for f in found) <= 10
+    said = [matched.kinds_share(rng.normal(size=(5, 8, 2)))[1] for _ in range(50)]
+    assert sum("not shown that the gains differ" in why for why in said) > 40
+
+
+def test_a_gain_that_is_not_finite_says_so():
+    gain = np.random.default_rng(0).normal(size=(5, 8, 2))
+    gain[0, 0, 0] = np.nan
+    assert "not finite" in matched.kinds_share(gain)[1]
+    assert "n = 2" in matched.kinds_share(gain[1:3])[1]
 
 
 @pytest.mark.parametrize("share", [0.0, matched.QUARTER, 0.9])

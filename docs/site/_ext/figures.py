@@ -50,7 +50,7 @@ def stored(name: str) -> list[Path]:
     scales, or else results.
     """
     found = [ROOT / store / "figures" / name for store in RECORDS]
-    found = [f for f in found if (f / "claims.json").is_file()]
+    found = [f for f in found if record(f)[0]]
     last = ROOT / "results" / "figures" / name
     if not found and (last / "claims.json").is_file():
         return [last]
@@ -105,6 +105,7 @@ def commands(name: str, stores: list[Path], kept: list[Any]) -> list[str]:
     roots = [store.parents[2].relative_to(ROOT) for store in stores]
     said = [
         f"$ dither reproduce {name} --scale {about['scale']} --out {root}"
+        + "  # the page shows a part of it" * bool(about["missing"])
         for root, (about, _) in zip(roots, kept, strict=True)
         if about
     ]
