@@ -4,6 +4,7 @@ built pages load nothing from elsewhere.
 
 import ast
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,17 @@ LOADED = re.compile(
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory):
-    """{name: text} of the pages that Sphinx reads."""
+def site(tmp_path_factory):
+    """The folder that Sphinx reads."""
     folder = tmp_path_factory.mktemp("site")
     assemble.assemble(folder)
-    return {str(p.relative_to(folder)): p.read_text(encoding="utf-8") for p in folder.rglob("*.md")}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    """{name: text} of its pages."""
+    return {str(p.relative_to(site)): p.read_text(encoding="utf-8") for p in site.rglob("*.md")}
 
 
 def test_every_public_name_is_in_the_reference():
@@ -94,6 +101,38 @@ def test_every_figure_has_a_page_with_its_claims(pages):
             assert page.count(":::{dropdown}") == sum(len(figures.record(s)[1]) for s in stores)
         if not stores and name in figures.quick():
             assert "## At the quick scale" in page
+
+
+def test_every_picture_of_a_page_is_there(site):
+    wrong = []
+    for page in site.rglob("*.md"):
+        for name in re.findall(r"^ *`{3}\{image\} (\S+)$", page.read_text(encoding="utf-8"), re.M):
+            inside = (page.parent / name).resolve()
+            if GENERATED.match(str(inside.relative_to(site.resolve()))):
+                continue
+            wrong += [] if inside.is_file() else [(page.name, name)]
+    assert not wrong
+
+
+def test_the_tally_is_of_the_first_record():
+    first = ":::{dropdown} ✓ holds · A: a\n:::{dropdown} ✗ fails · B: b\n"
+    second = "\n## The paper scale\n\n:::{dropdown} – not judged · A: a\n"
+    assert figures.tally(first + second) == "2 claims: 1 ✓, 1 ✗"
+    assert figures.tally("text") == "not run at the quick scale"
+
+
+def test_a_damaged_record_is_left_out(tmp_path, monkeypatch):
+    """The page shows what can be read, first the scale that judges more; else results."""
+    name = "levi2022/fig2"
+    for store in figures.RECORDS:
+        shutil.copytree(ROOT / store / "figures" / name, tmp_path / store / "figures" / name)
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    scales = [figures.record(store)[0]["scale"] for store in figures.stored(name)]
+    assert scales == ["decisive", "paper"]
+    (tmp_path / "records/decisive/figures" / name / "figure.json").unlink()
+    assert [figures.record(store)[0]["scale"] for store in figures.stored(name)] == ["paper"]
+    (tmp_path / "records/figures" / name / "figure.json").unlink()
+    assert figures.stored(name) == []
 
 
 def test_a_docstring_becomes_fields_and_formulae():

@@ -112,7 +112,7 @@ def above(name: str, a: ArrayLike, b: ArrayLike = 0.0, *, by: float = 0.0) -> Co
 
 def below(name: str, a: ArrayLike, b: ArrayLike = 0.0, *, by: float = 0.0) -> Comparison:
     """The mean of a − b is below −`by`."""
-    return Comparison(name, _paired(name, a, b), high=-by)
+    return Comparison(name, _paired(name, a, b), high=0.0 - by)  # 0, and not −0
 
 
 def not_below(name: str, a: ArrayLike, b: ArrayLike = 0.0, *, within: float) -> Comparison:

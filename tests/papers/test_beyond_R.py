@@ -210,12 +210,27 @@ def test_R_itself_is_kept_at_what_is_asked():
 
 
 def test_the_shares_of_the_variance_sum_to_one():
-    gain = np.random.default_rng(0).normal(size=(5, 4, 3))
+    rng, rs = np.random.default_rng(0), np.array([0.0, 1.0, 2.0])
+    gain = rng.normal(size=(5, 4, 3)) + 3 * rs
     parts = matched.shares(gain)
-    assert sum(parts.values()) == pytest.approx(np.ones(5))
-    rs = np.array([0.0, 1.0, 2.0])
-    assert matched.shares(np.broadcast_to(rs, (5, 4, 3)))["r"] == pytest.approx(np.ones(5))
+    assert sum(part.value for part in parts.values()) == pytest.approx(1)
+    assert parts["share of r"].value > 0.7
+    exact = matched.shares(np.broadcast_to(rs, (5, 4, 3)))["share of r"]
+    assert exact == (pytest.approx(1), pytest.approx(0))
     assert matched.per_nat(gain * 0 + rs * matched.GUESS, [0.0, 1.0, 2.0]) == pytest.approx(1)
+
+
+def test_the_error_of_a_share_is_its_scatter():
+    rng, r = np.random.default_rng(2), np.array([-1.0, 1.0, -1.0, 1.0])
+    mean = r + 0.7 * np.linspace(-1, 1, 7)[:, None]
+    found = [
+        matched.shares(mean + 0.5 * rng.normal(size=(5, 7, 4)))["share of kind"] for _ in range(200)
+    ]
+    errors = np.sqrt(np.mean([e.sem**2 for e in found]))
+    assert errors == pytest.approx(np.std([e.value for e in found]), rel=0.3)
+    part = (mean - mean.mean(1, keepdims=True).mean(0)).mean(1)
+    truth = 4 * (part**2).sum() / ((mean - mean.mean()) ** 2).sum()
+    assert np.mean([e.value for e in found]) == pytest.approx(truth, abs=0.02)
 
 
 # ------------------------------------------------------------------------------------- over widths

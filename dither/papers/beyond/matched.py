@@ -25,10 +25,11 @@ import torch
 
 import dither
 from dither.errors import NotFinite
+from dither.estimate import Estimate
 from dither.lab import CNN, MLP, SGD, Array, Claim, Conv, Data, Figure, Loss, Run, State, Table
 from dither.lab import Verdict as Judged
 from dither.lab.data import needs
-from dither.lab.rule import LEAST, below, decide, interval
+from dither.lab.rule import below, decide, few, interval
 from dither.measures import calibration, margins, robustness
 from dither.measures.curvature import trace
 from dither.noise import dropout, uniform
@@ -235,13 +236,6 @@ def squares(gain: Array) -> dict[str, Array]:
     }
 
 
-def shares(gain: Array) -> dict[str, Array]:
-    """Their shares in the variance of [S, kinds, r], seed by seed; [S]."""
-    parts = squares(gain)
-    whole = np.maximum(sum(parts.values()), np.finfo(float).tiny)
-    return {name: part / whole for name, part in parts.items()}
-
-
 def kinds_share(gain: Array) -> tuple[Array, str]:
     """Whether the kind's share in the variance of the mean gain [S, kinds, r] is below ¼: values
     [S] of (kind − ¼ whole) / whole, whose mean is the share − ¼; and why they can't be judged, "".
@@ -253,25 +247,25 @@ def kinds_share(gain: Array) -> tuple[Array, str]:
     n = len(gain)
     if not np.isfinite(gain).all():
         return np.full(n, np.nan), "a gain is not finite: a run diverged, or ended too early"
-    if n < LEAST:
-        return np.full(n, np.nan), f"n = {n}: fewer than {LEAST} seeds are not judged"
+    if why := few(n):
+        return np.full(n, np.nan), why
     kind, whole = (_pseudo(gain, name) for name in ("kind", "whole"))
     if not interval(whole)[1] > 0:
         return kind * np.nan, "it is not shown that the gains differ by more than the seeds scatter"
     return (kind - QUARTER * whole) / whole.mean(), ""
 
 
-def unbiased(gain: Array) -> dict[str, Any]:
-    """The shares without the seeds' scatter; of the kind with its own interval, linearised."""
-    if len(gain) < LEAST or not np.isfinite(gain).all():
-        return {}
-    each = {name: _pseudo(gain, name) for name in ("kind", "r", "both", "whole")}
-    whole = each["whole"].mean()
-    found: dict[str, Any] = {}
-    for name in ("kind", "r", "both"):
-        share = each[name].mean() / whole
-        low, high = interval((each[name] - share * each["whole"]) / whole + share)[1:]
-        found[f"share of {name}"] = f"{share:.2f} [{low:.2f}, {high:.2f}]"
+def shares(gain: Array) -> dict[str, Estimate]:
+    """The shares of r, of the kind and of both in the variance of the mean gain [S, kinds, r], less
+    the seeds' scatter. Errors: the jackknife's, of part − share · whole.
+    """
+    parts = {name: _pseudo(gain, name) for name in ("r", "kind", "both")}
+    whole = _pseudo(gain, "whole")
+    found = {}
+    for name, part in parts.items():
+        share = part.mean() / whole.mean()
+        error = (part - share * whole).std(ddof=1) / len(gain) ** 0.5 / abs(whole.mean())
+        found[f"share of {name}"] = Estimate(float(share), float(error))
     return found
 
 
@@ -307,14 +301,12 @@ def currency(net: str, quantity: str, kinds: Sequence[str] = ALL):
             "" if len(rs) > 1 else f"R was held, and all nets learnt, at {len(rs)} r: 2 are needed"
         )
         gain = gains(t, net, quantity, kinds, rs if len(rs) > 1 else levels(t, net))
-        parts = shares(gain)
         if len(rs) > 1:
             slopes = per_nat(gain, rs)
             numbers |= {f"gain per nat, {kind}": slopes[:, i] for i, kind in enumerate(kinds)}
-        numbers |= {f"share of {name}, with the seeds' scatter": p for name, p in parts.items()}
         share, noise = kinds_share(gain)
         asked = below("share of the kind − ¼", share)
-        numbers |= {} if noise else unbiased(gain)
+        numbers |= {} if noise else shares(gain)
         return decide(asked, unless=why or noise, numbers=numbers)
 
     return check
@@ -393,5 +385,5 @@ figure = Figure(
     ],
     seeds={"smoke": 2, "quick": 3, "decisive": 5, "paper": 5},
     needs=("fashion-mnist",),
-    cost={"smoke": 0.3, "quick": 0.8, "decisive": 200, "paper": 5000},
+    cost={"smoke": 0.3, "quick": 0.8, "decisive": 830, "paper": 5000},
 )  # fmt: skip

@@ -198,5 +198,5 @@ figure = Figure(
     ],
     needs=["fashion-mnist"],
     seeds={"smoke": 2, "quick": 5, "decisive": 5, "paper": 5},
-    cost={"smoke": 0.2, "quick": 1.2, "decisive": 300, "paper": 3000},
+    cost={"smoke": 0.2, "quick": 1.2, "decisive": 45, "paper": 3000},
 )  # fmt: skip

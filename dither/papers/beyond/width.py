@@ -209,5 +209,5 @@ figure = Figure(
     ],
     seeds={"smoke": 2, "quick": 5, "decisive": 5, "paper": 5},
     needs=("fashion-mnist",),
-    cost={"smoke": 0.2, "quick": 0.8, "decisive": 160, "paper": 20_000},
+    cost={"smoke": 0.2, "quick": 0.8, "decisive": 90, "paper": 20_000},
 )  # fmt: skip

@@ -81,7 +81,7 @@ def plot(t: Table):
         for j, (among, dash) in enumerate(dashes.items()):
             label = f"{method}, {among}"
             gamma = np.stack([t.last(label, f"γ/test/{q}") for q in PERCENTS], 1)
-            if among == ALL:
+            if j == 0:
                 style.band(spread, PERCENTS, gamma, colour, ls=dash, label=method)
             at = [j + 0.22 * (i - 1)]
             style.dots(medians, at, t.last(label, "γ/test/50")[:, None], colour, ms=7)
@@ -94,7 +94,7 @@ def plot(t: Table):
                 label=among if method == "none" else None,
             )
     spread.axhline(0, color=style.GREY, lw=1)
-    spread.set(xlabel="test images (%)", ylabel="input margin γ", title=ALL)
+    spread.set(xlabel="test images (%)", ylabel="input margin γ", title=next(iter(dashes)))
     medians.set(xlim=(-0.5, len(dashes) - 0.5), ylabel="median γ")
     medians.set_xticks(range(len(dashes)), list(dashes))
     low, high = trust.get_xlim()[0], max(trust.get_xlim()[1], trust.get_ylim()[1])
