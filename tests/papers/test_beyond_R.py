@@ -19,7 +19,7 @@ from dither.papers.beyond import explicit_implicit, local_hessian, matched, widt
 from dither.papers.levi2022 import mechanism
 from dither.papers.levi2022.looks import LocalHessian, corrupted
 from dither.papers.levi2022.methods import LARGE, METHODS
-from dither.papers.orvieto2022.schemes import ACCURACY, FULL, GD
+from dither.papers.orvieto2022.schemes import ACCURACY, FULL, GD, LAYER
 
 SEEDS = range(5)
 
@@ -39,7 +39,11 @@ def table(values) -> Table:
 
 
 def verdict(figure, claim, t):
-    return next(c for c in figure.claims if c.id == claim).check(t)[0]
+    return said(figure, claim, t)[0]
+
+
+def said(figure, claim, t):
+    return next(c for c in figure.claims if c.id == claim).check(t)
 
 
 def drawn(figure, t):
@@ -203,8 +207,8 @@ def test_the_share_of_the_kind_is_judged_as_it_is(share):
 
 
 def test_R_itself_is_kept_at_what_is_asked():
-    size = matched.Size((16, 16), 256, 64, 10, looks=2, limit=32, batch=32)
-    run = matched.runs((0.1,), FC=size)[matched.named("FC", matched.ITSELF, 0.1)]
+    size = matched.Size((16, 16), 256, 64, 10, looks=2, limit=32, batch=32, levels=(0.1,))
+    run = matched.runs(FC=size)[matched.named("FC", matched.ITSELF, 0.1)]
     R = [value for _, quantity, value in train(run, (0,), Silent())[0] if quantity == "R"]
     assert R[-1] == pytest.approx(0.1 * matched.GUESS, rel=0.6)
 
@@ -262,6 +266,14 @@ def test_each_at_its_best_sigma():
     assert [verdict(width.figure, c, same) for c in ("D1", "D2", "D3")] == [False] * 3
     edge = tuned(lambda w, kind, sigma: 0.5 + sigma)
     assert verdict(width.figure, "D1", edge) is None
+
+
+def test_no_noise_is_one_of_the_sigmas():
+    """Noise that only hurts is best at 0: there is no advantage, and no best σ to have a slope."""
+    t = tuned(lambda w, kind, sigma: 0.8 - sigma * (0.1 if kind == LAYER else 1.0))
+    assert width.best(t, 64, FULL)[1].tolist() == [0.0] * len(SEEDS)
+    assert [verdict(width.figure, c, t) for c in ("D1", "D2", "D3")] == [False, False, None]
+    assert "smallest" in said(width.figure, "D3", t)[1]["why"]
 
 
 def test_the_best_sigma_lies_between_those_of_the_grid():
