@@ -386,7 +386,7 @@ figure = Figure(
         "changed after five seeds of the FC, of which nothing could be judged: r of .001 and .003 "
         "beside them, and the claims of seven noises. Noise on one tensor at a time, as large as a "
         "tensor, had .66 of what r = .01 asks. What it could hold decided, not what it gained",
-        "decisive, CNN: 5000 images, r up to .03 as in trials most nets learn little with more, bf16 "
+        "decisive, CNN: 5000 images, r up to .03 as nets learnt little with more in trials, bf16 "
         "in the training steps; looks on 300 images, Hessians and exact R on 32",
         "quick: FC of 64² on 500 images, r = .01 and .03, 3 seeds, without the CNN",
     ],
