@@ -252,8 +252,8 @@ def tuned(accuracy):
 
 
 def at_its_best(w, kind, sigma):
-    """Full noise is best at σ = .4 / (w/32)^½, layer-wise at .1, where it gains with the width."""
-    best = 0.2 * (32 / w) ** 0.5 if kind == FULL else 0.1
+    """Full noise is best at σ = .05 / (w/32)^½, layer-wise at .05; it gains with the width."""
+    best = 0.05 * (32 / w) ** 0.5 if kind == FULL else 0.05
     top = 0.8 if kind == FULL else 0.82 + 0.02 * math.log2(w / 32)
     return top - 0.05 * abs(math.log2(sigma / best))
 
@@ -262,7 +262,7 @@ def test_each_at_its_best_sigma():
     t = tuned(at_its_best)
     assert [verdict(width.figure, c, t) for c in ("D1", "D2", "D3")] == [True] * 3
     drawn(width.figure, t)
-    same = tuned(lambda w, kind, sigma: 0.8 - 0.05 * abs(math.log2(sigma / 0.1)))
+    same = tuned(lambda w, kind, sigma: 0.8 - 0.05 * abs(math.log2(sigma / 0.05)))
     assert [verdict(width.figure, c, same) for c in ("D1", "D2", "D3")] == [False] * 3
     edge = tuned(lambda w, kind, sigma: 0.5 + sigma)
     assert verdict(width.figure, "D1", edge) is None
@@ -277,8 +277,8 @@ def test_no_noise_is_one_of_the_sigmas():
 
 
 def test_the_best_sigma_lies_between_those_of_the_grid():
-    t = tuned(lambda w, kind, sigma: 0.8 - 0.02 * math.log2(sigma / 0.12) ** 2)
-    assert width.top(t, 64, FULL) == pytest.approx(0.12, rel=0.02)
+    t = tuned(lambda w, kind, sigma: 0.8 - 0.02 * math.log2(sigma / 0.03) ** 2)
+    assert width.top(t, 64, FULL) == pytest.approx(0.03, rel=0.02)
 
 
 def test_the_interval_of_the_slope_is_no_narrower_than_its_error():
@@ -286,7 +286,7 @@ def test_the_interval_of_the_slope_is_no_narrower_than_its_error():
     rng, decided = np.random.default_rng(0), 0
 
     def noisy(w, kind, sigma):
-        best = 0.1 * (w / 64) ** -0.3
+        best = 0.03 * (w / 64) ** -0.3
         return lambda seed: 0.8 - 0.01 * math.log2(sigma / best) ** 2 + 0.003 * rng.normal()
 
     for _ in range(40):
