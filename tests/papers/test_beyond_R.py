@@ -19,7 +19,7 @@ from dither.papers.beyond import explicit_implicit, local_hessian, matched, widt
 from dither.papers.levi2022 import mechanism
 from dither.papers.levi2022.looks import LocalHessian, corrupted
 from dither.papers.levi2022.methods import LARGE, METHODS
-from dither.papers.orvieto2022.schemes import ACCURACY, FULL, GD, LAYER
+from dither.papers.orvieto2022.schemes import ACCURACY, FULL, GD, LAYER, LOSS
 
 SEEDS = range(5)
 
@@ -240,11 +240,11 @@ def test_the_error_of_a_share_is_its_scatter():
 # ------------------------------------------------------------------------------------- over widths
 
 
-def tuned(accuracy):
-    """accuracy(width, kind, σ)."""
+def tuned(accuracy, loss=0.1):
+    """accuracy(width, kind, σ); loss: the training loss of plain GD."""
     found = {}
-    for w in (32, 64, 128):
-        found[f"{w} {GD}"] = {ACCURACY: 0.8}
+    for w in (64, 256, 1024):
+        found[f"{w} {GD}"] = {ACCURACY: 0.8, LOSS: loss}
         for kind in width.KINDS:
             for sigma in width.GRID:
                 found[f"{w} {kind}, σ = {sigma:g}"] = {ACCURACY: accuracy(w, kind, sigma)}
@@ -252,9 +252,9 @@ def tuned(accuracy):
 
 
 def at_its_best(w, kind, sigma):
-    """Full noise is best at σ = .05 / (w/32)^½, layer-wise at .05; it gains with the width."""
-    best = 0.05 * (32 / w) ** 0.5 if kind == FULL else 0.05
-    top = 0.8 if kind == FULL else 0.82 + 0.02 * math.log2(w / 32)
+    """Full noise is best at σ = .05 / (w/64)^½, layer-wise at .05; it gains with the width."""
+    best = 0.05 * (64 / w) ** 0.5 if kind == FULL else 0.05
+    top = 0.8 if kind == FULL else 0.82 + 0.02 * math.log2(w / 64)
     return top - 0.05 * abs(math.log2(sigma / best))
 
 
@@ -264,6 +264,8 @@ def test_each_at_its_best_sigma():
     drawn(width.figure, t)
     same = tuned(lambda w, kind, sigma: 0.8 - 0.05 * abs(math.log2(sigma / 0.05)))
     assert [verdict(width.figure, c, same) for c in ("D1", "D2", "D3")] == [False] * 3
+    slow = tuned(at_its_best, loss=0.9)
+    assert [verdict(width.figure, c, slow) for c in ("D1", "D2", "D3")] == [None] * 3
     edge = tuned(lambda w, kind, sigma: 0.5 + sigma)
     assert verdict(width.figure, "D1", edge) is None
 
@@ -271,14 +273,14 @@ def test_each_at_its_best_sigma():
 def test_no_noise_is_one_of_the_sigmas():
     """Noise that only hurts is best at 0: there is no advantage, and no best σ to have a slope."""
     t = tuned(lambda w, kind, sigma: 0.8 - sigma * (0.1 if kind == LAYER else 1.0))
-    assert width.best(t, 64, FULL)[1].tolist() == [0.0] * len(SEEDS)
+    assert width.best(t, 256, FULL)[1].tolist() == [0.0] * len(SEEDS)
     assert [verdict(width.figure, c, t) for c in ("D1", "D2", "D3")] == [False, False, None]
     assert "smallest" in said(width.figure, "D3", t)[1]["why"]
 
 
 def test_the_best_sigma_lies_between_those_of_the_grid():
     t = tuned(lambda w, kind, sigma: 0.8 - 0.02 * math.log2(sigma / 0.03) ** 2)
-    assert width.top(t, 64, FULL) == pytest.approx(0.03, rel=0.02)
+    assert width.top(t, 256, FULL) == pytest.approx(0.03, rel=0.02)
 
 
 def test_the_interval_of_the_slope_is_no_narrower_than_its_error():
@@ -286,7 +288,7 @@ def test_the_interval_of_the_slope_is_no_narrower_than_its_error():
     rng, decided = np.random.default_rng(0), 0
 
     def noisy(w, kind, sigma):
-        best = 0.03 * (w / 64) ** -0.3
+        best = 0.03 * (w / 256) ** -0.3
         return lambda seed: 0.8 - 0.01 * math.log2(sigma / best) ** 2 + 0.003 * rng.normal()
 
     for _ in range(40):
