@@ -186,6 +186,7 @@ def plot(t: Table):
     axes[0, 1].plot(x, start * (x / x[0]) ** HALF, ":", color=style.GREY, label="width$^{-1/2}$")
     axes[0, 0].set(xscale="log", title="test accuracy at the best σ", xlabel="width")
     axes[0, 1].set(xscale="log", title="the best σ above 0", xlabel="width")
+    axes[0, 1].set_ylim(sigmas(t)[0], sigmas(t)[-1])  # even if no width has a best σ above 0
     style.logarithmic(axes[0, 1], "y")
     for ax, w in zip(axes[1], (min(widths(t)), max(widths(t))), strict=True):
         for kind in KINDS:
