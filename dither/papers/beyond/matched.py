@@ -359,7 +359,7 @@ figure = Figure(
     quick={"FC": Size((64, 64), 500, 500, 30, looks=3, limit=100, batch=64, levels=LEVELS[2:4])},
     decisive={
         "FC": Size((256, 256, 256), 6000, 2000, 30),
-        "CNN": Size((16, 32, 32), 5000, 2000, 40, limit=500, probed=32, levels=LEVELS[1:5],
+        "CNN": Size((16, 32, 32), 5000, 2000, 40, limit=500, probed=32, levels=LEVELS[1:4],
                     precision="bf16", schedule="cosine", between=20, strength=0.005),
     },
     paper={
@@ -396,5 +396,5 @@ figure = Figure(
         "quick: FC of 64² on 500 images, r = .01 and .03, 3 seeds, without the CNN",
     ],
     seeds={"smoke": 2, "quick": 3, "decisive": 5, "paper": 5}, needs=("fashion-mnist",),
-    cost={"smoke": 0.3, "quick": 0.8, "decisive": 170, "paper": 5000},
+    cost={"smoke": 0.3, "quick": 0.8, "decisive": 140, "paper": 5000},
 )  # fmt: skip

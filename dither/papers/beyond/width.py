@@ -192,9 +192,8 @@ def plot(t: Table):
         for kind in KINDS:
             style.dots(ax, sigmas(t), accuracies(t, w, kind).T, COLOURS[kind], fmt="o-")
         ax.axhline(t.last(f"{w} {GD}", ACCURACY).mean(), color=COLOURS[GD], lw=1)
-        ax.set(xscale="log", title=f"width {w}", xlabel="σ", ylabel="test accuracy")
-        ax.set_xticks(sigmas(t), [f"{sigma:g}" for sigma in sigmas(t)])
-        ax.set_xticks([], minor=True)
+        ax.set(title=f"width {w}", xlabel="σ", ylabel="test accuracy")
+        style.logarithmic(ax)
     for ax in axes[0]:
         ax.set_xticks(widths(t), [str(w) for w in widths(t)])
         ax.set_xticks([], minor=True)
