@@ -1,54 +1,24 @@
-"""The mechanism of nodes; and beyond: R or the draws, one R, the local Hessian, widths."""
+"""The mechanism of nodes; and beyond: R or the draws, one R, the local Hessian."""
 
-import io
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from beyond import drawn, table, verdict
 from torch.nn.functional import cross_entropy
 
 import dither
-from dither.lab import MLP, SGD, Data, Run, Table
+from dither.lab import MLP, SGD, Data, Run
 from dither.lab.figure import Silent
 from dither.lab.rule import below, decide
 from dither.lab.training.loop import Training, train
 from dither.lab.training.watch import State
-from dither.papers.beyond import explicit_implicit, local_hessian, matched, width
+from dither.papers.beyond import explicit_implicit, local_hessian, matched
 from dither.papers.levi2022 import mechanism
 from dither.papers.levi2022.looks import LocalHessian, corrupted
 from dither.papers.levi2022.methods import LARGE, METHODS
-from dither.papers.orvieto2022.schemes import ACCURACY, FULL, GD, LAYER, LOSS
-
-SEEDS = range(5)
-
-
-def table(values) -> Table:
-    """{run: {quantity: value, [values along training] or value(seed)}}; seeds differ a little."""
-    rows = {}
-    for i, (label, quantities) in enumerate(values.items()):
-        rows[label] = {seed: [] for seed in SEEDS}
-        for seed in SEEDS:
-            for q, v in quantities.items():
-                path = v(seed) if callable(v) else v
-                path = path if isinstance(path, list) else [path]
-                wiggle = 1 + 1e-3 * ((3 * seed + i) % 5 - 2)
-                rows[label][seed] += [(float(k), q, x * wiggle) for k, x in enumerate(path)]
-    return Table.of(rows)
-
-
-def verdict(figure, claim, t):
-    return said(figure, claim, t)[0]
-
-
-def said(figure, claim, t):
-    return next(c for c in figure.claims if c.id == claim).check(t)
-
-
-def drawn(figure, t):
-    figure.plot(t).savefig(io.BytesIO(), format="png")
-
 
 # ------------------------------------------------------------------------------------ the mechanism
 
@@ -213,6 +183,18 @@ def test_R_itself_is_kept_at_what_is_asked():
     assert R[-1] == pytest.approx(0.1 * matched.GUESS, rel=0.6)
 
 
+def test_a_net_has_its_own_levels_and_ways():
+    small = matched.Size((4, 4), 64, 64, 2, looks=2, limit=32, probed=8, levels=(0.1,))
+    other = replace(small, levels=(0.2, 0.3), precision="bf16", schedule="cosine", between=7)
+    found = matched.runs(FC=replace(other, strength=0.5))
+    assert {label.split("r = ")[1] for label in found if "r = " in label} == {"0.2", "0.3"}
+    run = found["FC, every layer, r = 0.2"]
+    assert (run.precision, run.schedule, run.noise.sigma.every) == ("bf16", "cosine", 7)
+    look = run.watch[1]
+    assert (look.limit, look.probed, look.strength) == (32, 8, 0.5)
+    assert matched.runs(FC=small)["FC, none"].schedule == "constant"
+
+
 def test_the_shares_of_the_variance_sum_to_one():
     rng, rs = np.random.default_rng(0), np.array([0.0, 1.0, 2.0])
     gain = rng.normal(size=(5, 4, 3)) + 3 * rs
@@ -235,99 +217,6 @@ def test_the_error_of_a_share_is_its_scatter():
     part = (mean - mean.mean(1, keepdims=True).mean(0)).mean(1)
     truth = 4 * (part**2).sum() / ((mean - mean.mean()) ** 2).sum()
     assert np.mean([e.value for e in found]) == pytest.approx(truth, abs=0.02)
-
-
-# ------------------------------------------------------------------------------------- over widths
-
-
-def tuned(accuracy, loss=0.1, widths=(64, 256, 1024)):
-    """accuracy(width, kind, σ); loss: the training loss of plain GD."""
-    found = {}
-    for w in widths:
-        found[f"{w} {GD}"] = {ACCURACY: 0.8, LOSS: loss}
-        for kind in width.KINDS:
-            for sigma in width.GRID:
-                found[f"{w} {kind}, σ = {sigma:g}"] = {ACCURACY: accuracy(w, kind, sigma)}
-    return table(found)
-
-
-def at_its_best(w, kind, sigma):
-    """Full noise is best at σ = .1 / (w/64)^½, layer-wise at .05; it gains with the width."""
-    best = 0.1 * (64 / w) ** 0.5 if kind == FULL else 0.05
-    top = 0.81 if kind == FULL else 0.83 + 0.01 * math.log2(w / 64)
-    return top - 0.02 * abs(math.log2(sigma / best))
-
-
-def verdicts(t):
-    return [verdict(width.figure, c, t) for c in ("D1", "D2", "D3")]
-
-
-def test_each_at_its_best_sigma():
-    t = tuned(at_its_best)
-    assert verdicts(t) == [True] * 3
-    drawn(width.figure, t)
-    same = tuned(lambda w, kind, sigma: 0.81 - 0.02 * abs(math.log2(sigma / 0.05)))
-    assert verdicts(same) == [False] * 3
-    assert verdicts(tuned(lambda w, kind, sigma: 0.8 + sigma)) == [None] * 3
-
-
-@pytest.mark.parametrize(
-    "how", [{"loss": 0.9}, {"loss": float("nan")}, {"widths": (64, 128, 256)}]
-)  # fmt: skip
-def test_widths_are_judged_of_wide_nets_that_have_learnt(how):
-    assert verdicts(tuned(at_its_best, **how)) == [None] * 3
-
-
-def test_a_claim_is_held_up_by_what_it_reads_alone():
-    """Layer-wise noise at the end of the grid, in the middle width: D1, D2 and D3 don't read it."""
-    at = lambda w, kind, sigma: (  # noqa: E731
-        0.8 + sigma if (w, kind) == (256, LAYER) else at_its_best(w, kind, sigma)
-    )
-    assert verdicts(tuned(at)) == [True] * 3
-
-
-def test_no_noise_is_one_of_the_sigmas():
-    """Noise that only hurts is best at 0: there is no advantage, and no best σ to have a slope."""
-    t = tuned(lambda w, kind, sigma: 0.8 - sigma * (0.1 if kind == LAYER else 1.0))
-    for kind in width.KINDS:
-        assert width.best(t, 256, kind)[1].tolist() == [0.0] * len(SEEDS)
-    assert verdicts(t) == [False, False, None]
-    plateau = tuned(lambda w, kind, sigma: 0.79 - 0.01 * abs(math.log2(sigma / 0.05)))
-    assert verdicts(plateau) == [False, False, None]
-    assert "no noise is better" in said(width.figure, "D3", plateau)[1]["why"]
-    drawn(width.figure, t)
-
-
-def test_the_best_sigma_lies_between_those_of_the_grid():
-    t = tuned(lambda w, kind, sigma: 0.81 - 0.2 * math.log2(sigma / 0.03) ** 2)
-    assert width.top(t, 256, FULL) == pytest.approx(0.03, rel=0.02)
-
-
-def hump(slope, scatter, rng):
-    """Accuracies of noise that helps a little and then ruins the net, best at σ ~ width^slope."""
-
-    def accuracy(w, kind, sigma):
-        off = math.log2(sigma / (0.035 * (w / 256) ** slope))
-        fall = 0.03 * off**2 + 0.03 * max(off, 0.0) ** 3
-        return lambda seed: 0.83 - fall + scatter * rng.normal()
-
-    return tuned(accuracy)
-
-
-@pytest.mark.parametrize("slope", [-0.5, -0.3])
-def test_the_slope_of_the_best_sigma_is_the_true_one(slope):
-    found = width.slope(hump(slope, 1e-6, np.random.default_rng(0)), FULL)
-    assert found.mean() == pytest.approx(slope, abs=0.03)
-
-
-def test_the_interval_of_the_slope_is_no_narrower_than_its_error():
-    """A true slope at the edge of the range is told from it in one case of twenty at most."""
-    rng = np.random.default_rng(0)
-    judged = [verdict(width.figure, "D3", hump(-0.3, 0.002, rng)) for _ in range(40)]
-    assert sum(v is not None for v in judged) <= 6
-    wrong = [verdict(width.figure, "D3", hump(-0.5, 0.002, rng)) for _ in range(10)]
-    assert sum(v is True for v in wrong) >= 3
-    assert False not in wrong
 
 
 # ---------------------------------------------------------------------------------- R or the draws

@@ -90,13 +90,15 @@ def best(t: Table, width: int, kind: str) -> tuple[Array, Array]:
 
 def top(t: Table, width: int, kind: str) -> Array:
     """The best σ above 0 of each seed, [S]: where the parabola in ln σ through a seed's highest
-    accuracy and its two neighbours is highest; NaN where the highest is at an end of the grid. Each
-    seed has its own three: were they chosen together, seeds would not show the error of the choice.
+    accuracy and its two neighbours is highest; NaN where the highest is at an end of the grid or
+    beside a run that diverged. Each seed has its own three: were they chosen together, seeds would
+    not show the error of the choice.
     """
     table, x = accuracies(t, width, kind), np.log(sigmas(t))
     found = np.full(table.shape[1], np.nan)
     for seed, y in enumerate(table.T):
-        if 0 < (at := int(y.argmax())) < len(x) - 1:
+        at = int(y.argmax())
+        if 0 < at < len(x) - 1 and y[at - 1 : at + 2].min() > 0:
             bend, tilt, _ = np.polyfit(x[at - 1 : at + 2] - x[at], y[at - 1 : at + 2], 2)
             peak = -tilt / (2 * bend) if bend < 0 else 0.0  # three equal accuracies
             found[seed] = sigmas(t)[at] * np.exp(peak)
@@ -133,7 +135,9 @@ def unsloped(t: Table, kind: str) -> str:
         if not (best(t, w, kind)[1] > 0).all():
             return f"width {w}: no noise is better than {kind}"
         if not np.isfinite(top(t, w, kind)).all():
-            return f"width {w}, {kind}: the best σ of a seed is at an end of the grid"
+            return (
+                f"width {w}, {kind}: a seed's best σ is at the grid's end, or beside a divergence"
+            )
     return ""
 
 
