@@ -236,8 +236,14 @@ def plot(t: Table):
         ax.set(title="sum of sines" if set_ == "sines" else "CONV, CIFAR-10")
         ax.set_xticks(range(len(quantities)), quantities.values())
     axes[0, 0].set_ylabel("share of the effect of noise")
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    style.legend(picture, handles=handles, labels=names, loc="outside upper center", ncols=6)
+    bars = dict[str, Any]()
+    for ax in axes[0]:  # a set may have arms that the other has not
+        bars |= {name: bar for bar, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    shown = [arm for arm in COLOURS if arm in bars]
+    style.legend(
+        picture, handles=[bars[arm] for arm in shown], labels=shown,
+        loc="outside upper center", ncols=6,
+    )  # fmt: skip
     return picture
 
 
