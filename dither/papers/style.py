@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from dither.errors import DitherError
 from dither.lab import Table
@@ -47,20 +47,23 @@ def some(there: Some, least: int = 1) -> Some:
 
 
 def logarithmic(ax: Axes, which: Literal["x", "y"] = "x") -> None:
-    """A logarithmic axis over what was drawn, with plain numbers: at 1, 2 and 5; over more than two
-    decades at 1 and 3; over less than a factor 5 at 1, 2, 3, 5 and 7, and below a factor 2 evenly.
+    """A logarithmic axis over what was drawn, with few plain numbers: at 1, 2 and 5; over more than
+    two decades at 1 and 3, over more than three and a half at 1, eight at most; over less than a
+    factor 5 at 1, 2, 3, 5 and 7, and below a factor 2 evenly.
     """
     ax.set(**{f"{which}scale": "log"})
     axis, (low, high) = (ax.xaxis, ax.get_xlim()) if which == "x" else (ax.yaxis, ax.get_ylim())
-    ratio = high / low
-    if ratio < 2:
-        axis.set_major_locator(MaxNLocator(4))
-    else:
-        digits = (1, 3) if ratio > 100 else (1, 2, 5) if ratio > 5 else (1, 2, 3, 5, 7)
-        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
-        numbers = [digit * 10.0**decade for decade in decades for digit in digits]
-        axis.set_major_locator(FixedLocator([n for n in numbers if low <= n <= high]))
     axis.set_minor_locator(NullLocator())
+    if (ratio := high / low) < 2:
+        axis.set_major_locator(MaxNLocator(4))
+        axis.set_major_formatter(ScalarFormatter(useOffset=False))  # digits that tell them apart
+        return
+    bounds = ((5, (1, 2, 3, 5, 7)), (100, (1, 2, 5)), (3000, (1, 3)))
+    digits = next((few for bound, few in bounds if ratio < bound), (1,))
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    decades = range(first, last + 1, 1 + (last - first) // 8)
+    numbers = [digit * 10.0**decade for decade in decades for digit in digits]
+    axis.set_major_locator(FixedLocator([n for n in numbers if low <= n <= high]))
     axis.set_major_formatter("{x:g}")
 
 

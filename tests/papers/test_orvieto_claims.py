@@ -1,7 +1,5 @@
 """Orvieto et al. 2022, Figs. 3-12: each claim holds and fails on tables made by hand."""
 
-from itertools import pairwise
-
 import numpy as np
 import polars as pl
 import pytest
@@ -277,25 +275,3 @@ def test_the_residual_net():
     assert verdict(fig6.figure, f"O18 statistics {ON}", thin)[0] is True
     assert verdict(fig6.figure, f"O18 {ON}", residual((0.8, 0.7), (0.81, 0.82), width=16))[0]
     assert fig6.sgd(thin, cnns.FASHION) in fig6.figure.at("quick")
-
-
-@pytest.mark.parametrize("span", [(2.303, 2.297), (0.4, 3.0), (0.01, 50.0)])
-def test_numbers_on_a_logarithmic_axis_never_overprint(span):
-    from matplotlib.figure import Figure
-
-    picture = Figure(figsize=(4, 3))
-    ax = picture.subplots()
-    ax.plot([0, 1], span)
-    schemes.logarithmic(ax)
-    picture.canvas.draw()
-    labels = [*ax.get_yticklabels(), *ax.get_yticklabels(minor=True)]
-    inside = [b for b in labels if b.get_text() and _within(ax, b.get_position()[1])]
-    boxes = sorted(b.get_window_extent().intervaly.tolist() for b in inside)
-    assert 2 <= len(boxes) < 8
-    assert len({b.get_text() for b in inside}) == len(inside)
-    assert all(low[1] <= high[0] for low, high in pairwise(boxes))
-
-
-def _within(ax, y):
-    low, high = ax.get_ylim()
-    return low <= y <= high

@@ -277,6 +277,7 @@ figure = Figure(
     departures=[
         "no paper has this figure; a lead was that nets trained on R show Fig. 4's spectrum and "
         "not Fig. 5's order; the bounds were written before any run",
+        "arms are compared after as many steps, not at equal training loss",
         "R of the CONV is from one random column",
         "quick: width 64, 500 steps, without the means of many draws, no CIFAR-10",
     ],

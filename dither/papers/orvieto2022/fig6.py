@@ -41,7 +41,6 @@ from dither.papers.orvieto2022.schemes import (
     chosen,
     common_loss,
     gains,
-    logarithmic,
     unlearnt,
 )
 from dither.schedule import Until
@@ -273,7 +272,7 @@ def plot(t: Table):
         ticks = list(sweep(t, data, FULL))
         ax.set_xticks(ticks, [f"{s:g}" for s in ticks])
         ax.set_xticks([], minor=True)
-    logarithmic(axes[0, 1])
+    style.logarithmic(axes[0, 1], "y")
     style.legend(axes[0, 0], fontsize=9)
     return picture
 

@@ -30,7 +30,6 @@ from dither.papers.orvieto2022.schemes import (
     TITLES,
     TRACE,
     gains,
-    logarithmic,
     schemes,
     unlearnt,
 )
@@ -101,7 +100,7 @@ def plot(t: Table):
         ax.set(xscale="log", xlabel="units of a hidden layer", title=f"{TITLES[quantity]}, the end")
         ax.set_xticks(widths, [str(w) for w in widths])
         ax.set_xticks([], minor=True)
-    logarithmic(axes[0, 1])
+    style.logarithmic(axes[0, 1], "y")
     style.legend(axes[0, 0])
     return picture
 

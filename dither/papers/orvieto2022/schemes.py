@@ -9,7 +9,6 @@ Their recorded trace is multiplied by the number of probes; here it is the trace
 linear in each tensor but for kinks: the Hessian's trace is the Gauss–Newton part's, exactly.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -200,23 +199,8 @@ def panel(ax: Any, t: Table, labels: Mapping[str, str], quantity: str, **how: An
         style.band(ax, steps, values, COLOURS[scheme], log=log, label=scheme, **how)
     ax.set(title=TITLES[quantity], xlabel="step")
     if quantity in LOGARITHMIC:
-        logarithmic(ax)
+        style.logarithmic(ax, "y")
     if quantity == ACCURACY:  # the ends in full, the start as far as there is room
         ends = np.concatenate([t.last(label, ACCURACY) for label in labels.values()])
         tops = [best(t, label).max() for label in labels.values()]
         ax.set_ylim(max(0.0, float(np.nanmin(ends)) - 0.1), max(tops) + 0.02)
-
-
-def logarithmic(ax: Any) -> None:
-    """A logarithmic y axis whose minor ticks have no numbers, as these overprint. Where fewer than
-    two decades are numbered, three other ticks are.
-    """
-    ax.set_yscale("log")
-    ax.yaxis.set_minor_formatter("")
-    low, high = ax.get_ylim()
-    decades = 10.0 ** np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
-    if len(decades) < 2:
-        ticks = np.exp(np.linspace(np.log(low), np.log(high), 7)[1::2])  # not at the ends
-        digits = max(2, math.ceil(1 - math.log10(high / low - 1)))  # that tell them apart
-        ax.set_yticks(ticks, [f"{tick:.{digits}g}" for tick in ticks])
-        ax.set_yticks([], minor=True)
