@@ -53,10 +53,10 @@ def test_the_longest_runs_are_the_papers_own(here):
         assert figure.figure.seeds_at("decisive") == seeds
 
 
-def test_every_width_has_the_sigma_and_the_rate_of_the_papers_net(here):
+def test_every_width_has_the_sigma_of_the_papers_net_and_four_times_its_rate(here):
     runs = mlp2.figure.at("decisive").values()
     assert {run.model.widths[1] for run in runs} == {250, 500, 1000, 2000}
-    assert {run.optimiser.lr for run in runs} == {0.005}
+    assert {run.optimiser.lr for run in runs} == {0.02}
     assert {run.noise.sigma for run in runs if run.noise} == {0.1}
 
 

@@ -177,7 +177,7 @@ def test_the_in_node_of_table_1_lies_in_its_phase():
     assert verdict(table1.figure, "L10", scores(table1.figure, **off))[0] is None
 
 
-@pytest.mark.parametrize(("module", "panels"), [(fig6, 3), (fig7, 2)])
+@pytest.mark.parametrize(("module", "panels"), [(fig6, 3), (fig7, 2), (table1, 1), (table2, 1)])
 def test_a_picture_has_the_nets_that_are_there(module, panels):
     def drawn(keep):
         frame = scores(module.figure).frame
@@ -188,7 +188,19 @@ def test_a_picture_has_the_nets_that_are_there(module, panels):
     assert len(picture.axes) == panels
     assert all("CNN" not in ax.get_title() for ax in picture.axes)
     with pytest.raises(dither.DitherError, match="no picture"):
-        drawn(lambda run: run.str.contains("none"))
+        drawn(lambda run: run.str.contains("nothing of it"))
+
+
+@pytest.mark.parametrize("module", [table1, table2])
+def test_a_table_has_the_methods_that_are_there(module):
+    """Each has its row of the paper's numbers; of ours, what was trained."""
+    frame = scores(module.figure).frame
+    t = Table(frame.filter(pl.col("run").is_in(["FC none", "CNN none", "CNN L2"])))
+    rows = len(set(module.figure.at("decisive")) & {f"FC {m}" for m in METHODS})
+    filled = [
+        sum(len(bars.lines) > 0 for bars in ax.containers) for ax in module.figure.plot(t).axes
+    ]
+    assert filled == [rows + 1, rows + 2]
 
 
 @pytest.mark.parametrize("n", [60, 200, 500, 999])

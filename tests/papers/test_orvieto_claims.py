@@ -160,7 +160,8 @@ def on_ladder(full, layer, widths=(250, 1000, 2000)):
     [
         ((0.75, 0.7, 0.6), (0.75, 0.8, 0.75), True),
         ((0.75, 0.7, 0.75), (0.75, 0.8, 0.75), False),
-        ((0.75, 0.7, 0.6), (0.75, 0.7, 0.7), False),
+        ((0.75, 0.7, 0.6), (0.8, 0.7, 0.65), False),
+        ((0.75, 0.7, 0.65), (0.8, 0.8, 0.75), True),
         ((0.75,), (0.75,), None),
     ],
 )
@@ -170,6 +171,35 @@ def test_along_a_ladder_of_widths(full, layer, holds):
     if holds:  # O14 is judged at the largest width
         assert verdict(fig8.figure, "O14 (MLP2)", t)[0] is True
         assert fig8.plot(t).axes[0].get_xscale() == "log"
+
+
+def lost(t, label):
+    """The same, but that a run diverges in its second seed after its last look."""
+    rows = {label: {s: [(9.0, "diverged", 1.0 if s == 1 else np.nan)] for s in SEEDS}}
+    return Table(t.frame.vstack(Table.of(rows).frame))
+
+
+def test_a_run_that_diverged_is_at_chance_however_good_it_was():
+    good = sweep((0.7, 0.5), (0.75, 0.6))
+    t = lost(good, fig3.label(LAYER, 0.1))
+    assert schemes.end(t, fig3.label(LAYER, 0.1)).round(2).tolist() == [0.75, 0.1, 0.75, 0.75, 0.75]
+    assert np.isnan(schemes.end(t, fig3.label(LAYER, 0.1), "trace")).tolist() == [
+        False, True, False, False, False
+    ]  # fmt: skip
+    assert verdict(fig3.figure, "O12", good)[0] is True
+    assert verdict(fig3.figure, "O12", t)[0] is not True
+    assert "diverged: GD" in verdict(fig3.figure, "O12", lost(good, GD))[1]["why"]
+    narrow = mlp("MLP1", gd=(0.7, 50), full=(0.75, 20), layer=(0.8, 10))
+    gone = lost(narrow, mlps.named("MLP1", "cosine")[LAYER])
+    assert verdict(fig7.figure, "O13 (MLP1)", narrow)[0] is True
+    assert "diverged: MLP1" in verdict(fig7.figure, "O13 (MLP1)", gone)[1]["why"]
+
+
+def test_full_noise_must_have_learnt_where_the_ladder_begins():
+    t = on_ladder((0.75, 0.7, 0.6), (0.75, 0.8, 0.75))
+    for width, said in ((250, True), (2000, False)):
+        numbers = verdict(fig8.figure, "O14 ladder", lost(t, fig8.of_width(width)[FULL]))[1]
+        assert ("diverged" in numbers["why"]) is said
 
 
 def test_nothing_is_said_of_what_has_not_learnt():

@@ -8,7 +8,7 @@ import numpy as np
 
 from dither.lab import Array, Table
 from dither.papers import style
-from dither.papers.levi2022.methods import COLOURS, diverged
+from dither.papers.levi2022.methods import COLOURS, Kind, diverged
 from dither.papers.levi2022.printed import Printed
 
 
@@ -20,19 +20,22 @@ def beside(
     what: str,
     theirs: str = "paper",
 ):
-    """One panel per net, one row per method. Our values are filled, the paper's are hollow, in per
-    cent; of a run that diverged in every seed there is the word.
+    """One panel per net that was trained, one row per method. Our values are filled, the paper's
+    are hollow, in per cent; of a run that diverged in every seed there is the word.
     """
-    picture, axes = style.grid(1, 2, height=0.55 * len(methods) + 1.6)
+    there: list[Kind] = [n for n in printed if any(f"{n} {m}" in t.there for m in methods)]
+    nets = style.some(there)
+    picture, axes = style.grid(1, len(nets), height=0.55 * len(methods) + 1.6)
     rows = np.arange(len(methods))[::-1]
-    for ax, (net, known) in zip(axes[0], printed.items(), strict=True):
+    for ax, net in zip(axes[0], nets, strict=True):
+        known = printed[net]
         for row, method in zip(rows, methods, strict=True):
             label, colour = f"{net} {method}", COLOURS[method]
-            here = 100 * value(t, label)
-            if diverged(t, label).all():  # at chance, it would take the others' room
+            if label in t.there and diverged(t, label).all():  # chance would take the others' room
                 at = ax.get_yaxis_transform()
                 ax.text(0.02, row, "diverged", color=colour, fontsize=9, va="center", transform=at)
-            else:
+            elif label in t.there:
+                here = 100 * value(t, label)
                 ax.errorbar(
                     here.mean(), row + 0.12, xerr=style.sd(here), fmt="o", color=colour, capsize=2
                 )
@@ -48,7 +51,7 @@ def beside(
                 lw=1,
             )
             for also, mark in ((f"{label}, clipped", "^"), (f"{label}, scan", "D")):
-                if also in t.labels:
+                if also in t.there:
                     ax.plot(100 * value(t, also).mean(), row + 0.12, mark, color=colour, ms=6)
         ax.set(ylim=(-0.6, len(methods) - 0.4), xlabel=what)
         ax.set_yticks(rows, methods if ax is axes[0, 0] else [""] * len(rows))

@@ -40,6 +40,7 @@ from dither.papers.orvieto2022.schemes import (
     best,
     chosen,
     common_loss,
+    end,
     gains,
     unlearnt,
 )
@@ -191,7 +192,7 @@ def holds_up(t: Table, data: str, why: str) -> Verdict:
 def headline(t: Table, data: str, why: str) -> Verdict:
     """At the σ that is best for the other seeds, layer-wise noise is above SGD."""
     by_sigma = sweep(t, data, LAYER)
-    top = chosen([t.last(name, ACCURACY) for name in by_sigma.values()])
+    top = chosen([end(t, name) for name in by_sigma.values()])
     asked = above("layer-wise at its best σ − SGD", top, t.last(sgd(t, data), ACCURACY),
                   by=HEADLINE)  # fmt: skip
     return decide(asked, unless=why)

@@ -6,8 +6,9 @@ training loss' Hessian, without noise, with noise on all tensors, and on one ten
 
 Full noise has 19 times the weights' variance, and layer-wise noise 8 times that, in one layer.
 
-At the decisive scale the net is trained at several widths with the σ and the rate of MLP2: what the
-width does to either noise is then seen along the ladder.
+At the decisive scale the net is trained at several widths with the σ of MLP2 and one rate. At each
+width both noises have the same R, so that layer-wise − full shows what full noise has beside R. R
+itself, and what GD learns, change along the ladder.
 """
 
 from dataclasses import replace
@@ -15,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from dither.lab import Array, Claim, Run, Table, Verdict
-from dither.lab.rule import above, decide, not_below
+from dither.lab.rule import above, decide
 from dither.papers import style
 from dither.papers.orvieto2022 import mlps
 from dither.papers.orvieto2022.mlps import NETS, Scale
@@ -69,22 +70,19 @@ def gain(t: Table, scheme: str, width: int) -> Array:
 
 
 def along(t: Table) -> Verdict:
-    """From the narrowest to the widest net full noise loses a point on GD, layer-wise noise does
-    not.
+    """From the narrowest to the widest net layer-wise noise gains a point on full noise, which has
+    the same R.
     """
     widths = ladder(t)
     if not widths:
         return None, {"why": "this scale trains one width"}
     first, last = widths[0], widths[-1]
-    asked = [
-        above(f"gain of full noise: {first} − {last} units", gain(t, FULL, first),
-              gain(t, FULL, last), by=POINT),
-        not_below(f"gain of layer-wise noise: {last} − {first} units", gain(t, LAYER, last),
-                  gain(t, LAYER, first), within=POINT),
-    ]  # fmt: skip
+    near, far = (gain(t, LAYER, w) - gain(t, FULL, w) for w in (first, last))
+    asked = above(f"layer-wise − full: {last} − {first} units", far, near, by=POINT)
     numbers = {f"{s} − GD, {w} units": gain(t, s, w) for s in (FULL, LAYER) for w in widths}
     learnt = [of_width(w)[scheme] for w in (first, last) for scheme in (GD, LAYER)]
-    return decide(*asked, unless=unlearnt(t, learnt), numbers=numbers)
+    why = unlearnt(t, [*learnt, of_width(first)[FULL]])
+    return decide(asked, unless=why, numbers=numbers)
 
 
 def plot(t: Table):
@@ -110,16 +108,20 @@ figure = replace(
     base,
     runs=runs,
     plot=plot,
-    decisive={"widths": WIDTHS, MLP2: Scale(None, 2000, 20, limit=512, precision="bf16")},
+    decisive={"widths": WIDTHS, MLP2: Scale(None, 2000, 20, limit=512, precision="bf16", slower=4)},
     claims=[
         *base.claims,
-        Claim("O14 ladder", f"from {WIDTHS[0]} to {WIDTHS[-1]} units at one σ full noise loses "
-              "more than a point of test accuracy on GD, layer-wise noise does not (ours)", along),
+        Claim("O14 ladder", f"from {WIDTHS[0]} to {WIDTHS[-1]} units at one σ layer-wise noise's "
+              "lead over full noise grows by more than a point of test accuracy (ours)", along),
     ],
     departures=[
         *base.departures,
-        "decisive: widths of 250, 500, 1000 and 2000 at the σ and the rate of the net of 5000, in "
-        "bf16; O14 and the traces are judged at the largest; traces on 512 of the 1024 images",
+        "decisive: widths of 250, 500, 1000 and 2000 at the σ of the net of 5000 and 4 times its "
+        "rate, in bf16; O14 and the traces are judged at the largest; traces on 512 of the 1024 "
+        "images",
+        "changed before any run of the decisive scale: the rate (at the paper's, 2000 steps are "
+        "few for a net with noise), and 'O14 ladder', which is of the two noises (had been of each "
+        "against GD: R grows along the ladder, and may hurt by itself)",
     ],
     cost={**base.cost, "decisive": 250},
 )  # fmt: skip

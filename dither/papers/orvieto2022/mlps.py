@@ -34,6 +34,7 @@ from dither.papers.orvieto2022.schemes import (
     TRACE,
     at_loss,
     common_loss,
+    end,
     gains,
     looks,
     panel,
@@ -205,7 +206,7 @@ def constant(t: Table, name: str) -> dict[str, Any]:
 
 def less(t: Table, quantity: str, ours: str, other: str, of: dict[str, str]) -> Comparison:
     """Our value is below the other's by 5 %, seed by seed."""
-    ratio = t.last(of[ours], quantity) / t.last(of[other], quantity)
+    ratio = end(t, of[ours], quantity) / end(t, of[other], quantity)
     return below(f"{quantity}, {ours} / {other}, − 1", ratio, 1, by=PART)
 
 

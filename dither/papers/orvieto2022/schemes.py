@@ -24,6 +24,7 @@ DRAWS = {GD: None, FULL: "all", LAYER: "cycle"}
 SCHEMES = tuple(DRAWS)
 COLOURS = {GD: style.BLACK, FULL: style.RED, LAYER: style.BLUE}
 LEARNT = 1.0  # a training loss of less than half of ln 10: above it a network is not compared
+CHANCE = 0.1  # the accuracy of a run that diverged, among ten classes
 POINT = 0.01  # of accuracy: the smallest difference that counts
 PART = 0.05  # of a trace or of a test loss
 CALMER = 0.1  # of the oscillation without noise
@@ -86,9 +87,17 @@ def diverged(t: Table, label: str) -> Array:
     return np.isfinite(t.last(label, "diverged")).astype(float)
 
 
+def end(t: Table, label: str, quantity: str = ACCURACY) -> Array:
+    """The value of each seed at the end, [S]; of a run that diverged an accuracy of chance, and
+    nothing (NaN) of what has no such value.
+    """
+    lost = CHANCE if quantity == ACCURACY else np.nan
+    return np.where(diverged(t, label) > 0, lost, t.last(label, quantity))
+
+
 def gains(t: Table, quantity: str, ours: str, other: str) -> Array:
     """Our value − the other's at the end, seed by seed, with the same images and the same start."""
-    return t.last(ours, quantity) - t.last(other, quantity)
+    return end(t, ours, quantity) - end(t, other, quantity)
 
 
 def best(t: Table, label: str, quantity: str = ACCURACY) -> Array:
@@ -147,9 +156,12 @@ def steadier(t: Table, of: Mapping[str, str]) -> list[rule.Comparison]:
 
 
 def unlearnt(t: Table, labels: Iterable[str]) -> str:
-    """A sentence that names the runs whose training loss was never below `LEARNT`; "" if there are
-    none.
+    """A sentence that names the runs that diverged, or whose training loss was never below
+    `LEARNT`; "" if there are none.
     """
+    labels = list(labels)
+    if lost := [label for label in labels if diverged(t, label).any()]:
+        return f"diverged: {', '.join(lost)}"
     low = {label: np.nanmin(t.series(label, LOSS)[1], 1) for label in labels}
     return rule.unlearnt(low, at_most=LEARNT, what="lowest training loss")
 
