@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from beyond import drawn, table, verdict
@@ -13,12 +14,14 @@ import dither
 from dither.lab import MLP, SGD, Data, Run
 from dither.lab.figure import Silent
 from dither.lab.rule import below, decide
+from dither.lab.table import Table
 from dither.lab.training.loop import Training, train
 from dither.lab.training.watch import State
-from dither.papers.beyond import explicit_implicit, local_hessian, matched
+from dither.papers.beyond import explicit_implicit, local_hessian, matched, shares
 from dither.papers.levi2022 import mechanism
 from dither.papers.levi2022.looks import LocalHessian, corrupted
 from dither.papers.levi2022.methods import LARGE, METHODS
+from dither.papers.orvieto2022.schemes import LOSS
 
 # ------------------------------------------------------------------------------------ the mechanism
 
@@ -136,8 +139,23 @@ def test_the_kind_of_noise_matters_or_not():
     assert verdict(matched.figure, "B CNN test", same) is None
 
 
+def test_gains_are_read_at_what_was_seen_of_every_net():
+    """A noise that keeps the loss high at one r takes that r from the picture, and from the claim:
+    the others had that loss before their first look.
+    """
+    slow = traded(lambda kind, r: r)
+    high = (pl.col("run") == matched.named("FC", "node", 0.03)) & (pl.col("quantity") == LOSS)
+    t = Table(slow.frame.with_columns(value=pl.when(high).then(1.4).otherwise(pl.col("value"))))
+    assert matched.comparable(slow, "FC", [0.01, 0.03]) == [0.01, 0.03]
+    assert matched.comparable(t, "FC", [0.01, 0.03]) == [0.01]
+    gain = matched.gains(t, "FC", "test", matched.ALL, [0.01, 0.03])
+    assert "learnt before its first look" in shares.kinds_share(gain)[1]
+    lines = [ax.lines[0].get_xdata() for ax in matched.plot(t).axes]
+    assert all(len(x) == 1 for x in lines)
+
+
 def judged(gain):
-    share, why = matched.kinds_share(gain)
+    share, why = shares.kinds_share(gain)
     return decide(below("share − ¼", share), unless=why)[0]
 
 
@@ -146,18 +164,18 @@ def test_gains_that_do_not_differ_are_not_judged():
     rng = np.random.default_rng(0)
     found = [judged(rng.normal(size=(5, 8, 2))) for _ in range(200)]
     assert sum(f is not None for f in found) <= 10
-    said = [matched.kinds_share(rng.normal(size=(5, 8, 2)))[1] for _ in range(50)]
+    said = [shares.kinds_share(rng.normal(size=(5, 8, 2)))[1] for _ in range(50)]
     assert sum("not shown that the gains differ" in why for why in said) > 40
 
 
 def test_a_gain_that_is_not_finite_says_so():
     gain = np.random.default_rng(0).normal(size=(5, 8, 2))
     gain[0, 0, 0] = np.nan
-    assert "not finite" in matched.kinds_share(gain)[1]
-    assert "n = 2" in matched.kinds_share(gain[1:3])[1]
+    assert "not finite" in shares.kinds_share(gain)[1]
+    assert "n = 2" in shares.kinds_share(gain[1:3])[1]
 
 
-@pytest.mark.parametrize("share", [0.0, matched.QUARTER, 0.9])
+@pytest.mark.parametrize("share", [0.0, shares.QUARTER, 0.9])
 def test_the_share_of_the_kind_is_judged_as_it_is(share):
     """At the edge it is decided in at most 5 % of cases, far from it the right way in most."""
     rng = np.random.default_rng(1)
@@ -198,10 +216,10 @@ def test_a_net_has_its_own_levels_and_ways():
 def test_the_shares_of_the_variance_sum_to_one():
     rng, rs = np.random.default_rng(0), np.array([0.0, 1.0, 2.0])
     gain = rng.normal(size=(5, 4, 3)) + 3 * rs
-    parts = matched.shares(gain)
+    parts = shares.shares(gain)
     assert sum(part.value for part in parts.values()) == pytest.approx(1)
     assert parts["share of r"].value > 0.7
-    exact = matched.shares(np.broadcast_to(rs, (5, 4, 3)))["share of r"]
+    exact = shares.shares(np.broadcast_to(rs, (5, 4, 3)))["share of r"]
     assert exact == (pytest.approx(1), pytest.approx(0))
     assert matched.per_nat(gain * 0 + rs * matched.GUESS, [0.0, 1.0, 2.0]) == pytest.approx(1)
 
@@ -210,7 +228,7 @@ def test_the_error_of_a_share_is_its_scatter():
     rng, r = np.random.default_rng(2), np.array([-1.0, 1.0, -1.0, 1.0])
     mean = r + 0.7 * np.linspace(-1, 1, 7)[:, None]
     found = [
-        matched.shares(mean + 0.5 * rng.normal(size=(5, 7, 4)))["share of kind"] for _ in range(200)
+        shares.shares(mean + 0.5 * rng.normal(size=(5, 7, 4)))["share of kind"] for _ in range(200)
     ]
     errors = np.sqrt(np.mean([e.sem**2 for e in found]))
     assert errors == pytest.approx(np.std([e.value for e in found]), rel=0.3)

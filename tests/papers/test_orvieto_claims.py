@@ -47,9 +47,20 @@ def verdict(figure, claim, t):
 
 def test_between_looks_the_loss_falls_exponentially():
     t = table({"a": {"loss/train": np.exp([0, -2, -3]), "trace": (0, 2, 9)}}, spread=0)
-    level = np.exp([-1.0, -2.0, -2.5])
-    assert schemes.at_loss(t, "a", "trace", level) == pytest.approx([1, 2, 5.5])
+    level = np.exp([-2.0, -2.5, -3.0])
+    assert schemes.at_loss(t, "a", "trace", level) == pytest.approx([2, 5.5, 9])
+    assert schemes.at_loss(t, "a", "trace", np.ones(3)) == pytest.approx([0, 0, 0])
     assert np.isnan(schemes.at_loss(t, "a", "trace", np.full(3, np.exp(-4)))).all()
+
+
+def test_nothing_is_read_between_the_untrained_net_and_the_first_look():
+    """There a line from chance would stand for a net on its way. Runs that are not seen at step 0
+    have no such look.
+    """
+    t = table({"a": {"loss/train": np.exp([0, -2, -3]), "trace": (0, 2, 9)}}, spread=0)
+    assert np.isnan(schemes.at_loss(t, "a", "trace", np.exp([-0.1, -1.0, -1.99]))).all()
+    later = Table(t.frame.with_columns(pl.col("step") + 10))
+    assert schemes.at_loss(later, "a", "trace", np.exp([-1.0] * 3)) == pytest.approx([1, 1, 1])
 
 
 def test_the_best_run_of_a_seed_is_chosen_on_the_others():

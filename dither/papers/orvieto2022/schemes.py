@@ -123,13 +123,15 @@ def common_loss(t: Table, labels: Iterable[str]) -> Array:
 
 def at_loss(t: Table, label: str, quantity: str, level: Array) -> Array:
     """A quantity when the training loss first falls to `level`, [S]; between looks, linear in the
-    logarithm of the loss.
+    logarithm of the loss. NaN where it falls below that before the first look in training: a line
+    from the untrained net of step 0 would say little of the net on its way.
     """
-    (_, loss), (_, values) = t.series(label, LOSS), t.series(label, quantity)
+    (steps, loss), (_, values) = t.series(label, LOSS), t.series(label, quantity)
     crossings = np.full(len(level), np.nan)
     for s, target in enumerate(level):
         below = np.flatnonzero(loss[s] <= target)
-        if len(below):
+        unseen = len(below) and below[0] == 1 and steps[0] == 0 and loss[s, 1] < target
+        if len(below) and not unseen:
             k = below[0]
             before, after = np.log(loss[s, [max(k - 1, 0), k]])
             share = (before - np.log(target)) / (before - after) if before > after else 1.0

@@ -1,0 +1,70 @@
+"""Beyond: where R should be spent, asked of seeds that did not make the question."""
+
+import numpy as np
+import pytest
+from beyond import drawn, said, verdict
+
+from dither.lab.table import Table
+from dither.papers.beyond import matched, place
+
+FALLS = [2.0, 1.0, 0.5, 0.25]
+
+
+def table(gap, seeds=15, R=1.0, falls=FALLS):
+    """gap(seed): what the input gains on the weights in each quantity; the weights gain .1."""
+    rng = np.random.default_rng(0)
+    rows = {}
+    for label in place.labels("FC", (0.03,)):
+        rows[label] = {}
+        for seed in range(seeds):
+            gain = 0.1 * ("weights" in label) + (0.1 + gap(seed)) * ("input" in label)
+            gain += rng.normal(scale=1e-4)
+            values = {q: 1 + sign * gain for q, (_, sign) in matched.GAINS.items()}
+            values["R"] = R * 0.03 * matched.GUESS
+            rows[label][seed] = [
+                (float(k), q, v) for k, loss in enumerate(falls)
+                for q, v in {"loss/train": loss, **values}.items()
+            ]  # fmt: skip
+    return Table.of(rows)
+
+
+@pytest.mark.parametrize("quantity", place.ASKED)
+def test_the_seeds_that_made_the_question_do_not_answer_it(quantity):
+    claim = f"P FC {quantity}"
+    for gap, holds in ((0.3, True), (0.0, False), (-0.3, False)):
+        other = table(lambda seed, gap=gap: gap if seed >= place.SEEN else -gap)
+        assert verdict(place.figure, claim, other) is holds
+        numbers = said(place.figure, claim, other)[1]
+        made = numbers["input − weights, the seeds that made the question"]
+        assert made == pytest.approx([-gap] * place.SEEN, abs=2e-3)
+        assert len(numbers["gain, input"]) == 10
+    drawn(place.figure, other)
+
+
+def test_less_than_the_least_difference_is_none():
+    for quantity, by in place.ASKED.items():
+        for share, holds in ((0.9, False), (1.1, True)):
+            t = table(lambda seed, gap=share * by: gap)
+            assert verdict(place.figure, f"P FC {quantity}", t) is holds
+
+
+def test_it_is_judged_only_where_R_was_held_and_nets_have_learnt():
+    good = lambda seed: 0.3  # noqa: E731
+    for t, why in (
+        (table(good, seeds=3), "n = 3"),
+        (table(good, R=1.6), "R over what was asked, input: 1.60, weights: 1.60"),
+        (table(good, falls=[2.3, 2.2, 2.1, 1.9]), "has not learnt"),
+    ):
+        holds, numbers = said(place.figure, "P FC attacked", t)
+        assert holds is None
+        assert why in numbers["why"]
+    assert "cifar-10 is absent" in said(place.figure, "P CNN attacked", table(good))[1]["why"]
+
+
+def test_its_runs_are_those_of_the_figure_that_made_the_question(monkeypatch):
+    monkeypatch.setattr("dither.lab.data.needs.found", lambda name: "here")
+    ours, theirs = (f.at("decisive") for f in (place.figure, matched.figure))
+    assert len(ours) == 6
+    assert {k: run.key for k, run in ours.items()}.items() <= {
+        k: run.key for k, run in theirs.items()
+    }.items()
