@@ -94,7 +94,9 @@ def plot(t: Table):
             ax.hlines(gain[new].mean(0), at - 0.18, at + 0.18, color=style.BLACK, lw=2, zorder=3)
             ax.axhline(0, color=style.GREY, lw=0.8)
             ax.set(xlim=(-0.5, 1.5), title=f"{net}: gain in {GAINS[quantity][0]}")
-            ax.set_xticks(at, [f"noise on the {place}" for place in PLACES])
+            ax.set_xticks(at, PLACES)
+    for ax in axes[-1]:
+        ax.set_xlabel("where the noise is")
     return picture
 
 
