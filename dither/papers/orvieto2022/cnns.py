@@ -31,6 +31,7 @@ from dither.papers.orvieto2022.schemes import (
     SCHEMES,
     TEST,
     TRACE,
+    end,
     looks,
     panel,
     report,
@@ -161,7 +162,7 @@ def judged(net: Net, data: str, check: Callable[[Table, dict[str, str]], list[Co
 
 def rise(t: Table, label: str) -> Array:
     """The test loss at the end over its minimum, as a difference, [S]."""
-    return t.last(label, TEST) - np.nanmin(t.series(label, TEST)[1], 1)
+    return end(t, label, TEST) - np.nanmin(t.series(label, TEST)[1], 1)
 
 
 def steadier(t: Table, of: dict[str, str]) -> list[Comparison]:
@@ -175,7 +176,7 @@ def steadier(t: Table, of: dict[str, str]) -> list[Comparison]:
 
 def beats(t: Table, of: dict[str, str]) -> list[Comparison]:
     """O17: at the end layer-wise noise has a lower test loss than full noise."""
-    ratio = t.last(of[LAYER], TEST) / t.last(of[FULL], TEST)
+    ratio = end(t, of[LAYER], TEST) / end(t, of[FULL], TEST)
     return [below("test loss, layer-wise / full, − 1", ratio, 1, by=PART)]
 
 

@@ -30,6 +30,7 @@ from dither.papers.orvieto2022.schemes import (
     SCHEMES,
     TITLES,
     TRACE,
+    end,
     gains,
     schemes,
     unlearnt,
@@ -80,8 +81,7 @@ def along(t: Table) -> Verdict:
     near, far = (gain(t, LAYER, w) - gain(t, FULL, w) for w in (first, last))
     asked = above(f"layer-wise − full: {last} − {first} units", far, near, by=POINT)
     numbers = {f"{s} − GD, {w} units": gain(t, s, w) for s in (FULL, LAYER) for w in widths}
-    learnt = [of_width(w)[scheme] for w in (first, last) for scheme in (GD, LAYER)]
-    why = unlearnt(t, [*learnt, of_width(first)[FULL]])
+    why = unlearnt(t, [*of_width(first).values(), of_width(last)[GD]])
     return decide(asked, unless=why, numbers=numbers)
 
 
@@ -93,7 +93,7 @@ def plot(t: Table):
     for ax, quantity in zip(axes[0], (ACCURACY, TRACE), strict=True):
         for scheme in SCHEMES:
             known = [w for w in widths if of_width(w)[scheme] in t.there]
-            ends = np.stack([t.last(of_width(w)[scheme], quantity) for w in known], 1)
+            ends = np.stack([end(t, of_width(w)[scheme], quantity) for w in known], 1)
             style.dots(ax, known, ends, COLOURS[scheme], label=scheme, fmt="o-")
         ax.set(xscale="log", xlabel="units of a hidden layer", title=f"{TITLES[quantity]}, the end")
         ax.set_xticks(widths, [str(w) for w in widths])

@@ -197,7 +197,7 @@ def constant(t: Table, name: str) -> dict[str, Any]:
     if not labels or labels[GD] not in t.there:
         return {}
     ends = {
-        f"constant rate: {q}, {scheme}": t.last(label, q)
+        f"constant rate: {q}, {scheme}": end(t, label, q)
         for scheme, label in labels.items()
         for q in (ACCURACY, TRACE)
     }
@@ -227,7 +227,7 @@ def wide(t: Table, of: dict[str, str]) -> tuple[list[Comparison], dict[str, Any]
     undertraining from a worse fit.
     """
     level = common_loss(t, (of[GD], of[FULL]))
-    undertrained = t.last(of[FULL], LOSS) / t.last(of[GD], LOSS)
+    undertrained = end(t, of[FULL], LOSS) / end(t, of[GD], LOSS)
     worse = at_loss(t, of[FULL], TEST, level) - at_loss(t, of[GD], TEST, level)
     why = {
         "undertraining: training loss, full / GD": undertrained,

@@ -123,14 +123,17 @@ def common_loss(t: Table, labels: Iterable[str]) -> Array:
 
 def at_loss(t: Table, label: str, quantity: str, level: Array) -> Array:
     """A quantity when the training loss first falls to `level`, [S]; between looks, linear in the
-    logarithm of the loss. NaN where it falls below that before the first look in training: a line
-    from the untrained net of step 0 would say little of the net on its way.
+    logarithm of the loss. NaN where it is below that before the first look in training: the
+    untrained net of step 0, or a line from it, would say little of a net on its way.
     """
-    (steps, loss), (_, values) = t.series(label, LOSS), t.series(label, quantity)
+    (steps, loss), (when, values) = t.series(label, LOSS), t.series(label, quantity)
+    _, ours, theirs = np.intersect1d(steps, when, return_indices=True)
+    steps, loss, values = steps[ours], loss[:, ours], values[:, theirs]
     crossings = np.full(len(level), np.nan)
     for s, target in enumerate(level):
         below = np.flatnonzero(loss[s] <= target)
-        unseen = len(below) and below[0] == 1 and steps[0] == 0 and loss[s, 1] < target
+        untrained = steps[0] == 0 and len(below) > 0
+        unseen = untrained and (below[0] == 0 or (below[0] == 1 and loss[s, 1] < target))
         if len(below) and not unseen:
             k = below[0]
             before, after = np.log(loss[s, [max(k - 1, 0), k]])
@@ -178,7 +181,7 @@ def report(t: Table, labels: Mapping[str, str]) -> dict[str, Any]:
     level = common_loss(t, labels.values())
     for scheme, label in labels.items():
         ends = (ACCURACY, TEST, LOSS, TRACE, GAUSS_NEWTON)
-        numbers |= {f"{q}, {scheme}": t.last(label, q) for q in ends}
+        numbers |= {f"{q}, {scheme}": end(t, label, q) for q in ends}
         numbers[f"largest sem of the trace, {scheme}"] = np.nanmax(
             t.series(label, f"{TRACE} sem")[1]
         )
