@@ -129,8 +129,9 @@ def plot(t: Table):
                 mean = np.nanmean(gain[new], 0)
                 ax.hlines(mean, at - 0.18, at + 0.18, color=style.BLACK, lw=2, zorder=3)
             ax.axhline(0, color=style.GREY, lw=0.8)
-            ax.set(xlim=(-0.5, 1.5), title=f"{net}: gain in {GAINS[quantity][0]}")
+            ax.set(xlim=(-0.5, 1.5), title=f"{net}: {GAINS[quantity][0]}")
             ax.set_xticks(at, PLACES)
+        row[0].set_ylabel("gain over no noise")
     for ax in axes[-1]:
         ax.set_xlabel("where the noise is")
     return picture
