@@ -311,7 +311,7 @@ def test_pictures_and_numbers(monkeypatch):
     monkeypatch.setattr(needs, "found", lambda name: None)
     picture = fig3.plot(camuto())
     picture.savefig(io.BytesIO(), format="png")
-    assert "SVHN: not run: data absent: put train_32x32.mat" in picture.get_supxlabel()
+    assert "SVHN: not run, its files are not here" in picture.get_supxlabel()
     for claim in fig3.figure.claims:
         entry, trace = judge(claim, camuto(), "quick")
         assert not trace, trace

@@ -223,8 +223,9 @@ def distances_panel(ax: Any, t: Table, net: str) -> None:
 
 
 def note(picture: Any, absent: Mapping[str, str]) -> None:
-    """A note at the foot: the sets that were not run, and the missing files."""
-    lines = [f"{name}: {needs.absent(data)}" for name, data in absent.items()]
+    """A note at the foot: the sets that were not run."""
+    why = {True: "not among these runs", False: "not run, its files are not here (`dither data`)"}
+    lines = [f"{name}: {why[bool(needs.found(data))]}" for name, data in absent.items()]
     if lines:
         picture.supxlabel("\n".join(lines), fontsize=7, x=0.01, ha="left")
 
