@@ -35,7 +35,7 @@ from dither.regulariser.one_by_one import near
 from dither.torch_internals import version, without_checkpoints
 
 COLUMNS = 4  # u
-ROUNDS = 3  # of draws, all of which must find a cut: a kink beside the point is no cut
+ROUNDS = 3  # of draws, all of which must find a site cut: a kink beside the point is no cut
 GROUPS = 8  # of sites, that are asked one after another
 SHARE = 0.05  # of the change, that may go unexplained: kinks and the third order
 NEAR = 4.0  # η · rms: how far from the sites' tensors
@@ -115,26 +115,28 @@ def check_gradients(noise: Injection, x: Any, *, unit: bool) -> None:
     if mark in noise.layouts or not sites or noise.stack:
         return
     versions = [version(t) for t in tensors(x)]
+    cut: list[str] = list(sites)
     for _ in range(ROUNDS):
         reader = Nudged(noise, sites)
         with evaluating(noise.model), reading(noise, reader), without_checkpoints():
             try:
-                cut = _cut(reader, x, versions)
+                found = _cut(reader, x, versions)
             except _Otherwise:
-                cut = None
-        if cut is None:
+                found = set()
+        cut = [name for name in cut if name in found]
+        if not cut:
             break
     else:
         raise DitherError(
-            f"R can't be taken at {cut!r}: displaced a little, it moves the output otherwise than "
-            "its gradients say. The forward cuts a way behind it (detach, torch.no_grad, a "
+            f"R can't be taken at {cut[0]!r}: displaced a little, it moves the output otherwise "
+            "than its gradients say. The forward cuts a way behind it (detach, torch.no_grad, a "
             "straight-through estimator); let gradients through, or use dither.expected"
         )
     noise.layouts[mark] = True
 
 
-def _cut(reader: Nudged, x: Any, versions: list[int]) -> str | None:
-    """The first site that moves the output otherwise than its gradients say."""
+def _cut(reader: Nudged, x: Any, versions: list[int]) -> set[str]:
+    """The sites that move the output otherwise than their gradients say."""
     noise = reader.noise
     device = next((t.device for t in [*noise.model.parameters(), *tensors(x)]), None)
     held = {n: s.parameter for n, s in reader.sites.items() if s.side == "parameter"}
@@ -142,7 +144,7 @@ def _cut(reader: Nudged, x: Any, versions: list[int]) -> str | None:
     types = [t.dtype for t in (*held.values(), *tensors(x), *noise.model.parameters())]
     types = [t for t in types if t.is_floating_point]
     if not types:
-        return None
+        return set()
     reader.eta = max(torch.finfo(t).eps for t in types) ** (1 / 3)
     reader.weights = {n: reader.drawn(p) for n, p in held.items()}
     with torch.enable_grad(), reader.moved() as leaf:
@@ -151,9 +153,9 @@ def _cut(reader: Nudged, x: Any, versions: list[int]) -> str | None:
         reader.recording = None
         z = graph.z.detach()
         if graph.eps > COARSE or not z.numel() or not bool(z.isfinite().all()):
-            return None
+            return set()
         if [version(t) for t in tensors(x)] != versions:
-            return None  # x is no more what it was
+            return set()  # x is no more what it was
         u = torch.randn(COLUMNS, *z.shape, generator=reader.rng, dtype=torch.float64).to(z)
         said = {name: u.new_zeros(COLUMNS, dtype=torch.float64) for name in reader.sites}
 
@@ -171,15 +173,15 @@ def _cut(reader: Nudged, x: Any, versions: list[int]) -> str | None:
     with torch.no_grad():
         with reader.moved():
             if not near(output(noise.model, x), z):
-                return None  # another refusal's
-        names = list(said)
+                return set()  # another refusal's
+        names, found = list(said), set()
         for first in range(min(GROUPS, len(names))):
             group = names[first::GROUPS]
             if _differs(reader, x, z, u, said, SIZES[0], group):
                 for name in group:
                     if all(_differs(reader, x, z, u, said, s, [name]) for s in SIZES):
-                        return name
-    return None
+                        found.add(name)
+    return found
 
 
 def _differs(

@@ -49,6 +49,12 @@ def test_less_than_the_least_difference_is_none():
             assert verdict(place.figure, f"P FC {quantity}", t) is holds
 
 
+def lost(t):
+    """Noise on the weights diverges in one new seed after its last look."""
+    rows = {matched.named("FC", "weights", 0.03): {7: [(9.0, "diverged", 1.0)]}}
+    return Table(t.frame.vstack(Table.of(rows).frame))
+
+
 def slow(t):
     """Noise on the input keeps the loss of one new seed above that of the others' first look."""
     one = pl.col("run").str.contains("input") & (pl.col("seed") == 7)
@@ -72,11 +78,12 @@ def test_it_is_judged_only_where_R_was_held_and_nets_have_learnt():
     for t, why in (
         (table(good, seeds=3), "seeds below 5 made the question"),
         (table(good, seeds=5), "seeds below 5 made the question"),
-        (table(good, seeds=14), "and 9 others are there: 10 are asked"),
+        (table(good, seeds=14), "of the 10 others that are asked 9 are there"),
         (table(good, R=1.6), "R over what was asked, input: 1.60, weights: 1.60"),
         (table(good, falls=[2.3, 2.2, 2.1, 1.9]), "has not learnt"),
         (table(good, falls=[2.0, 0.5, 0.7, 0.6]), None),
         (slow(table(good)), "before its first look"),
+        (lost(table(good)), "diverged: FC, weights, r = 0.03"),
     ):
         holds, numbers = said(place.figure, "P FC attacked", t)
         assert holds is (None if why else True)

@@ -23,7 +23,7 @@ from dither.lab.rule import above, decide
 from dither.papers import style
 from dither.papers.beyond import matched
 from dither.papers.beyond.matched import COLOURS, GAINS, HELD, NETS, NONE, Size, named
-from dither.papers.orvieto2022.schemes import PART, POINT, at_loss, common_loss
+from dither.papers.orvieto2022.schemes import PART, POINT, at_loss, common_loss, diverged, end
 
 PLACES = ("input", "weights")
 ASKED = {"attacked": POINT, "corrupted": POINT, "log local": PART}  # quantity: the least difference
@@ -60,7 +60,7 @@ def read(t: Table, net: str, quantity: str, slack: float = 1.0) -> dict[str, Arr
 def last(t: Table, net: str, quantity: str) -> Array:
     """Input − weights at the end of training, [S]; more is better."""
     (r,) = matched.levels(t, net)
-    first, then = (t.last(named(net, place, r), quantity) for place in PLACES)
+    first, then = (end(t, named(net, place, r), quantity) for place in PLACES)
     return GAINS[quantity][1] * (first - then)
 
 
@@ -68,10 +68,12 @@ def unjudged(t: Table, net: str) -> str:
     """Why nothing is judged on these seeds; "" if all is well."""
     if len(t.seeds) < ASKING:
         return (
-            f"seeds below {SEEN} made the question, and {len(t.seeds)} others are there: "
-            f"{ASKING} are asked"
+            f"seeds below {SEEN} made the question; of the {ASKING} others that are asked "
+            f"{len(t.seeds)} are there"
         )
     (r,) = matched.levels(t, net)
+    if lost := sorted(label for label in labels(net, [r]) if diverged(t, label).any()):
+        return f"diverged: {', '.join(lost)}"
     ratios = {place: matched.held(t, net, place, r) for place in PLACES}
     if off := [f"{m}: {x:.2f}" for m, x in ratios.items() if not 1 / HELD < x < HELD]:
         return f"R over what was asked, {', '.join(off)}"

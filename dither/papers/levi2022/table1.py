@@ -135,7 +135,7 @@ def ahead(net: Kind, ours: tuple[str, ...]):
         seen = {m: shifted(t, label) for m, label in zip(SHIFTED, labels, strict=True)}
         others = [m for m in SHIFTED if m not in ours]
         asked = [above(f"{a} − {b}", seen[a], seen[b], by=POINT) for a in ours for b in others]
-        why = OTHER.get(target(t)) or unlearnt(t, labels, LEARNT)
+        why = unlearnt(t, labels, LEARNT) or OTHER.get(target(t), "")
         return decide(*asked, unless=why, numbers=shown(t, labels, shifted))
 
     return check

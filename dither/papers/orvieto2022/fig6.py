@@ -226,9 +226,10 @@ def same_end(t: Table, data: str, why: str) -> Verdict:
             labels += [name, other]
             gap = gains(t, ACCURACY, name, other)
             asked.append(near(f"kept − updated, {other}", gap, within=2 * POINT))
-            steps, kept = t.series(name, ACCURACY)
-            before = steps <= QUIET * steps[-1]
-            during = kept[:, before][:, -1] - t.series(other, ACCURACY)[1][:, before][:, -1]
+            until = QUIET * t.series(name, ACCURACY)[0][-1]
+            seen = [t.series(run, ACCURACY) for run in (name, other)]
+            ours, theirs = (values[:, steps <= until][:, -1] for steps, values in seen)
+            during = ours - theirs
             numbers[f"kept − updated while the noise is on, {other}"] = during
     return decide(*asked, unless=why or unlearnt(t, labels), numbers=numbers)
 

@@ -245,6 +245,10 @@ def lowest(t: Table, of: dict[str, str]) -> tuple[list[Comparison], dict[str, An
 def order(t: Table, of: dict[str, str]) -> Array:
     """The share of looks after the first at which layer-wise noise has the lowest trace, [S]."""
     trace = {scheme: t.series(label, TRACE)[1][:, 1:] for scheme, label in of.items()}
+    looks = min(values.shape[1] for values in trace.values())  # of a run that diverged fewer
+    trace = {scheme: values[:, :looks] for scheme, values in trace.items()}
+    if not looks:
+        return np.full(len(t.seeds), np.nan)
     return (trace[LAYER] < np.fmin(trace[GD], trace[FULL])).mean(1)
 
 
