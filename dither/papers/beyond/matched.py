@@ -222,15 +222,12 @@ def usable(t: Table, net: str, kinds: Sequence[str] = ALL) -> tuple[list[float],
     return kept, said
 
 
-def gains(
-    t: Table, net: str, quantity: str, kinds: Sequence[str], rs: list[float],
-    among: Sequence[str] = ALL,
-) -> Array:  # fmt: skip
+def gains(t: Table, net: str, quantity: str, kinds: Sequence[str], rs: list[float]) -> Array:
     """[S, kinds, r]: what a noise gains over none at equal training loss, the lowest that every
-    noise of `among` reaches; more is better.
+    noise reaches; more is better.
     """
     labels = [named(net, kind, r) for kind in kinds for r in rs]
-    every = [named(net, kind, r) for kind in among for r in rs]
+    every = [named(net, kind, r) for kind in ALL for r in rs]
     level = common_loss(t, [named(net, NONE), *every])
     none = at_loss(t, named(net, NONE), quantity, level)
     each = [GAINS[quantity][1] * (at_loss(t, label, quantity, level) - none) for label in labels]
