@@ -33,7 +33,7 @@ from dither.lab.rule import below as under
 from dither.lab.rule import decide, unlearnt
 from dither.measures.explosion import compounded, explosion, growth
 from dither.papers import style
-from dither.papers.orvieto2022.schemes import diverged
+from dither.papers.ends import diverged
 
 DRAWS: dict[str, DrawMode] = {"full": "all", "layer-wise": "cycle"}
 COLOURS = (style.BLUE, style.RED)
@@ -87,7 +87,7 @@ def names(t: Table) -> list[str]:
 def learnt(t: Table, label: str) -> Array:
     """The decrease of the training loss of each seed, [S]; 0 if its loss is not finite."""
     fall = t.first(label, "loss/train") - t.last(label, "loss/train")
-    return np.where(np.isfinite(fall) & (diverged(t, label) == 0), fall, 0.0)
+    return np.where(np.isfinite(fall) & ~diverged(t, label), fall, 0.0)
 
 
 def outcomes(t: Table, name: str) -> tuple[Array, Array, Array]:

@@ -22,6 +22,7 @@ from dither.lab import Array, Claim, Figure, Run, Table, Verdict
 from dither.lab.rule import above, decide, near, unlearnt
 from dither.noise import Weight
 from dither.papers import style
+from dither.papers.ends import diverged
 from dither.papers.orvieto2022.mlps import NETS, WIDE, Scale, plain
 from dither.papers.orvieto2022.schemes import (
     ACCURACY,
@@ -31,7 +32,6 @@ from dither.papers.orvieto2022.schemes import (
     LAYER,
     LOSS,
     POINT,
-    diverged,
 )
 
 KINDS = (FULL, LAYER)
@@ -76,7 +76,7 @@ def accuracies(t: Table, width: int, kind: str) -> Array:
     rows = []
     for sigma in sigmas(t):
         label = f"{width} {kind}, σ = {sigma:g}"
-        rows.append(np.where(diverged(t, label) > 0, 0.0, np.nan_to_num(t.last(label, ACCURACY))))
+        rows.append(np.where(diverged(t, label), 0.0, np.nan_to_num(t.last(label, ACCURACY))))
     return np.stack(rows)
 
 

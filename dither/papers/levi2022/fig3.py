@@ -37,6 +37,7 @@ from dither.lab import (
 )
 from dither.lab.rule import above, decide, exact, not_above
 from dither.papers import style
+from dither.papers.ends import CHANCE
 from dither.papers.levi2022.keras import ClippedSoftmax
 
 ETA, D_IN = 0.01, 785
@@ -51,7 +52,7 @@ ENOUGH = 200  # steps below which nothing is judged
 MOVED = 0.05  # relative change that counts
 LEFT = 0.6  # of the node's norm, after DECAYED steps
 MOST = 10.0  # larger ratios count as this, as do runs that diverged
-CHANCE = 0.1
+
 LINEAR = 2.0  # norms over their start up to which the picture's axis is linear
 
 

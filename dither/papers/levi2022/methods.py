@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dither.lab import CNN, MLP, SGD, Accuracy, Array, Conv, Data, NodeNorms, Run, Table, rule
 from dither.noise import Law, Multiplicative, Node, dropout, gaussian
 from dither.papers import style
+from dither.papers.ends import CHANCE, diverged
 from dither.papers.levi2022.keras import ClippedSoftmax
 from dither.papers.levi2022.looks import LEVELS, Attacks, Corrupted, LocalHessian, corrupted
 
@@ -32,7 +32,6 @@ SIGMA: dict[Kind, dict[str, float]] = {  # Fig. 2's caption
 SCAN: dict[Kind, dict[str, float]] = {"FC": {"in catapult": 125.0}, "CNN": {}}
 LR, BATCH, STOP = 0.05, 128, 0.98
 DECAY = 5e-4  # the L2 coefficient, as weight decay
-CHANCE = 0.1  # what a diverged run scores
 LARGE = (0.5, 0.6, 0.7, 0.8)  # "large corruption": the mean over these s
 LEARNT = 0.7  # training accuracy below which a network is not compared
 POINT = 0.01  # of accuracy: the smallest difference that counts
@@ -224,13 +223,6 @@ def final(t: Table, label: str, quantity: str, lost: float = CHANCE) -> Array:
         return np.full(len(t.seeds), lost)
     values = t.last(label, quantity)
     return np.where(np.isnan(values) | diverged(t, label), lost, values)
-
-
-def diverged(t: Table, label: str) -> NDArray[np.bool_]:
-    """Whether the loss of each seed became not finite, [S]."""
-    if "diverged" not in t.quantities(label):
-        return np.zeros(len(t.seeds), bool)
-    return np.isfinite(t.last(label, "diverged"))
 
 
 def curve(t: Table, label: str) -> Array:

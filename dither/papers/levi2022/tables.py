@@ -8,7 +8,8 @@ import numpy as np
 
 from dither.lab import Array, Table
 from dither.papers import style
-from dither.papers.levi2022.methods import COLOURS, Kind, diverged
+from dither.papers.ends import diverged
+from dither.papers.levi2022.methods import COLOURS, Kind
 from dither.papers.levi2022.printed import Printed
 
 

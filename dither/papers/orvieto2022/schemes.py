@@ -18,13 +18,13 @@ import numpy as np
 from dither.lab import Accuracy, Array, Loss, Run, State, Table, rule
 from dither.measures.curvature import trace
 from dither.papers import style
+from dither.papers.ends import CHANCE, diverged
 
 GD, FULL, LAYER = "GD", "GD + noise", "GD + noise (layer)"
 DRAWS = {GD: None, FULL: "all", LAYER: "cycle"}
 SCHEMES = tuple(DRAWS)
 COLOURS = {GD: style.BLACK, FULL: style.RED, LAYER: style.BLUE}
 LEARNT = 1.0  # a training loss of less than half of ln 10: above it a network is not compared
-CHANCE = 0.1  # the accuracy of a run that diverged, among ten classes
 POINT = 0.01  # of accuracy: the smallest difference that counts
 PART = 0.05  # of a trace or of a test loss
 CALMER = 0.1  # of the oscillation without noise
@@ -80,19 +80,12 @@ def schemes(plain: Run, noise: Any) -> dict[str, Run]:
 # ------------------------------------------------------------------------------- reading a table
 
 
-def diverged(t: Table, label: str) -> Array:
-    """1 for the seeds whose loss became not finite, [S]."""
-    if "diverged" not in t.quantities(label):
-        return np.zeros(len(t.seeds))
-    return np.isfinite(t.last(label, "diverged")).astype(float)
-
-
 def end(t: Table, label: str, quantity: str = ACCURACY) -> Array:
     """The value of each seed at the end, [S]; of a run that diverged an accuracy of chance, and
     nothing (NaN) of what has no such value.
     """
     lost = CHANCE if quantity == ACCURACY else np.nan
-    return np.where(diverged(t, label) > 0, lost, t.last(label, quantity))
+    return np.where(diverged(t, label), lost, t.last(label, quantity))
 
 
 def gains(t: Table, quantity: str, ours: str, other: str) -> Array:
@@ -187,7 +180,7 @@ def report(t: Table, labels: Mapping[str, str]) -> dict[str, Any]:
         )
         numbers[f"best {ACCURACY}, {scheme}"] = best(t, label)
         if diverged(t, label).any():
-            numbers[f"diverged, {scheme}"] = diverged(t, label)
+            numbers[f"diverged, {scheme}"] = diverged(t, label).astype(float)
     numbers["equal training loss"] = level
     for quantity in (ACCURACY, TEST, TRACE):
         for scheme, label in labels.items():
