@@ -18,10 +18,10 @@ from dither.lab.table import Table
 from dither.lab.training.loop import Training, train
 from dither.lab.training.watch import State
 from dither.papers.beyond import explicit_implicit, local_hessian, matched, shares
+from dither.papers.ends import LOSS
 from dither.papers.levi2022 import mechanism
 from dither.papers.levi2022.looks import LocalHessian, corrupted
 from dither.papers.levi2022.methods import LARGE, METHODS
-from dither.papers.orvieto2022.schemes import LOSS
 
 # ------------------------------------------------------------------------------------ the mechanism
 

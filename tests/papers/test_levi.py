@@ -15,6 +15,7 @@ from dither.lab.training.loop import Training, train
 from dither.lab.training.optimiser import SGD
 from dither.lab.training.watch import State
 from dither.papers.beyond import nodes
+from dither.papers.ends import CHANCE, end
 from dither.papers.levi2022 import (
     fig2,
     fig6,
@@ -51,8 +52,8 @@ def test_outputs_that_are_not_finite_count_as_chance():
     assert Corrupted()(state) == {} == Attacks()(state)
     rows = {0: [(1.0, corrupted(0.4), 0.7), (1.0, "vanishing", 0.2)], 1: [(1.0, "loss/train", 2.0)]}
     table = Table.of({"run": rows})
-    assert methods.final(table, "run", corrupted(0.4)).tolist() == [0.7, methods.CHANCE]
-    assert methods.final(table, "run", "vanishing", 1.0).tolist() == [0.2, 1.0]
+    assert end(table, "run", corrupted(0.4), CHANCE).tolist() == [0.7, CHANCE]
+    assert end(table, "run", "vanishing", 1.0).tolist() == [0.2, 1.0]
 
 
 def test_paper_scale_is_the_papers():

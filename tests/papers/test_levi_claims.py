@@ -12,6 +12,7 @@ import dither
 from dither.lab import catalogue
 from dither.lab.table import Table
 from dither.papers.beyond import nodes
+from dither.papers.ends import end
 from dither.papers.levi2022 import (
     combined,
     fig2,
@@ -57,7 +58,7 @@ def test_a_diverged_run_counts_as_chance_and_is_told():
     table = scores(fig2.figure, **{"FC in catapult": None})
     start = {"FC in catapult": {s: [(0.0, "accuracy/test", 0.13)] for s in table.seeds}}
     early = Table(table.frame.vstack(Table.of(start).frame))  # what was seen before it diverged
-    assert (methods.final(early, "FC in catapult", "accuracy/test") == 0.1).all()
+    assert (end(early, "FC in catapult") == 0.1).all()
     holds, seen = verdict(fig2.figure, "L1", table)
     assert holds is None
     assert seen["why"].startswith("not learnt in every run: FC in catapult (")

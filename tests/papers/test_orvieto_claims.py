@@ -45,34 +45,6 @@ def verdict(figure, claim, t):
     return next(c for c in figure.claims if c.id == claim).check(t)
 
 
-def test_between_looks_the_loss_falls_exponentially():
-    t = table({"a": {"loss/train": np.exp([0, -2, -3]), "trace": (0, 2, 9)}}, spread=0)
-    level = np.exp([-2.0, -2.5, -3.0])
-    assert schemes.at_loss(t, "a", "trace", level) == pytest.approx([2, 5.5, 9])
-    assert np.isnan(schemes.at_loss(t, "a", "trace", np.full(3, np.exp(-4)))).all()
-
-
-def test_nothing_is_read_between_the_untrained_net_and_the_first_look():
-    """There a line from chance would stand for a net on its way. Runs that are not seen at step 0
-    have no such look.
-    """
-    t = table({"a": {"loss/train": np.exp([0, -2, -3]), "trace": (0, 2, 9)}}, spread=0)
-    assert np.isnan(schemes.at_loss(t, "a", "trace", np.exp([-0.1, -1.0, -1.99]))).all()
-    assert np.isnan(schemes.at_loss(t, "a", "trace", np.full(3, 2.0))).all()
-    later = Table(t.frame.with_columns(pl.col("step") + 10))
-    assert schemes.at_loss(later, "a", "trace", np.exp([-1.0] * 3)) == pytest.approx([1, 1, 1])
-
-
-def test_the_best_run_of_a_seed_is_chosen_on_the_others():
-    found = [np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 2.0])]
-    assert schemes.chosen(found).tolist() == [0.0, 0.0, 0.0]
-
-
-def test_the_common_loss_is_the_highest_of_the_lowest():
-    t = table({"a": {"loss/train": (2, 0.1, 0.3)}, "b": {"loss/train": (2, 1, 0.5)}}, spread=0)
-    assert schemes.common_loss(t, ("a", "b")) == pytest.approx([0.5] * 5)
-
-
 def mlp(name, units=None, **courses):
     of = mlps.named(name, "cosine", units)
     keys = {"gd": GD, "full": FULL, "layer": LAYER}

@@ -14,6 +14,7 @@ from scipy import stats
 from dither.lab import Array, Claim, Figure, Run, Table, Verdict
 from dither.lab.rule import above, decide, not_above
 from dither.papers import style
+from dither.papers.ends import diverged
 from dither.papers.levi2022.methods import (
     COLOURS,
     DEPARTURES,
@@ -23,7 +24,6 @@ from dither.papers.levi2022.methods import (
     Kind,
     Setting,
     compared,
-    diverged,
     in_phase,
     large,
     unlearnt,

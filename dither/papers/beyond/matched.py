@@ -34,10 +34,13 @@ from dither.measures.curvature import trace
 from dither.noise import dropout, uniform
 from dither.papers import style
 from dither.papers.beyond.shares import kinds_share, shares
+from dither.papers.ends import LOSS, at_loss, common_loss
 from dither.papers.levi2022.looks import LocalHessian
 from dither.papers.levi2022.methods import LARGE
 from dither.papers.orvieto2022.baselines import SharpnessAware
-from dither.papers.orvieto2022.schemes import LEARNT, LOSS, at_loss, common_loss
+from dither.papers.orvieto2022.schemes import (
+    LEARNT,
+)
 from dither.schedule import Balanced
 
 LEVELS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # r

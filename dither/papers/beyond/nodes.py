@@ -22,6 +22,7 @@ from dither.lab.rule import Comparison, above, below, decide, not_above, not_bel
 from dither.noise import Node
 from dither.papers import style
 from dither.papers.beyond.nets import Residual, Rows
+from dither.papers.ends import diverged, end
 from dither.papers.levi2022.looks import LEVELS, Corrupted
 from dither.papers.levi2022.methods import (
     AT_SCALE,
@@ -32,8 +33,6 @@ from dither.papers.levi2022.methods import (
     SCAN,
     Setting,
     curve,
-    diverged,
-    final,
     large,
     run,
     shown,
@@ -86,7 +85,7 @@ def runs(fc: Setting, epochs: int) -> dict[str, Run]:
 
 
 def clean(t: Table, label: str) -> Array:
-    return final(t, label, "accuracy/test")
+    return end(t, label)
 
 
 def decided(
@@ -129,7 +128,7 @@ def without_catapult(t: Table) -> Verdict:
 def faster(t: Table) -> Verdict:
     """η doubled after a fifth of the steps: a better fit of the training images, as robust."""
     labels = ["FC η rises", "FC constant", "FC none"]
-    fit = {m: final(t, m, "accuracy/train") for m in labels}
+    fit = {m: end(t, m, "accuracy/train") for m in labels}
     better = above(
         "training accuracy: FC η rises − FC constant", fit["FC η rises"], fit["FC constant"],
         by=POINT,

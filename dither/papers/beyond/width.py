@@ -22,15 +22,13 @@ from dither.lab import Array, Claim, Figure, Run, Table, Verdict
 from dither.lab.rule import above, decide, near, unlearnt
 from dither.noise import Weight
 from dither.papers import style
-from dither.papers.ends import diverged
+from dither.papers.ends import ACCURACY, LOSS, choice, diverged, end
 from dither.papers.orvieto2022.mlps import NETS, WIDE, Scale, plain
 from dither.papers.orvieto2022.schemes import (
-    ACCURACY,
     DRAWS,
     FULL,
     GD,
     LAYER,
-    LOSS,
     POINT,
 )
 
@@ -76,16 +74,15 @@ def accuracies(t: Table, width: int, kind: str) -> Array:
     rows = []
     for sigma in sigmas(t):
         label = f"{width} {kind}, σ = {sigma:g}"
-        rows.append(np.where(diverged(t, label), 0.0, np.nan_to_num(t.last(label, ACCURACY))))
+        rows.append(end(t, label, lost=0.0))
     return np.stack(rows)
 
 
 def best(t: Table, width: int, kind: str) -> tuple[Array, Array]:
     """(accuracy [S], σ [S]) at the σ with the best mean over the other seeds; 0 is GD."""
     table = np.concatenate([t.last(f"{width} {GD}", ACCURACY)[None], accuracies(t, width, kind)])
-    others = table.sum(1, keepdims=True) - table
-    at = others.argmax(0)
-    return np.take_along_axis(table, at[None], 0)[0], np.array([0.0, *sigmas(t)])[at]
+    at = choice(list(table))
+    return table[at, np.arange(len(at))], np.array([0.0, *sigmas(t)])[at]
 
 
 def top(t: Table, width: int, kind: str) -> Array:

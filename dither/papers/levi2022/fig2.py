@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dither.lab import Array, Claim, Figure, Run, Table, Verdict
 from dither.lab.rule import Comparison, above, decide, not_below
 from dither.papers import style
+from dither.papers.ends import diverged, end
 from dither.papers.levi2022.methods import (
     AT_SCALE,
     BASELINES,
@@ -31,8 +32,6 @@ from dither.papers.levi2022.methods import (
     Setting,
     compared,
     curve,
-    diverged,
-    final,
     large,
     lines,
     shown,
@@ -86,7 +85,7 @@ def decays(net: str, node: str):
 
 
 def clean(t: Table, label: str) -> Array:
-    return final(t, label, "accuracy/test")
+    return end(t, label)
 
 
 def cost_of_corruption(net: str):

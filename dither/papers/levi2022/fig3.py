@@ -37,7 +37,7 @@ from dither.lab import (
 )
 from dither.lab.rule import above, decide, exact, not_above
 from dither.papers import style
-from dither.papers.ends import CHANCE
+from dither.papers.ends import CHANCE, diverged
 from dither.papers.levi2022.keras import ClippedSoftmax
 
 ETA, D_IN = 0.01, 785
@@ -158,20 +158,13 @@ def course(t: Table, label: str) -> dict[str, np.ndarray]:
         "loss without noise, end/start": ratio(t.last(label, "loss/train"), clean[:, 0]),
         "test accuracy at the end": t.last(label, CLEAN),
         "the same, noise on": t.last(label, NOISY),
-        "share of runs that diverged": np.array(gone(t, label).mean()),
+        "share of runs that diverged": np.array(diverged(t, label).mean()),
     }
 
 
 def peak(values: np.ndarray) -> np.ndarray:
     """The maximum over steps, [S]; inf for runs that diverged."""
     return np.where(np.isnan(values), np.inf, values).max(1)
-
-
-def gone(t: Table, label: str) -> np.ndarray:
-    """Whether the loss of a run became not finite, [S]."""
-    if "diverged" not in t.quantities(label):
-        return np.zeros(len(t.seeds), bool)
-    return np.isfinite(t.last(label, "diverged"))
 
 
 def catapults(t: Table, name: str) -> Verdict:

@@ -16,6 +16,7 @@ import numpy as np
 from dither.lab import Array, Claim, Figure, Run, Table, Verdict
 from dither.lab.rule import above, decide, not_above
 from dither.papers import style
+from dither.papers.ends import CHANCE, end
 from dither.papers.levi2022.looks import STRENGTHS, attacked
 from dither.papers.levi2022.methods import (
     AT_SCALE,
@@ -29,7 +30,6 @@ from dither.papers.levi2022.methods import (
     Kind,
     Setting,
     compared,
-    final,
     in_phase,
     lines,
     shown,
@@ -50,7 +50,7 @@ def under(method: str, target: str = "loss"):
     """Accuracy against the strength, [S, T]."""
 
     def read(t: Table, label: str) -> Array:
-        accuracy = [final(t, label, attacked(method, target, e)) for e in STRENGTHS]
+        accuracy = [end(t, label, attacked(method, target, e), CHANCE) for e in STRENGTHS]
         return np.stack(accuracy, 1)
 
     return read
@@ -135,9 +135,7 @@ def masked(net: Kind):
 
     def check(t: Table) -> Verdict:
         labels = judged(net)
-        share = {
-            f"{m}: no gradient": final(t, name, "vanishing", 1.0) for m, name in labels.items()
-        }
+        share = {f"{m}: no gradient": end(t, name, "vanishing", 1.0) for m, name in labels.items()}
         loss, margin = mean_under("fgsm"), mean_under("fgsm", "margin")
         asked = [
             not_above(f"{m}: FGSM, loss − margin", loss(t, name), margin(t, name), within=MASKED)
@@ -162,7 +160,7 @@ def plot(t: Table):
                 faint = under(method, "margin")(t, label).mean(0)
                 ax.plot(STRENGTHS, faint, color=COLOURS[m], lw=0.8, alpha=0.6)
             ax.set(xlabel="strength δ, in pixels", title=f"{net}, {method.upper()}")
-        shares = np.stack([final(t, label, "vanishing", 1.0) for label in labels], 1)
+        shares = np.stack([end(t, label, "vanishing", 1.0) for label in labels], 1)
         bars = column[2]
         bars.bar(range(len(labels)), shares.mean(0), color=[COLOURS[m] for m in labels.values()])
         for i, share in enumerate(shares.mean(0)):

@@ -12,6 +12,7 @@ from dither.lab.nets.specs import levi_vgg
 from dither.lab.rule import above, decide, not_below
 from dither.noise import Node
 from dither.papers import style
+from dither.papers.ends import end
 from dither.papers.levi2022.looks import Corrupted
 from dither.papers.levi2022.methods import (
     BATCH,
@@ -20,7 +21,6 @@ from dither.papers.levi2022.methods import (
     RULED,
     SEEDS,
     STOP,
-    final,
     large,
     lines,
     unlearnt,
@@ -81,7 +81,7 @@ def robust(t: Table) -> Verdict:
 
 
 def clean(t: Table) -> Verdict:
-    ours, none = (final(t, m, "accuracy/test") for m in (OURS, NONE))
+    ours, none = (end(t, m) for m in (OURS, NONE))
     asked = not_below("decay − none", ours, none, within=POINTS)
     return decide(asked, unless=unlearnt(t, (OURS, NONE)), numbers={OURS: ours, NONE: none})
 

@@ -2,7 +2,7 @@
 
 Their strengths are in pixels, which lie in [0, 1] before they are standardised: an attack gets
 those bounds and strengths in the units the net sees. Of a net whose outputs are not finite nothing
-is noted: it has the accuracy of chance, like one that diverged (`methods.final`).
+is noted: it has the accuracy of chance, like one that diverged (`ends.end`).
 """
 
 import math

@@ -13,6 +13,7 @@ import numpy as np
 from dither.lab import Array, Claim, Figure, Run, Table, Verdict
 from dither.lab.rule import above, below, decide, near
 from dither.papers import style
+from dither.papers.ends import diverged
 from dither.papers.levi2022.methods import (
     COLOURS,
     DASHED,
@@ -21,7 +22,6 @@ from dither.papers.levi2022.methods import (
     SEEN,
     Setting,
     compared,
-    diverged,
     in_phase,
     unlearnt,
 )

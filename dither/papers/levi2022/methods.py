@@ -14,7 +14,7 @@ import numpy as np
 from dither.lab import CNN, MLP, SGD, Accuracy, Array, Conv, Data, NodeNorms, Run, Table, rule
 from dither.noise import Law, Multiplicative, Node, dropout, gaussian
 from dither.papers import style
-from dither.papers.ends import CHANCE, diverged
+from dither.papers.ends import CHANCE, diverged, end
 from dither.papers.levi2022.keras import ClippedSoftmax
 from dither.papers.levi2022.looks import LEVELS, Attacks, Corrupted, LocalHessian, corrupted
 
@@ -217,27 +217,19 @@ def in_phase(net: Kind, method: str) -> str:
 # ------------------------------------------------------------------------------- reading a table
 
 
-def final(t: Table, label: str, quantity: str, lost: float = CHANCE) -> Array:
-    """The value of each seed at the end, [S]; `lost` for runs that diverged."""
-    if quantity not in t.quantities(label):
-        return np.full(len(t.seeds), lost)
-    values = t.last(label, quantity)
-    return np.where(np.isnan(values) | diverged(t, label), lost, values)
-
-
 def curve(t: Table, label: str) -> Array:
     """Accuracy against `LEVELS`, [S, T]."""
-    return np.stack([final(t, label, corrupted(s)) for s in LEVELS], 1)
+    return np.stack([end(t, label, corrupted(s), CHANCE) for s in LEVELS], 1)
 
 
 def large(t: Table, label: str) -> Array:
     """Accuracy at large corruption, [S]: the mean over `LARGE`."""
-    return np.stack([final(t, label, corrupted(s)) for s in LARGE], 1).mean(1)
+    return np.stack([end(t, label, corrupted(s), CHANCE) for s in LARGE], 1).mean(1)
 
 
 def unlearnt(t: Table, labels: Iterable[str], at_least: float = LEARNT) -> str:
     """A sentence that names the runs that have not learnt their images; "" if all have."""
-    return rule.unlearnt({m: final(t, m, "accuracy/train") for m in labels}, at_least=at_least)
+    return rule.unlearnt({m: end(t, m, "accuracy/train") for m in labels}, at_least=at_least)
 
 
 def share_diverged(t: Table, label: str) -> float:

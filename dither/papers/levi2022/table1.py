@@ -18,6 +18,7 @@ from torch import Tensor
 from dither.lab import Array, Claim, Data, Figure, Run, State, Table, Verdict, boxed
 from dither.lab.data import needs
 from dither.lab.rule import above, decide, near
+from dither.papers.ends import CHANCE, end
 from dither.papers.levi2022.methods import (
     AT_SCALE,
     DEPARTURES,
@@ -29,7 +30,6 @@ from dither.papers.levi2022.methods import (
     SEEDS,
     Kind,
     Setting,
-    final,
     in_phase,
     run,
     shown,
@@ -117,7 +117,7 @@ def target(t: Table) -> str:
 
 
 def shifted(t: Table, label: str) -> Array:
-    return final(t, label, target(t))
+    return end(t, label, target(t), CHANCE)
 
 
 OTHER = {
@@ -146,7 +146,7 @@ def source_kept(net: Kind):
 
     def check(t: Table) -> Verdict:
         labels = {m: in_phase(net, m) for m in SHIFTED}
-        seen = {m: final(t, label, "accuracy/test") for m, label in labels.items()}
+        seen = {m: end(t, label) for m, label in labels.items()}
         asked = [near(f"{m} − none", seen[m], seen["none"], within=2 * POINT) for m in SHIFTED[1:]]
         why = unlearnt(t, labels.values(), LEARNT)
         return decide(*asked, unless=why, numbers=seen)

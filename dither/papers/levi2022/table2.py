@@ -6,6 +6,7 @@ inputs (CDT, s = .2), beside the numbers printed in the paper (hollow, over 10 r
 
 from dither.lab import Array, Claim, Figure, Run, Table, Verdict
 from dither.lab.rule import Comparison, below, decide, not_below
+from dither.papers.ends import end
 from dither.papers.levi2022.methods import (
     AT_SCALE,
     DEPARTURES,
@@ -15,7 +16,6 @@ from dither.papers.levi2022.methods import (
     SEEDS,
     Setting,
     compared,
-    final,
     shown,
     unlearnt,
 )
@@ -30,7 +30,7 @@ def runs(fc: Setting, cnn: Setting) -> dict[str, Run]:
 
 
 def clean(t: Table, label: str) -> Array:
-    return final(t, label, "accuracy/test")
+    return end(t, label)
 
 
 def against_none(net: str, methods: tuple[str, ...], asked):

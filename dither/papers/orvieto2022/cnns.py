@@ -21,17 +21,15 @@ from dither.lab.nets.specs import orvieto_lenet, orvieto_wide
 from dither.lab.rule import Comparison, below, decide, nearer
 from dither.noise import Weight
 from dither.papers import style
+from dither.papers.ends import ACCURACY, LOSS, end
 from dither.papers.orvieto2022.schemes import (
-    ACCURACY,
     FULL,
     GD,
     LAYER,
-    LOSS,
     PART,
     SCHEMES,
     TEST,
     TRACE,
-    end,
     looks,
     panel,
     report,

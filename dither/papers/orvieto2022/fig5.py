@@ -6,8 +6,12 @@ annealing, η = .001 and .005, σ = .05: test accuracy, and the trace of the tra
 
 from dither.lab import Table
 from dither.papers import style
+from dither.papers.ends import ACCURACY
 from dither.papers.orvieto2022 import cnns
-from dither.papers.orvieto2022.schemes import ACCURACY, TRACE, panel
+from dither.papers.orvieto2022.schemes import (
+    TRACE,
+    panel,
+)
 
 
 def plot(t: Table):

@@ -20,28 +20,21 @@ from dither.lab.data import needs
 from dither.lab.rule import above, below, decide, near, not_below
 from dither.noise import Weight
 from dither.papers import style
+from dither.papers.ends import ACCURACY, LOSS, at_loss, best, chosen, common_loss, end, gains
 from dither.papers.orvieto2022.cnns import CIFAR, FASHION, SAID, sets
 from dither.papers.orvieto2022.cnns import Scale as Images
 from dither.papers.orvieto2022.nets import ResNet
 from dither.papers.orvieto2022.schemes import (
-    ACCURACY,
     COLOURS,
     DRAWS,
     FULL,
     GAUSS_NEWTON,
     GD,
     LAYER,
-    LOSS,
     POINT,
     TEST,
     TRACE,
     Curvature,
-    at_loss,
-    best,
-    chosen,
-    common_loss,
-    end,
-    gains,
     unlearnt,
 )
 from dither.schedule import Until

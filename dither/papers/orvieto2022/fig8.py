@@ -18,10 +18,10 @@ import numpy as np
 from dither.lab import Array, Claim, Run, Table, Verdict
 from dither.lab.rule import above, decide
 from dither.papers import style
+from dither.papers.ends import ACCURACY, end, gains
 from dither.papers.orvieto2022 import mlps
 from dither.papers.orvieto2022.mlps import NETS, Scale
 from dither.papers.orvieto2022.schemes import (
-    ACCURACY,
     COLOURS,
     FULL,
     GD,
@@ -30,8 +30,6 @@ from dither.papers.orvieto2022.schemes import (
     SCHEMES,
     TITLES,
     TRACE,
-    end,
-    gains,
     schemes,
     unlearnt,
 )

@@ -21,21 +21,16 @@ from dither.lab.figure import SCALES
 from dither.lab.rule import Comparison, above, below, decide
 from dither.noise import Weight
 from dither.papers import style
+from dither.papers.ends import ACCURACY, LOSS, at_loss, common_loss, end, gains
 from dither.papers.orvieto2022.schemes import (
-    ACCURACY,
     FULL,
     GD,
     LAYER,
-    LOSS,
     PART,
     POINT,
     SCHEMES,
     TEST,
     TRACE,
-    at_loss,
-    common_loss,
-    end,
-    gains,
     looks,
     panel,
     report,

@@ -9,7 +9,7 @@ Their recorded trace is multiplied by the number of probes; here it is the trace
 linear in each tensor but for kinks: the Hessian's trace is the Gauss–Newton part's, exactly.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from dither.lab import Accuracy, Array, Loss, Run, State, Table, rule
 from dither.measures.curvature import trace
 from dither.papers import style
-from dither.papers.ends import CHANCE, diverged
+from dither.papers.ends import ACCURACY, LOSS, at_loss, best, common_loss, diverged, end
 
 GD, FULL, LAYER = "GD", "GD + noise", "GD + noise (layer)"
 DRAWS = {GD: None, FULL: "all", LAYER: "cycle"}
@@ -29,7 +29,7 @@ POINT = 0.01  # of accuracy: the smallest difference that counts
 PART = 0.05  # of a trace or of a test loss
 CALMER = 0.1  # of the oscillation without noise
 SWING = "sd of the differences of ln trace"
-TRACE, LOSS, TEST, ACCURACY = "trace", "loss/train", "loss/test", "accuracy/test"
+TRACE, TEST = "trace", "loss/test"
 GAUSS_NEWTON = "Gauss–Newton"
 
 
@@ -78,61 +78,6 @@ def schemes(plain: Run, noise: Any) -> dict[str, Run]:
 
 
 # ------------------------------------------------------------------------------- reading a table
-
-
-def end(t: Table, label: str, quantity: str = ACCURACY) -> Array:
-    """The value of each seed at the end, [S]; of a run that diverged an accuracy of chance, and
-    nothing (NaN) of what has no such value.
-    """
-    lost = CHANCE if quantity == ACCURACY else np.nan
-    return np.where(diverged(t, label), lost, t.last(label, quantity))
-
-
-def gains(t: Table, quantity: str, ours: str, other: str) -> Array:
-    """Our value − the other's at the end, seed by seed, with the same images and the same start."""
-    return end(t, ours, quantity) - end(t, other, quantity)
-
-
-def best(t: Table, label: str, quantity: str = ACCURACY) -> Array:
-    """The best value of each seed, [S]."""
-    return np.nanmax(t.series(label, quantity)[1], 1)
-
-
-def chosen(candidates: Sequence[Array]) -> Array:
-    """For each seed, the value of the run with the best mean over the other seeds. A choice on the
-    same seed would put the best of many equal runs above them.
-
-    candidates: [S] of each run.
-    """
-    table = np.stack(candidates)  # [runs, S]
-    others = table.sum(1, keepdims=True) - table
-    return np.take_along_axis(table, others.argmax(0)[None], 0)[0]
-
-
-def common_loss(t: Table, labels: Iterable[str]) -> Array:
-    """The lowest training loss that all runs reached, [S]."""
-    return np.max([np.nanmin(t.series(label, LOSS)[1], 1) for label in labels], 0)
-
-
-def at_loss(t: Table, label: str, quantity: str, level: Array) -> Array:
-    """A quantity when the training loss first falls to `level`, [S]; between looks, linear in the
-    logarithm of the loss. NaN where it is below that before the first look in training: the
-    untrained net of step 0, or a line from it, would say little of a net on its way.
-    """
-    (steps, loss), (when, values) = t.series(label, LOSS), t.series(label, quantity)
-    _, ours, theirs = np.intersect1d(steps, when, return_indices=True)
-    steps, loss, values = steps[ours], loss[:, ours], values[:, theirs]
-    crossings = np.full(len(level), np.nan)
-    for s, target in enumerate(level):
-        below = np.flatnonzero(loss[s] <= target)
-        untrained = steps[0] == 0 and len(below) > 0
-        unseen = untrained and (below[0] == 0 or (below[0] == 1 and loss[s, 1] < target))
-        if len(below) and not unseen:
-            k = below[0]
-            before, after = np.log(loss[s, [max(k - 1, 0), k]])
-            share = (before - np.log(target)) / (before - after) if before > after else 1.0
-            crossings[s] = values[s, max(k - 1, 0)] * (1 - share) + values[s, k] * share
-    return crossings
 
 
 def swing(t: Table, label: str) -> Array:
