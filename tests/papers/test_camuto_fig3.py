@@ -348,3 +348,39 @@ def test_paths_are_compared_halfway_too():
     t = Table(frame.with_columns(value=pl.when(half).then(0.5).otherwise(pl.col("value"))))
     assert verdict(fig3.figure, "C6", camuto())[0] is True
     assert verdict(fig3.figure, "C6", t)[0] is False
+
+
+def test_the_mlp_is_judged_at_its_smallest_rate():
+    """It falls on the baseline at the larger rate, and on noise at the smaller; and the other way
+    round.
+    """
+    near = {"baseline": (0.4, 5.0, 0.0), "GNI": (0.6, 3.0, 9.0), "R": (0.55, 2.0, 8.0)}
+    near[fig3.AGAIN] = near["GNI"]
+    far = near | {"R": (0.45, 2.0, 8.0)}
+    slow = followed.AT_SCALE["decisive"]["slow"]
+    case = f"MLP{fig3.SLOWER} {slow:g}"
+    for at, at_less in ((near, far), (far, near)):
+        alone = made_up(at, fig3.NETS, "Fashion-MNIST ")
+        both = Table(alone.frame.vstack(made_up(at_less, [case], "Fashion-MNIST ").frame))
+        wanted = {"MLP": at is near, "MLP, least rate": at_less is near}
+        for claim, holds in wanted.items():
+            assert verdict(fig3.figure, f"C4 {claim}", both)[0] is holds
+        assert verdict(fig3.figure, "C4 MLP, least rate", alone)[0] is wanted["MLP"]
+    claim = next(c for c in fig3.figure.claims if c.id == "C4 MLP, least rate")
+    lost = both.frame.filter(pl.col("run") != f"Fashion-MNIST {case} R")
+    lacking = Table(lost, {f"Fashion-MNIST {case} R": "it failed"})
+    assert judge(claim, lacking, "decisive")[0]["holds"] is None
+    assert len(fig3.plot(lacking).axes) == len(fig3.plot(alone).axes) < len(fig3.plot(both).axes)
+
+
+def test_the_slower_mlp_is_trained_as_far(monkeypatch):
+    monkeypatch.setattr(needs, "found", lambda name: "here")
+    runs = followed.runs(**followed.AT_SCALE["decisive"])
+    slow = followed.AT_SCALE["decisive"]["slow"]
+    for method in (*fig3.METHODS, fig3.AGAIN):
+        fast, slower = (
+            runs[f"Fashion-MNIST MLP{tail} {method}"] for tail in ("", f"{fig3.SLOWER} {slow:g}")
+        )
+        assert slower.optimiser.lr == slow < fast.optimiser.lr
+        assert slower.steps * slow == pytest.approx(fast.steps * fast.optimiser.lr, rel=1e-3)
+        assert (slower.model, slower.data, slower.noise) == (fast.model, fast.data, fast.noise)

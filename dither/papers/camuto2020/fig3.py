@@ -24,6 +24,8 @@ its test loss rises.
 
 At the decisive scale Boston's house prices with ½(f − y)² are there too.
 
+At the decisive scale the MLP is trained at a smaller rate too. The paper's is smaller still.
+
 The paper trains on SVHN and, in its appendix, on CIFAR-10: they are here where their files are on
 the machine. Fashion-MNIST is here always.
 """
@@ -46,6 +48,7 @@ from dither.papers.camuto2020.followed import (
     NETS,
     SCARCE,
     SETS,
+    SLOWER,
     STANDARDISED,
     runs,
 )
@@ -78,6 +81,14 @@ def shown(t: Table) -> list[str]:
 
 def among(t: Table, case: str) -> bool:
     return f"{case} baseline" in (*t.there, *t.missing)
+
+
+def slowest(t: Table) -> str:
+    """The MLP of the smallest rate: "MLP", or "MLP, rate 0.01" if it was trained at that too."""
+    start, end = f"{ALWAYS} MLP{SLOWER} ", " baseline"
+    labels = (label for label in (*t.there, *t.missing) if label.startswith(start))
+    found = next((label for label in labels if label.endswith(end)), f"{ALWAYS} MLP{end}")
+    return found.removeprefix(f"{ALWAYS} ").removesuffix(end)
 
 
 def short(t: Table, label: str) -> bool:
@@ -137,6 +148,11 @@ def closer(name: str, net: str) -> Callable[[Table], Verdict]:
         return decide(asked, unless=unlearnt(t, label), numbers=numbers)
 
     return check
+
+
+def slowly(t: Table) -> Verdict:
+    """C4 of the MLP at the smallest rate."""
+    return closer(ALWAYS, slowest(t))(t)
 
 
 def closer_to_mean(name: str, case: str) -> Callable[[Table], Verdict]:
@@ -231,11 +247,14 @@ def note(picture: Any, absent: Mapping[str, str]) -> None:
 
 
 def plot(t: Table) -> Any:
-    lacking = tuple(t.missing)
+    lacking = [label for label in t.missing if SLOWER not in label]
     whole = [n for n in shown(t) if not any(label.startswith(f"{n} ") for label in lacking)]
     names = whole or shown(t)
     scarce = [n for n in names if n == ALWAYS + STANDARDISED]
-    picture, axes = style.grid(2 * len(names) + len(scarce), 3, width=10, height=2.7)
+    known = all(f"{ALWAYS} {slowest(t)} {m}" in t.there for m in (*METHODS, AGAIN))
+    slow = [ALWAYS] if ALWAYS in names and slowest(t) != "MLP" and known else []
+    rows = 2 * len(names) + len(slow) + len(scarce)
+    picture, axes = style.grid(rows, 3, width=10, height=2.7)
     for i, name in enumerate(names):
         above, below = axes[2 * i : 2 * i + 2]
         for ax, net in zip(above, NETS, strict=True):
@@ -248,6 +267,12 @@ def plot(t: Table) -> Any:
         curves(below[0], t, small, "trace", "tr ∇²L, 2 × 32")
         curves(below[1], t, small, "authors' trace", "authors' convention, 2 × 32")
         distances_panel(below[2], t, small)
+    for name in slow:
+        row, case = axes[2 * len(names)], slowest(t)
+        curves(row[0], t, f"{name} {case}", "loss/test", f"{name}, {case}", first=1)
+        for ax, split in zip(row[1:], ("test", "train"), strict=True):
+            curves(ax, t, f"{name} {case}", f"accuracy/{split}", f"{split} accuracy, {case}")
+        row[0].set_ylabel("test loss")
     for name in scarce:
         row, case = axes[-1], list(SCARCE)[-1]
         for ax, c in zip(row, SCARCE, strict=False):
@@ -307,7 +332,7 @@ def of_few() -> list[Claim]:
 
 
 def of_means() -> list[Claim]:
-    """Our claims without the variance of the draws."""
+    """Our claims: at the smallest rate, and without the variance of the draws."""
     listed = [
         Claim(
             f"C4 {net}, mean", f"{net}: so is it to GNI's mean over draws (ours)",
@@ -316,7 +341,8 @@ def of_means() -> list[Claim]:
         for net in NETS
     ]  # fmt: skip
     end = "R ends closer to GNI's mean over draws than the baseline does, by a tenth (ours)"
-    return [*listed, Claim("C6, mean", end, apart_of(ALWAYS, together_in_mean))]
+    slower = Claim("C4 MLP, least rate", f"at the smallest rate, MLP: {NEARER}", slowly)
+    return [slower, *listed, Claim("C6, mean", end, apart_of(ALWAYS, together_in_mean))]
 
 
 def claims() -> list[Claim]:
@@ -353,7 +379,9 @@ figure = Figure(
         "gradient",
         "the width of the MLP of four hidden layers is not given: 512, the released code's default",
         "the Hessian is that of 512 training images, by 16 probes",
-        "decisive: images in [0, 1] alone; rate .05 instead of .001, as at the quick scale; Boston "
+        "decisive: images in [0, 1] alone; rate .05 instead of .001, as at the quick scale, and of "
+        "the MLP .01 too: 'C4 MLP, least rate' was added after C4 had failed at .05 (R .054 from "
+        "noise, .029 from the baseline) and one seed had been seen at .01 (.050 and .045); Boston "
         "(standardised, full batch) at rate .01 and for the same rate × steps, as 250 steps of "
         ".001 would leave it where it starts",
         "quick: changed after first results: CONV from 4 and 16 filters to 4 and 8, for the "
