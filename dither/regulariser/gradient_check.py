@@ -9,8 +9,10 @@ and random columns u_k of the output,
 is asked at the first call with inputs of so many dimensions: of sites in up to eight groups, and
 of each site by itself in a group where it fails. It is asked near the sites' tensors and not at
 them, as a net may lie at a kink (the ReLU of a unit that is 0), and where it fails three times
-anew. A way that carries less than a twentieth of what its site does is not
-found, in single precision not always one of a fifth.
+anew. Where the output there is another altogether, as of a dead net in which a few units come to
+life, all that moves it may lie close to a kink, and it must fail nine times. A way that carries
+less than a twentieth of what its site does is not found, in single precision not always one of a
+fifth.
 """
 
 from __future__ import annotations
@@ -36,13 +38,11 @@ from dither.torch_internals import version, without_checkpoints
 
 COLUMNS = 4  # u
 ROUNDS = 3  # of draws, all of which must find a site cut: a kink beside the point is no cut
+ASTRAY = 9  # the same, where the output beside the sites is another altogether
 GROUPS = 8  # of sites, that are asked one after another
 SHARE = 0.05  # of the change, that may go unexplained: kinks and the third order
 NEAR = 4.0  # η · rms: how far from the sites' tensors
-SIZES = (
-    1 / 4,
-    1 / 32,
-)  # η · rms: of δ; a jump that the larger one meets the smaller one leaves out
+SIZES = (1 / 4, 1 / 32)  # η · rms: of δ; a jump that the first meets the second leaves out
 COARSE = 1e-4  # ε of a type in which differences say nothing
 
 
@@ -54,6 +54,7 @@ class Nudged:
     def __init__(self, noise: Injection, sites: Mapping[str, Site]) -> None:
         self.noise, self.sites, self.eta = noise, sites, 0.0
         self.recording: Recording | None = None
+        self.astray = False  # the output beside the sites is another altogether
         self.rng = torch.Generator().manual_seed(secrets.randbits(62))
         self.only: Sequence[str]
         self.met: list[tuple[str, Tensor, Tensor]] = []  # name, base, unit of each call, in order
@@ -99,6 +100,15 @@ class Nudged:
         with showing((self.sites[name], value) for name, value in shown.items()):
             yield {name: getattr(*self.sites[name].owners[0]) for name in shown}
 
+    def unmoved(self, x: Any) -> Tensor:
+        """The output at the sites' own tensors."""
+        eta, self.eta = self.eta, 0.0
+        try:
+            with self.moved():
+                return output(self.noise.model, x)
+        finally:
+            self.eta = eta
+
 
 class _Otherwise(Exception):
     """A forward has called other sites than the one before."""
@@ -116,22 +126,22 @@ def check_gradients(noise: Injection, x: Any, *, unit: bool) -> None:
         return
     versions = [version(t) for t in tensors(x)]
     cut: list[str] = list(sites)
-    for _ in range(ROUNDS):
+    rounds = 0
+    while cut:
         reader = Nudged(noise, sites)
         with evaluating(noise.model), reading(noise, reader), without_checkpoints():
             try:
                 found = _cut(reader, x, versions)
             except _Otherwise:
                 found = set()
-        cut = [name for name in cut if name in found]
-        if not cut:
-            break
-    else:
-        raise DitherError(
-            f"R can't be taken at {cut[0]!r}: displaced a little, it moves the output otherwise "
-            "than its gradients say. The forward cuts a way behind it (detach, torch.no_grad, a "
-            "straight-through estimator); let gradients through, or use dither.expected"
-        )
+        cut, rounds = [name for name in cut if name in found], rounds + 1
+        if cut and rounds >= (ASTRAY if reader.astray else ROUNDS):
+            raise DitherError(
+                f"R can't be taken at {cut[0]!r}: displaced a little, it moves the output "
+                "otherwise than its gradients say. The forward cuts a way behind it (detach, "
+                "torch.no_grad, a straight-through estimator); let gradients through, or use "
+                "dither.expected"
+            )
     noise.layouts[mark] = True
 
 
@@ -181,6 +191,9 @@ def _cut(reader: Nudged, x: Any, versions: list[int]) -> set[str]:
                 for name in group:
                     if all(_differs(reader, x, z, u, said, s, [name]) for s in SIZES):
                         found.add(name)
+        if found:
+            plain = double(reader.unmoved(x))
+            reader.astray = bool((double(z) - plain).norm() > plain.norm())
     return found
 
 

@@ -2,11 +2,14 @@
 pass.
 """
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
 import dither
+from dither.regulariser import gradient_check
 from dither.regulariser.gradient_check import check_gradients
 
 B = 8
@@ -132,3 +135,42 @@ def test_a_small_share_that_is_cut_is_found(dtype, share):
         pytest.raises(dither.DitherError, match=r"'a:out': .*its gradients say"),
     ):
         dither.explicit(noise, randn(B, 3).to(dtype), Y)
+
+
+def exploded(seed):
+    """A net after eight steps at a rate of 100, and its inputs: most of its units are dead."""
+    torch.manual_seed(seed)
+    layers = [nn.Linear(i, o) for i, o in ((20, 16), (16, 16), (16, 16), (16, 10))]
+    net = nn.Sequential(*[m for layer in layers for m in (layer, nn.ReLU())][:-1])
+    x, y = torch.rand(32, 20), torch.randint(10, (32,))
+    sgd = torch.optim.SGD(net.parameters(), 100, momentum=0.9)
+    for _ in range(8):
+        sgd.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        sgd.step()
+    return net, x
+
+
+def test_an_exploded_net_is_not_refused(monkeypatch):
+    """Beside its sites a few dead units come to life: all that moves it lies close to a kink."""
+    draws = itertools.count()
+    monkeypatch.setattr(gradient_check.secrets, "randbits", lambda bits: next(draws))
+    for seed in range(100):
+        net, x = exploded(seed)
+        with dither.inject(net, dither.Weight(0.1)) as noise:
+            check_gradients(noise, x, unit=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_way_that_is_cut_before_a_head_of_zeros_is_found(dtype):
+    """The output is 0, and another altogether beside the sites."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        net = Cut("half detached")
+        nn.init.zeros_(net.b.weight)
+        nn.init.zeros_(net.b.bias)
+        with (
+            dither.inject(net.to(dtype), dither.Weight(0.1)) as noise,
+            pytest.raises(dither.DitherError, match=r"'a\.\w+': .*its gradients say"),
+        ):
+            dither.explicit(noise, randn(B, 3).to(dtype), Y)

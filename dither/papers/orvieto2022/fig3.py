@@ -182,7 +182,7 @@ def plot(t: Table):
 figure = Figure(
     runs,
     plot,
-    smoke={"scale": mlps.SMOKE, "sigmas": (0.01, 0.02), "at": 0.01},
+    smoke={"scale": mlps.SMOKE, "sigmas": (0.01, 0.05), "at": 0.01},
     quick={"scale": mlps.QUICK["MLP2"], "sigmas": (0.0125, 0.025, 0.05), "at": 0.025},
     decisive={
         "scale": Scale(1000, 2000, 20, limit=512, precision="bf16"),
