@@ -9,10 +9,10 @@ and random columns u_k of the output,
 is asked at the first call with inputs of so many dimensions: of sites in up to eight groups, and
 of each site by itself in a group where it fails. It is asked near the sites' tensors and not at
 them, as a net may lie at a kink (the ReLU of a unit that is 0), and where it fails three times
-anew. Where the output there is another altogether, as of a dead net in which a few units come to
-life, all that moves it may lie close to a kink, and it must fail nine times. A way that carries
-less than a twentieth of what its site does is not found, in single precision not always one of a
-fifth.
+anew. A net may be astray there, its output further from that at the sites' own tensors than that
+is large: a few units of a dead net come to life, and all that moves the output lies close to their
+kinks. Then it must fail nine times. A way that carries less than a twentieth of what its site does
+is not found, in single precision not always one of a fifth, or of a half in a net astray.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from dither.torch_internals import version, without_checkpoints
 
 COLUMNS = 4  # u
 ROUNDS = 3  # of draws, all of which must find a site cut: a kink beside the point is no cut
-ASTRAY = 9  # the same, where the output beside the sites is another altogether
+ASTRAY = 9  # the same of rounds in which the net may be astray
 GROUPS = 8  # of sites, that are asked one after another
 SHARE = 0.05  # of the change, that may go unexplained: kinks and the third order
 NEAR = 4.0  # η · rms: how far from the sites' tensors
@@ -54,7 +54,7 @@ class Nudged:
     def __init__(self, noise: Injection, sites: Mapping[str, Site]) -> None:
         self.noise, self.sites, self.eta = noise, sites, 0.0
         self.recording: Recording | None = None
-        self.astray = False  # the output beside the sites is another altogether
+        self.still = False  # displaces nothing, and asks nothing of the calls
         self.rng = torch.Generator().manual_seed(secrets.randbits(62))
         self.only: Sequence[str]
         self.met: list[tuple[str, Tensor, Tensor]] = []  # name, base, unit of each call, in order
@@ -62,7 +62,7 @@ class Nudged:
         self.size, self.only, self.calls = 0.0, (), 0
 
     def activation(self, site: Site, h: Tensor) -> Tensor | None:
-        if site.name not in self.sites or not h.is_floating_point():
+        if self.still or site.name not in self.sites or not h.is_floating_point():
             return None
         if self.recording is not None:
             base, unit = self.drawn(h)
@@ -100,15 +100,6 @@ class Nudged:
         with showing((self.sites[name], value) for name, value in shown.items()):
             yield {name: getattr(*self.sites[name].owners[0]) for name in shown}
 
-    def unmoved(self, x: Any) -> Tensor:
-        """The output at the sites' own tensors."""
-        eta, self.eta = self.eta, 0.0
-        try:
-            with self.moved():
-                return output(self.noise.model, x)
-        finally:
-            self.eta = eta
-
 
 class _Otherwise(Exception):
     """A forward has called other sites than the one before."""
@@ -125,17 +116,16 @@ def check_gradients(noise: Injection, x: Any, *, unit: bool) -> None:
     if mark in noise.layouts or not sites or noise.stack:
         return
     versions = [version(t) for t in tensors(x)]
-    cut: list[str] = list(sites)
-    rounds = 0
+    cut, rounds, straight = list(sites), 0, 0
     while cut:
         reader = Nudged(noise, sites)
         with evaluating(noise.model), reading(noise, reader), without_checkpoints():
             try:
-                found = _cut(reader, x, versions)
+                found, astray = _cut(reader, x, versions, cut)
             except _Otherwise:
-                found = set()
-        cut, rounds = [name for name in cut if name in found], rounds + 1
-        if cut and rounds >= (ASTRAY if reader.astray else ROUNDS):
+                break
+        cut, rounds, straight = found, rounds + 1, straight + (not astray)
+        if cut and (straight == ROUNDS or rounds == ASTRAY):
             raise DitherError(
                 f"R can't be taken at {cut[0]!r}: displaced a little, it moves the output "
                 "otherwise than its gradients say. The forward cuts a way behind it (detach, "
@@ -145,8 +135,12 @@ def check_gradients(noise: Injection, x: Any, *, unit: bool) -> None:
     noise.layouts[mark] = True
 
 
-def _cut(reader: Nudged, x: Any, versions: list[int]) -> set[str]:
-    """The sites that move the output otherwise than their gradients say."""
+def _cut(
+    reader: Nudged, x: Any, versions: list[int], asked: Sequence[str]
+) -> tuple[list[str], bool]:
+    """Those of the asked sites that move the output otherwise than their gradients say, and whether
+    the net is astray.
+    """
     noise = reader.noise
     device = next((t.device for t in [*noise.model.parameters(), *tensors(x)]), None)
     held = {n: s.parameter for n, s in reader.sites.items() if s.side == "parameter"}
@@ -154,7 +148,7 @@ def _cut(reader: Nudged, x: Any, versions: list[int]) -> set[str]:
     types = [t.dtype for t in (*held.values(), *tensors(x), *noise.model.parameters())]
     types = [t for t in types if t.is_floating_point]
     if not types:
-        return set()
+        return [], False
     reader.eta = max(torch.finfo(t).eps for t in types) ** (1 / 3)
     reader.weights = {n: reader.drawn(p) for n, p in held.items()}
     with torch.enable_grad(), reader.moved() as leaf:
@@ -163,9 +157,9 @@ def _cut(reader: Nudged, x: Any, versions: list[int]) -> set[str]:
         reader.recording = None
         z = graph.z.detach()
         if graph.eps > COARSE or not z.numel() or not bool(z.isfinite().all()):
-            return set()
+            return [], False
         if [version(t) for t in tensors(x)] != versions:
-            return set()  # x is no more what it was
+            return [], False  # x is no more what it was
         u = torch.randn(COLUMNS, *z.shape, generator=reader.rng, dtype=torch.float64).to(z)
         said = {name: u.new_zeros(COLUMNS, dtype=torch.float64) for name in reader.sites}
 
@@ -183,18 +177,18 @@ def _cut(reader: Nudged, x: Any, versions: list[int]) -> set[str]:
     with torch.no_grad():
         with reader.moved():
             if not near(output(noise.model, x), z):
-                return set()  # another refusal's
-        names, found = list(said), set()
-        for first in range(min(GROUPS, len(names))):
-            group = names[first::GROUPS]
+                return [], False  # another refusal's
+        found: set[str] = set()
+        for first in range(min(GROUPS, len(asked))):
+            group = asked[first::GROUPS]
             if _differs(reader, x, z, u, said, SIZES[0], group):
                 for name in group:
                     if all(_differs(reader, x, z, u, said, s, [name]) for s in SIZES):
                         found.add(name)
-        if found:
-            plain = double(reader.unmoved(x))
-            reader.astray = bool((double(z) - plain).norm() > plain.norm())
-    return found
+        reader.still = True
+        plain = double(output(noise.model, x)) if found else double(z)
+    astray = bool((double(z) - plain).norm() > plain.norm() > 0)
+    return [name for name in asked if name in found], astray
 
 
 def _differs(

@@ -5,6 +5,7 @@ from tasks import counting, plain
 
 from dither.errors import DitherError
 from dither.lab.table import Table
+from dither.papers import ends
 from dither.papers.levi2022 import methods
 
 
@@ -80,7 +81,7 @@ def test_a_wrong_pattern_leaves_no_folder(toy, tmp_path):
 def test_a_run_that_is_missing_has_not_diverged_or_scored_chance():
     """A quantity that a run did not record is one thing, a run that is not there another."""
     table = Table.of({"FC none": {0: [(0, "accuracy/test", 0.9)]}}, {"FC L2": "left out (--only)"})
-    assert methods.final(table, "FC none", "corrupted/0.5").tolist() == [methods.CHANCE]
-    for ask in (methods.diverged, methods.large, lambda t, label: t.quantities(label)):
+    assert ends.end(table, "FC none", "corrupted/0.5", 0.1).tolist() == [0.1]
+    for ask in (ends.diverged, ends.end, methods.large, lambda t, label: t.quantities(label)):
         with pytest.raises(DitherError, match="'FC L2' has no results: left out"):
             ask(table, "FC L2")

@@ -8,11 +8,7 @@ from beyond import SEEDS, drawn, said, table, verdict
 
 from dither.papers.beyond import width
 from dither.papers.ends import ACCURACY, LOSS
-from dither.papers.orvieto2022.schemes import (
-    FULL,
-    GD,
-    LAYER,
-)
+from dither.papers.orvieto2022.schemes import FULL, GD, LAYER
 
 
 def tuned(accuracy, loss=0.1, widths=(64, 256, 1024)):

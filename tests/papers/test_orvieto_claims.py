@@ -6,6 +6,7 @@ import pytest
 
 from dither.lab.data import needs
 from dither.lab.table import Table
+from dither.papers.ends import end as final
 from dither.papers.orvieto2022 import cnns, fig3, fig4, fig6, fig7, fig8, fig9, mlps, schemes
 from dither.papers.orvieto2022.schemes import FULL, GD, LAYER
 
@@ -165,8 +166,8 @@ def lost(t, label, seed=1):
 def test_a_run_that_diverged_is_at_chance_however_good_it_was():
     good = sweep((0.7, 0.5), (0.75, 0.6))
     t = lost(good, fig3.label(LAYER, 0.1))
-    assert schemes.end(t, fig3.label(LAYER, 0.1)).round(2).tolist() == [0.75, 0.1, 0.75, 0.75, 0.75]
-    assert np.isnan(schemes.end(t, fig3.label(LAYER, 0.1), "trace")).tolist() == [
+    assert final(t, fig3.label(LAYER, 0.1)).round(2).tolist() == [0.75, 0.1, 0.75, 0.75, 0.75]
+    assert np.isnan(final(t, fig3.label(LAYER, 0.1), "trace")).tolist() == [
         False, True, False, False, False
     ]  # fmt: skip
     assert verdict(fig3.figure, "O12", good)[0] is True

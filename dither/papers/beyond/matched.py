@@ -38,9 +38,7 @@ from dither.papers.ends import LOSS, at_loss, common_loss
 from dither.papers.levi2022.looks import LocalHessian
 from dither.papers.levi2022.methods import LARGE
 from dither.papers.orvieto2022.baselines import SharpnessAware
-from dither.papers.orvieto2022.schemes import (
-    LEARNT,
-)
+from dither.papers.orvieto2022.schemes import LEARNT
 from dither.schedule import Balanced
 
 LEVELS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # r

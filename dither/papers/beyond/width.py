@@ -24,13 +24,7 @@ from dither.noise import Weight
 from dither.papers import style
 from dither.papers.ends import ACCURACY, LOSS, choice, diverged, end
 from dither.papers.orvieto2022.mlps import NETS, WIDE, Scale, plain
-from dither.papers.orvieto2022.schemes import (
-    DRAWS,
-    FULL,
-    GD,
-    LAYER,
-    POINT,
-)
+from dither.papers.orvieto2022.schemes import DRAWS, FULL, GD, LAYER, POINT
 
 KINDS = (FULL, LAYER)
 COLOURS = {GD: style.BLACK, FULL: style.RED, LAYER: style.BLUE}

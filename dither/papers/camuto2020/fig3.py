@@ -22,9 +22,8 @@ trained with other draws as well, and the distance to GNI's mean path is that of
 Last row, not in the paper: 1 000 standardised images and longer, until the baseline fits them and
 its test loss rises.
 
-At the decisive scale Boston's house prices with ½(f − y)² are there too.
-
-At the decisive scale the MLP is trained at a smaller rate too. The paper's is smaller still.
+At the decisive scale Boston's house prices with ½(f − y)² are there too, and a row of the MLP at
+rate .01: test loss, test accuracy, training accuracy. The paper's rate is .001.
 
 The paper trains on SVHN and, in its appendix, on CIFAR-10: they are here where their files are on
 the machine. Fashion-MNIST is here always.
@@ -81,14 +80,6 @@ def shown(t: Table) -> list[str]:
 
 def among(t: Table, case: str) -> bool:
     return f"{case} baseline" in (*t.there, *t.missing)
-
-
-def slowest(t: Table) -> str:
-    """The MLP of the smallest rate: "MLP", or "MLP, rate 0.01" if it was trained at that too."""
-    start, end = f"{ALWAYS} MLP{SLOWER} ", " baseline"
-    labels = (label for label in (*t.there, *t.missing) if label.startswith(start))
-    found = next((label for label in labels if label.endswith(end)), f"{ALWAYS} MLP{end}")
-    return found.removeprefix(f"{ALWAYS} ").removesuffix(end)
 
 
 def short(t: Table, label: str) -> bool:
@@ -148,11 +139,6 @@ def closer(name: str, net: str) -> Callable[[Table], Verdict]:
         return decide(asked, unless=unlearnt(t, label), numbers=numbers)
 
     return check
-
-
-def slowly(t: Table) -> Verdict:
-    """C4 of the MLP at the smallest rate."""
-    return closer(ALWAYS, slowest(t))(t)
 
 
 def closer_to_mean(name: str, case: str) -> Callable[[Table], Verdict]:
@@ -251,8 +237,7 @@ def plot(t: Table) -> Any:
     whole = [n for n in shown(t) if not any(label.startswith(f"{n} ") for label in lacking)]
     names = whole or shown(t)
     scarce = [n for n in names if n == ALWAYS + STANDARDISED]
-    known = all(f"{ALWAYS} {slowest(t)} {m}" in t.there for m in (*METHODS, AGAIN))
-    slow = [ALWAYS] if ALWAYS in names and slowest(t) != "MLP" and known else []
+    slow = [n for n in names if all(f"{n} {SLOWER} {m}" in t.there for m in (*METHODS, AGAIN))]
     rows = 2 * len(names) + len(slow) + len(scarce)
     picture, axes = style.grid(rows, 3, width=10, height=2.7)
     for i, name in enumerate(names):
@@ -268,10 +253,10 @@ def plot(t: Table) -> Any:
         curves(below[1], t, small, "authors' trace", "authors' convention, 2 × 32")
         distances_panel(below[2], t, small)
     for name in slow:
-        row, case = axes[2 * len(names)], slowest(t)
-        curves(row[0], t, f"{name} {case}", "loss/test", f"{name}, {case}", first=1)
+        row = axes[2 * len(names)]
+        curves(row[0], t, f"{name} {SLOWER}", "loss/test", f"{name}, {SLOWER}", first=1)
         for ax, split in zip(row[1:], ("test", "train"), strict=True):
-            curves(ax, t, f"{name} {case}", f"accuracy/{split}", f"{split} accuracy, {case}")
+            curves(ax, t, f"{name} {SLOWER}", f"accuracy/{split}", f"{split} accuracy, {SLOWER}")
         row[0].set_ylabel("test loss")
     for name in scarce:
         row, case = axes[-1], list(SCARCE)[-1]
@@ -331,8 +316,14 @@ def of_few() -> list[Claim]:
     ]  # fmt: skip
 
 
+def of_rate() -> Claim:
+    """C4 nearer to the paper's rate."""
+    text = f"{ALWAYS}, images in [0, 1]: {SLOWER}: {NEARER}"
+    return Claim(f"C4 {SLOWER}", text, closer(ALWAYS, SLOWER))
+
+
 def of_means() -> list[Claim]:
-    """Our claims: at the smallest rate, and without the variance of the draws."""
+    """Our claims without the variance of the draws."""
     listed = [
         Claim(
             f"C4 {net}, mean", f"{net}: so is it to GNI's mean over draws (ours)",
@@ -341,8 +332,7 @@ def of_means() -> list[Claim]:
         for net in NETS
     ]  # fmt: skip
     end = "R ends closer to GNI's mean over draws than the baseline does, by a tenth (ours)"
-    slower = Claim("C4 MLP, least rate", f"at the smallest rate, MLP: {NEARER}", slowly)
-    return [slower, *listed, Claim("C6, mean", end, apart_of(ALWAYS, together_in_mean))]
+    return [*listed, Claim("C6, mean", end, apart_of(ALWAYS, together_in_mean))]
 
 
 def claims() -> list[Claim]:
@@ -351,7 +341,14 @@ def claims() -> list[Claim]:
     """
     settings = [*((name, tail) for name in SETS for tail in ("", STANDARDISED)), (HOUSES, "")]
     first, second, *others = (of_set(*setting) for setting in settings)
-    return [*first, *of_means(), *second, *of_few(), *(c for of_one in others for c in of_one)]
+    return [
+        *first,
+        of_rate(),
+        *of_means(),
+        *second,
+        *of_few(),
+        *(c for of_one in others for c in of_one),
+    ]
 
 
 figure = Figure(
@@ -379,11 +376,12 @@ figure = Figure(
         "gradient",
         "the width of the MLP of four hidden layers is not given: 512, the released code's default",
         "the Hessian is that of 512 training images, by 16 probes",
-        "decisive: images in [0, 1] alone; rate .05 instead of .001, as at the quick scale, and of "
-        "the MLP .01 too: 'C4 MLP, least rate' was added after C4 had failed at .05 (R .054 from "
-        "noise, .029 from the baseline) and one seed had been seen at .01 (.050 and .045); Boston "
+        "decisive: images in [0, 1] alone; rate .05 instead of .001, as at the quick scale; Boston "
         "(standardised, full batch) at rate .01 and for the same rate × steps, as 250 steps of "
         ".001 would leave it where it starts",
+        f"'C4 {SLOWER}' was added after C4 of the MLP had failed at .05 (R .054 from noise, .029 "
+        "from the baseline), and after its first seed had been seen (.050 and .045). The paper's "
+        "C4 is decided by what was declared before, rate .05",
         "quick: changed after first results: CONV from 4 and 16 filters to 4 and 8, for the "
         "time it takes",
         "quick: rate .1 instead of .001, a hundredth of the steps, batches of 256: the draws move "

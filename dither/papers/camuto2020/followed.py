@@ -22,7 +22,8 @@ NETS = ("CONV", "MLP", "2 × 32")
 SCARCE = {"MLP, few images": "MLP", "2 × 32, few images": "2 × 32"}
 SETS = {"Fashion-MNIST": "fashion-mnist", "SVHN": "svhn", "CIFAR-10": "cifar-10"}
 ALWAYS, STANDARDISED = "Fashion-MNIST", ", standardised"
-SLOWER = ", rate"  # of the MLP that is trained once more
+SLOW = 0.01  # the rate at which the MLP is trained once more, as far in rate × steps
+SLOWER = f"MLP, rate {SLOW:g}"
 HOUSES, HOUSES_RATE = "Boston", 0.01  # rate × steps as for the images of ALWAYS
 AT_SCALE: dict[str, dict[str, Any]] = {
     "smoke": {"rate": 0.1, "steps": 4, "batch": 16, "scarce": (0.1, 16), "train": 64, "test": 64,
@@ -30,7 +31,7 @@ AT_SCALE: dict[str, dict[str, Any]] = {
     "quick": {"rate": 0.1, "batch": 256, "scarce": (0.1, 64), "train": None, "test": 2000,
               "twice": ("2 × 32",), "beside": ("2 × 32",), "width": 64, "filters": (4, 8)},
     "decisive": {"rate": 0.05, "batch": 512, "scarce": (0.1, 64), "train": None, "test": None,
-                 "twice": (), "width": 512, "filters": (32, 128), "houses": True, "slow": 0.01},
+                 "twice": (), "width": 512, "filters": (32, 128), "houses": True, "slow": True},
     "paper": {"rate": 1e-3, "batch": 512, "scarce": (1e-3, 512), "train": None, "test": None,
               "width": 512, "filters": (32, 128)},
 }  # fmt: skip
@@ -108,12 +109,12 @@ def with_houses(net: str, width: int) -> dict[str, Run]:
 
 def runs(
     *, twice: tuple[str, ...] = NETS, beside: tuple[str, ...] = NETS, houses: bool = False,
-    slow: float | None = None, **setting: Any,
+    slow: bool = False, **setting: Any,
 ) -> dict[str, Run]:  # fmt: skip
     """The runs. twice: the nets that are also trained on standardised images; without any of them
     there are no few images either. beside: those that are also trained on sets other than
-    Fashion-MNIST. houses: train on Boston's too. slow: a rate at which the MLP is trained once
-    more, as long as rate × steps go.
+    Fashion-MNIST. houses: train on Boston's too. slow: train the MLP once more, at the rate
+    `SLOW`.
     """
     by_label = {}
     for name, data in SETS.items():
@@ -128,8 +129,8 @@ def runs(
                 each = trained(net, data, few=few, standardise=bool(tail), **setting)
                 by_label |= {f"{name}{tail} {case} {method}": run for method, run in each.items()}
     if slow:
-        each = trained("MLP", SETS[ALWAYS], **{**setting, "rate": slow})
-        by_label |= {f"{ALWAYS} MLP{SLOWER} {slow:g} {method}": run for method, run in each.items()}
+        each = trained("MLP", SETS[ALWAYS], **{**setting, "rate": SLOW})
+        by_label |= {f"{ALWAYS} {SLOWER} {method}": run for method, run in each.items()}
     for net in NETS[1:] if houses else ():
         each = with_houses(net, setting["width"])
         by_label |= {f"{HOUSES} {net} {method}": run for method, run in each.items()}

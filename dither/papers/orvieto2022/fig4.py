@@ -9,11 +9,7 @@ from dither.lab import Table
 from dither.papers import style
 from dither.papers.ends import ACCURACY
 from dither.papers.orvieto2022 import mlps
-from dither.papers.orvieto2022.schemes import (
-    SCHEMES,
-    TRACE,
-    panel,
-)
+from dither.papers.orvieto2022.schemes import SCHEMES, TRACE, panel
 
 WIDTHS = {"MLP3 at .05": "narrow (MLP3)", "MLP4": "wide (MLP4)"}
 

@@ -8,10 +8,7 @@ from dither.lab import Table
 from dither.papers import style
 from dither.papers.ends import ACCURACY
 from dither.papers.orvieto2022 import cnns
-from dither.papers.orvieto2022.schemes import (
-    TRACE,
-    panel,
-)
+from dither.papers.orvieto2022.schemes import TRACE, panel
 
 
 def plot(t: Table):
