@@ -30,6 +30,7 @@ from dither.papers.orvieto2022.schemes import (
     POINT,
     TEST,
     TRACE,
+    to_the_ends,
     unlearnt,
 )
 from dither.schedule import Until
@@ -143,7 +144,8 @@ def plot(t: Table):
         style.band(ax, *t.series(gd(t), ACCURACY), style.BLACK, ls="--", label=GD)
         for (sigma, name), hue in zip(sweep(t, scheme), HUES, strict=False):
             style.band(ax, *t.series(name, ACCURACY), hue, label=f"σ = {sigma:g}")
-        ax.set(title=scheme, xlabel="step", ylabel="test accuracy", ylim=(0, 0.9))
+        ax.set(title=scheme, xlabel="step", ylabel="test accuracy")
+        to_the_ends(ax, t, [gd(t), *(name for s in (FULL, LAYER) for _, name in sweep(t, s))])
         style.legend(ax, loc="lower right")
     left, right = axes[1]
     for scheme, colour in ((FULL, style.RED), (LAYER, style.BLUE)):

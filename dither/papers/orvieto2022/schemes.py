@@ -155,7 +155,13 @@ def panel(ax: Any, t: Table, labels: Mapping[str, str], quantity: str, **how: An
     ax.set(title=TITLES[quantity], xlabel="step")
     if quantity in LOGARITHMIC:
         style.logarithmic(ax, "y")
-    if quantity == ACCURACY:  # the ends in full, the start as far as there is room
-        ends = np.concatenate([t.last(label, ACCURACY) for label in labels.values()])
-        tops = [best(t, label).max() for label in labels.values()]
-        ax.set_ylim(max(0.0, float(np.nanmin(ends)) - 0.1), max(tops) + 0.02)
+    if quantity == ACCURACY:
+        to_the_ends(ax, t, labels.values())
+
+
+def to_the_ends(ax: Any, t: Table, labels: Iterable[str]) -> None:
+    """Test accuracy with the ends in full, the start as far as there is room."""
+    labels = list(labels)
+    ends = np.concatenate([t.last(label, ACCURACY) for label in labels])
+    tops = [best(t, label).max() for label in labels]
+    ax.set_ylim(max(0.0, float(np.nanmin(ends)) - 0.1), max(tops) + 0.02)
