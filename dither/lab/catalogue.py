@@ -146,6 +146,8 @@ def _unknown(name: str) -> str:
     near += [
         tails[t] for t in difflib.get_close_matches(name.split("/")[-1], tails, n=2, cutoff=0.7)
     ]
+    if " " in name:
+        return f"no figure is called {name!r}; if it is a run, repeat --only before it"
     hint = (
         f"did you mean {' or '.join(dict.fromkeys(near))}?"
         if near

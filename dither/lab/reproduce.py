@@ -343,10 +343,10 @@ def _asked(studies: list[Study], only: Sequence[str]) -> dict[str, set[str]]:
     for pattern in only:
         if labels and not any(fnmatchcase(label, pattern) for label in labels):
             near = difflib.get_close_matches(pattern, labels, n=3, cutoff=0.3)
-            some = ", ".join(map(repr, near or labels[:8]))
+            there, some = "near" if near else "there is", ", ".join(map(repr, near or labels[:8]))
             some += ", …" if not near and len(labels) > 8 else ""
             raise DitherError(
-                f"--only {pattern}: no run is called that; {'near' if near else 'there is'}: {some}"
+                f"--only {pattern}: no run is called that; {there}: {some} (repeat --only for each)"
             )
     fits = {label for label in labels if any(fnmatchcase(label, pattern) for pattern in only)}
     keys = {run.key for study in studies for label, run in study.runs.items() if label in fits}

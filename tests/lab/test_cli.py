@@ -1,4 +1,5 @@
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ def dither(tmp_path, monkeypatch):
     )
 
     def dither(line):
-        result = CliRunner().invoke(app, line.split(), prog_name="dither")
+        result = CliRunner().invoke(app, shlex.split(line), prog_name="dither")
         assert "Traceback" not in result.output
         return result.exit_code, result.stdout, result.stderr
 
@@ -171,6 +172,7 @@ def test_failed_runs_are_told_at_the_end(dither, tmp_path, monkeypatch):
     ("line", "said"),
     [
         ("show toy2024/fig4", "no figure is called 'toy2024/fig4'; did you mean toy2024/fig"),
+        ("reproduce --only 'rate 1' 'rate 2'", "no figure is called 'rate 2'; if it is a"),
         ("reproduce toy2042", "no figure is called 'toy2042'; did you mean toy2024"),
         ("reproduce --scale big", "scale 'big' is none of smoke, quick, decisive, paper"),
         ("reproduce --seeds 3:x", "--seeds 3:x: give a number (3) or a range (0:3)"),

@@ -24,7 +24,9 @@ def test_only_some_runs(toy, tmp_path):
 
 
 def test_only_runs_that_there_are(toy):
-    with pytest.raises(DitherError, match=r"--only rate 0.7: no run is called that.*'rate 0.5'"):
+    with pytest.raises(
+        DitherError, match=r"--only rate 0.7: no run is called that.*'rate 0.5'.*repeat"
+    ):
         toy(fig1=plain())(only=["rate 0.7"])
 
 

@@ -20,8 +20,8 @@ ROWS = (
     ("O11", "300 units: layer-wise noise alone does.", "Fig. 2", ("fig2: O11",), ""),
     ("O12", "3 × 5000: layer-wise noise raises test accuracy over GD, full noise does not.",
      "Fig. 3", ("fig3: O12",),
-     "At 1000 units layer-wise noise's gain is as large as the point that is asked: some nine seeds "
-     "(2 core-hours more), or wider nets."),
+     "At 1000 units layer-wise noise's gain is as large as the point that is asked: some nine "
+     "seeds (2 core-hours more), or wider nets."),
     ("O13", "Narrow nets: both noises lower the trace and raise accuracy, layer-wise more.",
      "Fig. 4, 7, 9", ("fig7: O13 (MLP1)", "fig9: O13 (MLP3 at .05)"),
      "Ten seeds of MLP1, five of MLP3 at σ = .05 (2.5 core-hours)."),
