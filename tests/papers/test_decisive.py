@@ -15,6 +15,8 @@ from dither.papers.levi2022.looks import Attacks, LocalHessian
 from dither.papers.orvieto2022 import fig7 as mlp1
 from dither.papers.orvieto2022 import fig8 as mlp2
 from dither.papers.orvieto2022 import fig9 as mlp3
+from dither.papers.orvieto2022 import fig10 as mlp4
+from dither.papers.orvieto2022.mlps import NETS
 
 FIGURES = [name for name in catalogue.names() if "decisive" in catalogue.find(name).scales]
 
@@ -47,10 +49,22 @@ def test_what_two_figures_ask_for_is_trained_once(here):
 
 def test_the_longest_runs_are_the_papers_own(here):
     """So that results at paper scale serve here too."""
-    for figure, seeds in ((mlp1, 10), (mlp3, 5)):
-        paper = {run.key for run in figure.figure.at("paper").values()}
-        assert keys(figure) < paper
-        assert figure.figure.seeds_at("decisive") == seeds
+    assert keys(mlp1) < {run.key for run in mlp1.figure.at("paper").values()}
+    assert mlp1.figure.seeds_at("decisive") == 10
+
+
+def test_the_deep_nets_have_the_noise_of_the_papers(here):
+    """Noise over weights, in variance, is that of the paper's net, if the net is narrower too."""
+    for figure, name in ((mlp3, "MLP3 at .05"), (mlp4, "MLP4")):
+        runs = figure.figure.at("decisive")
+        ours = {label: run for label, run in runs.items() if label.startswith(name)}
+        assert len(ours) == 3
+        assert {(r.steps, r.precision, r.model.widths[1:6]) for r in ours.values()} == {
+            (2000, "bf16", (1000,) * 5)
+        }
+        noise = next(run.noise for run in ours.values() if run.noise)
+        sigma = dict(noise)["fc[1-9]*"].sigma if isinstance(noise, tuple) else noise.sigma
+        assert 3 * 1000 * sigma**2 / 12 == pytest.approx(NETS[name].ratio)
 
 
 def test_every_width_has_the_sigma_of_the_papers_net_and_four_times_its_rate(here):

@@ -29,7 +29,7 @@ ROWS = (
      ("fig8: O14 (MLP2)", "fig10: O14 (MLP4)"), WIDE),
     ("O15", "Layer-wise noise has the lowest trace.", "Fig. 4, 9, 10",
      ("fig9: O15 end (MLP3 at .05)", "fig10: O15 end (MLP4)"),
-     "Five seeds of MLP3 at σ = .05, and MLP4's five layers at widths up to 2000 (7 core-hours)."),
+     "Five seeds of MLP3 at σ = .05, and of MLP4 with 1000 units (3.5 core-hours)."),
     ("O16", "Toy CNN: both noises are steadier than SGD.", "Fig. 5, 11", ("fig11: O16",),
      "CIFAR-10 for 100 epochs, 5 seeds (3 core-hours)."),
     ("O17", "Wide CNN: layer-wise noise beats full noise in test loss.", "Fig. 5, 12",
