@@ -256,7 +256,8 @@ def plot(t: Table) -> Any:
         row = axes[2 * len(names)]
         curves(row[0], t, f"{name} {SLOWER}", "loss/test", f"{name}, {SLOWER}", first=1)
         for ax, split in zip(row[1:], ("test", "train"), strict=True):
-            curves(ax, t, f"{name} {SLOWER}", f"accuracy/{split}", f"{split} accuracy, {SLOWER}")
+            title = f"{split} accuracy, {SLOWER}"
+            curves(ax, t, f"{name} {SLOWER}", f"accuracy/{split}", title, first=1)
         row[0].set_ylabel("test loss")
     for name in scarce:
         row, case = axes[-1], list(SCARCE)[-1]
