@@ -62,10 +62,10 @@ def match(patterns: Sequence[str]) -> list[str]:
     known = names()
     chosen = []
     for pattern in patterns:
-        pattern = pattern.strip("/").replace(".", "/")
-        hits = [n for n in known if fnmatch.fnmatchcase(n, pattern) or n.split("/")[0] == pattern]
+        path = pattern.strip("/").replace(".", "/")
+        hits = [n for n in known if fnmatch.fnmatchcase(n, path) or n.split("/")[0] == path]
         if not hits:
-            raise DitherError(_unknown(pattern))
+            raise DitherError(_unknown(pattern if " " in pattern else path))
         chosen += hits
     return list(dict.fromkeys(chosen)) if patterns else known
 
@@ -146,11 +146,11 @@ def _unknown(name: str) -> str:
     near += [
         tails[t] for t in difflib.get_close_matches(name.split("/")[-1], tails, n=2, cutoff=0.7)
     ]
-    if " " in name:
-        return f"no figure is called {name!r}; if it is a run, repeat --only before it"
     hint = (
         f"did you mean {' or '.join(dict.fromkeys(near))}?"
         if near
+        else "if it is a run, repeat --only before it"
+        if " " in name
         else "`dither list` shows all of them"
     )
     return f"no figure is called {name!r}; {hint}"

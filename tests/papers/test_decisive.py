@@ -1,5 +1,6 @@
 """The decisive scale of the papers' figures: what is trained there, and that claims are judged."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,8 +16,6 @@ from dither.papers.levi2022.looks import Attacks, LocalHessian
 from dither.papers.orvieto2022 import fig7 as mlp1
 from dither.papers.orvieto2022 import fig8 as mlp2
 from dither.papers.orvieto2022 import fig9 as mlp3
-from dither.papers.orvieto2022 import fig10 as mlp4
-from dither.papers.orvieto2022.mlps import NETS
 
 FIGURES = [name for name in catalogue.names() if "decisive" in catalogue.find(name).scales]
 
@@ -53,18 +52,12 @@ def test_the_longest_runs_are_the_papers_own(here):
     assert mlp1.figure.seeds_at("decisive") == 10
 
 
-def test_the_deep_nets_have_the_noise_of_the_papers(here):
-    """Noise over weights, in variance, is that of the paper's net, if the net is narrower too."""
-    for figure, name in ((mlp3, "MLP3 at .05"), (mlp4, "MLP4")):
-        runs = figure.figure.at("decisive")
-        ours = {label: run for label, run in runs.items() if label.startswith(name)}
-        assert len(ours) == 3
-        assert {(r.steps, r.precision, r.model.widths[1:6]) for r in ours.values()} == {
-            (2000, "bf16", (1000,) * 5)
-        }
-        noise = next(run.noise for run in ours.values() if run.noise)
-        sigma = dict(noise)["fc[1-9]*"].sigma if isinstance(noise, tuple) else noise.sigma
-        assert 3 * 1000 * sigma**2 / 12 == pytest.approx(NETS[name].ratio)
+def test_mlp3_is_the_papers_but_for_precision_and_looks(here):
+    paper = mlp3.figure.at("paper")
+    for label, run in mlp3.figure.at("decisive").items():
+        assert run.precision == "bf16"
+        same = replace(run, precision="float32", watch=paper[label].watch)
+        assert same.key == paper[label].key
 
 
 def test_every_width_has_the_sigma_of_the_papers_net_and_four_times_its_rate(here):
