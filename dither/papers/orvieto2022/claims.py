@@ -2,7 +2,6 @@
 
 from dither.lab.original import Original
 
-WIDE = "Widths 250, 500, 1000 and 2000 at σ = .1 for 2 000 steps, 5 seeds (4 core-hours)."
 ROWS = (
     ("O1", "Noise on a diagonal net gives the Lasso.", "§2.3; eq. 8", ("lasso: O1",), ""),
     ("O2", "Noise on linear layers gives the nuclear norm.", "§2.4; eq. 9, 10", ("nuclear: O2",),
@@ -26,7 +25,8 @@ ROWS = (
      "Fig. 4, 7, 9", ("fig7: O13 (MLP1)", "fig9: O13 (MLP3 at .05)"),
      "Ten seeds of MLP1, five of MLP3 at σ = .05 (4 core-hours)."),
     ("O14", "Wide nets: layer-wise noise helps, full noise hurts.", "Fig. 4, 8, 10",
-     ("fig8: O14 (MLP2)", "fig10: O14 (MLP4)"), WIDE),
+     ("fig8: O14 (MLP2)", "fig10: O14 (MLP4)"),
+     "MLP4's five layers with 2000 units, twice MLP3's (5 core-hours)."),
     ("O15", "Layer-wise noise has the lowest trace.", "Fig. 4, 9, 10",
      ("fig9: O15 end (MLP3 at .05)", "fig10: O15 end (MLP4)"),
      "Five seeds of MLP3 at σ = .05 (2 core-hours), and MLP4's five layers with 2000 units, twice "

@@ -78,7 +78,8 @@ def along(t: Table) -> Verdict:
     first, last = widths[0], widths[-1]
     near, far = (gain(t, LAYER, w) - gain(t, FULL, w) for w in (first, last))
     asked = above(f"layer-wise − full: {last} − {first} units", far, near, by=POINT)
-    numbers = {f"{s} − GD, {w} units": gain(t, s, w) for s in (FULL, LAYER) for w in widths}
+    known = [w for w in widths if {*of_width(w).values()} <= {*t.there}]
+    numbers = {f"{s} − GD, {w} units": gain(t, s, w) for s in (FULL, LAYER) for w in known}
     why = unlearnt(t, [*of_width(first).values(), of_width(last)[GD]])
     return decide(asked, unless=why, numbers=numbers)
 
