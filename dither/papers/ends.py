@@ -9,6 +9,8 @@ from dither.lab import Array, Table
 
 CHANCE = 0.1  # the accuracy of a run that diverged, among ten classes
 LOSS, ACCURACY = "loss/train", "accuracy/test"
+POINT = 0.01  # of accuracy: the smallest difference that counts
+PART = 0.05  # of a trace or of a test loss: the same
 
 
 def diverged(t: Table, label: str) -> NDArray[np.bool_]:

@@ -22,13 +22,12 @@ from dither.lab.rule import Comparison, above, below, decide, not_above, not_bel
 from dither.noise import Node
 from dither.papers import style
 from dither.papers.beyond.nets import Residual, Rows
-from dither.papers.ends import diverged, end
+from dither.papers.ends import POINT, diverged, end
 from dither.papers.levi2022.looks import LEVELS, Corrupted
 from dither.papers.levi2022.methods import (
     AT_SCALE,
     BATCH,
     LR,
-    POINT,
     RULED,
     SCAN,
     Setting,

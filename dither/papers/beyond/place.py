@@ -23,8 +23,7 @@ from dither.lab.rule import above, decide
 from dither.papers import style
 from dither.papers.beyond import matched
 from dither.papers.beyond.matched import COLOURS, GAINS, HELD, NETS, NONE, Size, named
-from dither.papers.ends import at_loss, common_loss, diverged, end
-from dither.papers.orvieto2022.schemes import PART, POINT
+from dither.papers.ends import PART, POINT, at_loss, common_loss, diverged, end
 
 PLACES = ("input", "weights")
 ASKED = {"attacked": POINT, "corrupted": POINT, "log local": PART}  # quantity: the least difference

@@ -22,9 +22,9 @@ from dither.lab import Array, Claim, Figure, Run, Table, Verdict
 from dither.lab.rule import above, decide, near, unlearnt
 from dither.noise import Weight
 from dither.papers import style
-from dither.papers.ends import ACCURACY, LOSS, choice, diverged, end
+from dither.papers.ends import ACCURACY, LOSS, POINT, choice, diverged, end
 from dither.papers.orvieto2022.mlps import NETS, WIDE, Scale, plain
-from dither.papers.orvieto2022.schemes import DRAWS, FULL, GD, LAYER, POINT
+from dither.papers.orvieto2022.schemes import DRAWS, FULL, GD, LAYER
 
 KINDS = (FULL, LAYER)
 COLOURS = {GD: style.BLACK, FULL: style.RED, LAYER: style.BLUE}

@@ -10,13 +10,13 @@ from dataclasses import replace
 from dither.lab import Claim, Figure, Run, Table, Verdict
 from dither.lab.rule import decide, not_below
 from dither.papers import style
+from dither.papers.ends import POINT
 from dither.papers.levi2022.methods import (
     AT_SCALE,
     BASELINES,
     COLOURS,
     DEPARTURES,
     LEVELS,
-    POINT,
     SEEDS,
     Setting,
     curve,

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dither.lab import Array, Claim, Figure, Run, Table, Verdict
 from dither.lab.rule import Comparison, above, decide, not_below
 from dither.papers import style
-from dither.papers.ends import diverged, end
+from dither.papers.ends import POINT, diverged, end
 from dither.papers.levi2022.methods import (
     AT_SCALE,
     BASELINES,
@@ -25,7 +25,6 @@ from dither.papers.levi2022.methods import (
     DEPARTURES,
     LEVELS,
     METHODS,
-    POINT,
     RULED,
     SCAN,
     SEEDS,

@@ -16,7 +16,7 @@ import numpy as np
 from dither.lab import Array, Claim, Figure, Run, Table, Verdict
 from dither.lab.rule import above, decide, not_above
 from dither.papers import style
-from dither.papers.ends import CHANCE, end
+from dither.papers.ends import CHANCE, POINT, end
 from dither.papers.levi2022.looks import STRENGTHS, attacked
 from dither.papers.levi2022.methods import (
     AT_SCALE,
@@ -24,7 +24,6 @@ from dither.papers.levi2022.methods import (
     COLOURS,
     DEPARTURES,
     NINR,
-    POINT,
     RULED,
     SEEDS,
     Kind,

@@ -11,13 +11,13 @@ from typing import Any
 from dither.lab import Adam, Claim, Figure, RMSprop, Run, Table, Verdict
 from dither.lab.rule import decide, not_below
 from dither.papers import style
+from dither.papers.ends import POINT
 from dither.papers.levi2022.looks import Corrupted
 from dither.papers.levi2022.methods import (
     AT_SCALE,
     BASELINES,
     DEPARTURES,
     NINR,
-    POINT,
     RULED,
     Setting,
     large,

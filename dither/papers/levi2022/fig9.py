@@ -12,19 +12,9 @@ from dither.lab.nets.specs import levi_vgg
 from dither.lab.rule import above, decide, not_below
 from dither.noise import Node
 from dither.papers import style
-from dither.papers.ends import end
+from dither.papers.ends import POINT, end
 from dither.papers.levi2022.looks import Corrupted
-from dither.papers.levi2022.methods import (
-    BATCH,
-    LR,
-    POINT,
-    RULED,
-    SEEDS,
-    STOP,
-    large,
-    lines,
-    unlearnt,
-)
+from dither.papers.levi2022.methods import BATCH, LR, RULED, SEEDS, STOP, large, lines, unlearnt
 
 SIGMA = {"in decay": 17.5, "in catapult": 55.4}  # the caption
 SHOWN = ("none", *SIGMA, "CDT .2", "CDT .4")

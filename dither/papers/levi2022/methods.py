@@ -34,7 +34,6 @@ LR, BATCH, STOP = 0.05, 128, 0.98
 DECAY = 5e-4  # the L2 coefficient, as weight decay
 LARGE = (0.5, 0.6, 0.7, 0.8)  # "large corruption": the mean over these s
 LEARNT = 0.7  # training accuracy below which a network is not compared
-POINT = 0.01  # of accuracy: the smallest difference that counts
 CLIPPED = ClippedSoftmax()
 COLOURS = {
     "none": style.BLACK, "L2": style.GREY, "dropout": style.GREEN,

@@ -18,13 +18,12 @@ from torch import Tensor
 from dither.lab import Array, Claim, Data, Figure, Run, State, Table, Verdict, boxed
 from dither.lab.data import needs
 from dither.lab.rule import above, decide, near
-from dither.papers.ends import CHANCE, end
+from dither.papers.ends import CHANCE, POINT, end
 from dither.papers.levi2022.methods import (
     AT_SCALE,
     DEPARTURES,
     METHODS,
     NINR,
-    POINT,
     RULED,
     SCAN,
     SEEDS,

@@ -6,12 +6,11 @@ inputs (CDT, s = .2), beside the numbers printed in the paper (hollow, over 10 r
 
 from dither.lab import Array, Claim, Figure, Run, Table, Verdict
 from dither.lab.rule import Comparison, below, decide, not_below
-from dither.papers.ends import end
+from dither.papers.ends import POINT, end
 from dither.papers.levi2022.methods import (
     AT_SCALE,
     DEPARTURES,
     METHODS,
-    POINT,
     RULED,
     SEEDS,
     Setting,

@@ -21,12 +21,11 @@ from dither.lab.nets.specs import orvieto_lenet, orvieto_wide
 from dither.lab.rule import Comparison, below, decide, nearer
 from dither.noise import Weight
 from dither.papers import style
-from dither.papers.ends import ACCURACY, LOSS, end
+from dither.papers.ends import ACCURACY, LOSS, PART, end
 from dither.papers.orvieto2022.schemes import (
     FULL,
     GD,
     LAYER,
-    PART,
     SCHEMES,
     TEST,
     TRACE,

@@ -18,7 +18,7 @@ import numpy as np
 from dither.lab import Claim, Figure, Run, Table, Verdict
 from dither.lab.rule import above, decide, not_above
 from dither.papers import style
-from dither.papers.ends import ACCURACY, LOSS, at_loss, best, chosen, common_loss, end, gains
+from dither.papers.ends import ACCURACY, LOSS, POINT, at_loss, best, chosen, common_loss, end, gains
 from dither.papers.orvieto2022 import mlps
 from dither.papers.orvieto2022.baselines import AntiNoise, NoiseAfter, SharpnessAware
 from dither.papers.orvieto2022.mlps import NETS, Scale
@@ -27,7 +27,6 @@ from dither.papers.orvieto2022.schemes import (
     FULL,
     GD,
     LAYER,
-    POINT,
     TEST,
     TRACE,
     to_the_ends,

@@ -20,7 +20,7 @@ from dither.lab.data import needs
 from dither.lab.rule import above, below, decide, near, not_below
 from dither.noise import Weight
 from dither.papers import style
-from dither.papers.ends import ACCURACY, LOSS, at_loss, best, chosen, common_loss, end, gains
+from dither.papers.ends import ACCURACY, LOSS, POINT, at_loss, best, chosen, common_loss, end, gains
 from dither.papers.orvieto2022.cnns import CIFAR, FASHION, SAID, sets
 from dither.papers.orvieto2022.cnns import Scale as Images
 from dither.papers.orvieto2022.nets import ResNet
@@ -31,7 +31,6 @@ from dither.papers.orvieto2022.schemes import (
     GAUSS_NEWTON,
     GD,
     LAYER,
-    POINT,
     TEST,
     TRACE,
     Curvature,

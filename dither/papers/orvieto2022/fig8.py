@@ -18,7 +18,7 @@ import numpy as np
 from dither.lab import Array, Claim, Run, Table, Verdict
 from dither.lab.rule import above, decide
 from dither.papers import style
-from dither.papers.ends import ACCURACY, end, gains
+from dither.papers.ends import ACCURACY, POINT, end, gains
 from dither.papers.orvieto2022 import mlps
 from dither.papers.orvieto2022.mlps import NETS, Scale
 from dither.papers.orvieto2022.schemes import (
@@ -26,7 +26,6 @@ from dither.papers.orvieto2022.schemes import (
     FULL,
     GD,
     LAYER,
-    POINT,
     SCHEMES,
     TITLES,
     TRACE,

@@ -21,13 +21,11 @@ from dither.lab.figure import SCALES
 from dither.lab.rule import Comparison, above, below, decide
 from dither.noise import Weight
 from dither.papers import style
-from dither.papers.ends import ACCURACY, LOSS, at_loss, common_loss, end, gains
+from dither.papers.ends import ACCURACY, LOSS, PART, POINT, at_loss, common_loss, end, gains
 from dither.papers.orvieto2022.schemes import (
     FULL,
     GD,
     LAYER,
-    PART,
-    POINT,
     SCHEMES,
     TEST,
     TRACE,
