@@ -8,6 +8,7 @@ A figure's module has a docstring (title, setting, source), `runs`, `plot`, and
 Nothing here imports torch. A figure's module may import it.
 """
 
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -161,12 +162,18 @@ class Claim:
     a pair (mean, spread), an array [S] of one value per seed (shown as mean ± sd), a `rule.Finding`
     (shown with its interval), or another array, whose values are shown. counts: False for a claim
     that can't fail.
+
+    runs, seeds   of a claim that asks seeds of its own: the labels of its runs, and {scale: which}.
+                  Its check sees these runs and seeds alone. It is not judged if one of the seeds is
+                  missing, nor at another scale. Others of these runs are computed as ever
     """
 
     id: str
     text: str
     check: Callable[[Table], Verdict]
     counts: bool = True
+    runs: Sequence[str] = ()
+    seeds: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -177,7 +184,7 @@ class Figure:
     smoke, quick, paper   the keyword arguments of `runs` at each scale
     decisive              the arguments for the smallest runs that can decide the claims; None: the
                           figure has no such scale
-    seeds                 the number of seeds at each scale
+    seeds                 the number of seeds at each scale; a claim may ask more of single runs
     departures            differences from the paper; "quick: …" is shown at that scale only
     needs                 data sets; without them the figure is "not run: data absent"
     cost                  rough minutes on one core at each scale; the cheapest figures run first,
@@ -214,6 +221,11 @@ class Figure:
     def seeds_at(self, scale: str) -> int:
         """The number of seeds at a scale."""
         return self.seeds.get(scale, SEEDS)
+
+    def seeds_of(self, label: str, scale: str) -> tuple[int, ...]:
+        """The seeds of a run at a scale: the figure's, and those that claims ask of it."""
+        asked = (claim.seeds.get(scale, ()) for claim in self.claims if label in claim.runs)
+        return tuple(sorted({*range(self.seeds_at(scale)), *itertools.chain(*asked)}))
 
     def at(self, scale: str) -> dict[str, Run | Task]:
         """The runs at a scale, by label. Raises DitherError for a scale that the figure lacks."""

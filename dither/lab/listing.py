@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 
 from rich.console import Console
@@ -48,12 +49,13 @@ def figure(name: str, out: str, console: Console) -> None:
     say = partial(console.print, highlight=False, markup=False)
     say(f"{name}\n\n{_unwrapped(chosen.doc)}\n")
     for scale in chosen.scales:
-        runs, seeds = chosen.at(scale), range(chosen.seeds_at(scale))
-        there = sum(store.has(run, seed) for run in runs.values() for seed in seeds)
+        runs, seeds = chosen.at(scale), chosen.seeds_at(scale)
+        wanted = [(run, n) for label, run in runs.items() for n in chosen.seeds_of(label, scale)]
+        there, more = sum(starmap(store.has, wanted)), len(wanted) - len(runs) * seeds
         said = ", ".join(f"{k} = {v!r}" for k, v in getattr(chosen, scale).items()) or "no settings"
         cost = f", about {cost} on one core" if (cost := _cost(chosen, scale)) else ""
-        of = f"{there} of {len(runs) * len(seeds)} there"
-        say(f"{scale}: {len(runs)} runs × {len(seeds)} seeds, {of}{cost} ({said})")
+        of = f"{f'{more} more of single runs, ' * (more > 0)}{there} of {len(wanted)} there"
+        say(f"{scale}: {len(runs)} runs × {seeds} seeds, {of}{cost} ({said})")
     say(f"\nruns: {' · '.join(chosen.at('paper'))}\n")
     for line in _claims(chosen, store.root / "figures" / name):
         say(line)

@@ -75,11 +75,11 @@ def costs(figures: Sequence[Figure], scale: str, store: Store) -> list[Cost]:
     """
     found, seen = [], set()
     for figure in sorted(figures, key=lambda figure: figure.cost.get(scale, math.inf)):
-        seeds = tuple(range(figure.seeds_at(scale)))
         runs, shared = figure.at(scale), 0
         each = _hours(figure, scale, runs, store)
         jobs: list[Job] = []
         for label, run in runs.items():
+            seeds = figure.seeds_of(label, scale)
             if run.key in seen:
                 shared += len(seeds)
                 continue
@@ -94,12 +94,12 @@ def _hours(
     figure: Figure, scale: str, runs: dict[str, Run | Task], store: Store
 ) -> dict[str, float]:
     """{label: hours of one seed}."""
-    declared = figure.cost.get(scale, math.nan) / 60 / figure.seeds_at(scale)
     quick = figure.at("quick") if "quick" in figure.scales else {}
     shares = {label: _measured(quick[label], store) for label in runs if label in quick}
     if len(shares) < len(runs) or not all(shares.values()):
         shares = dict.fromkeys(runs, 1.0)
-    whole = sum(shares.values())
+    whole = sum(shares[label] * len(figure.seeds_of(label, scale)) for label in runs)
+    declared = figure.cost.get(scale, math.nan) / 60
     return {
         label: _measured(run, store) or declared * shares[label] / whole
         for label, run in runs.items()

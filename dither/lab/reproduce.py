@@ -126,7 +126,7 @@ class Session:
     def study(self, name: str, scale: str, seeds: tuple[int, ...] | None) -> Study:
         """The study of a figure and its runs. An error of the figure becomes its problem."""
         typed = command(name, scale, seeds, self.store.root, self.only)
-        study = Study(name, scale, seeds or (), typed)
+        study = Study(name, scale, seeds or (), typed, chosen=seeds is not None)
         try:
             study.figure = catalogue.find(name)
             study.seeds = seeds or tuple(range(study.figure.seeds_at(scale)))
@@ -203,7 +203,7 @@ class Session:
         planned: dict[str, Job] = {}
         for study in (s for s in studies if not s.problem):
             missing = {
-                label: [seed for seed in study.seeds if self.again or self._lacks(run, seed)]
+                label: [n for n in study.seeds_of(label) if self.again or self._lacks(run, n)]
                 for label, run in study.runs.items()
                 if label not in study.unasked
             }
@@ -377,8 +377,8 @@ def _declared(studies: list[Study]) -> float:
     each: dict[tuple[str, int], float] = {}
     for study in studies:
         if (figure := study.figure) and study.runs:
-            whole = figure.cost.get(study.scale, 0)
-            one = whole / len(study.runs) / figure.seeds_at(study.scale)
+            whole = sum(len(figure.seeds_of(label, study.scale)) for label in study.runs)
+            one = figure.cost.get(study.scale, 0) / whole
             each = {**dict.fromkeys(study.waits, one), **each}
     return sum(each.values())
 

@@ -24,18 +24,20 @@ SCHEMA = {
 
 
 class Table:
-    """Results by run label, seed, step and quantity. Every label has every seed. The rows of arrays
-    are in the order of `seeds`.
+    """Results by run label, seed, step and quantity, of the seeds that every label has. The rows of
+    arrays are in the order of `seeds`. A run may have more seeds: `select` shows them.
 
     missing: {label: why} of the runs without results. Access to one raises with that reason.
     """
 
     def __init__(self, frame: pl.DataFrame, missing: Mapping[str, str] | None = None) -> None:
-        self.frame = frame
         self.missing = dict(missing or {})
-        self._whole = False
+        self._whole, self._every = False, frame
         self.there: tuple[str, ...] = tuple(frame["run"].unique(maintain_order=True))
-        self.seeds: tuple[int, ...] = tuple(sorted(frame["seed"].unique()))
+        runs = frame.group_by("seed").agg(pl.col("run").n_unique())
+        shared = runs.filter(pl.col("run") == len(self.there))["seed"]
+        self.seeds: tuple[int, ...] = tuple(sorted(shared))
+        self.frame = frame.filter(pl.col("seed").is_in(self.seeds))
 
     @classmethod
     def of(
@@ -74,6 +76,20 @@ class Table:
         _ = self._parts, self._series  # shared by all copies
         table = copy.copy(self)
         table._whole = True
+        return table
+
+    def select(self, labels: Iterable[str], seeds: Iterable[int] | None = None) -> "Table":
+        """A table of these runs, with all seeds that they share, or with those of `seeds`."""
+        labels = list(labels)
+        rows = self._every.filter(pl.col("run").is_in(labels))
+        if seeds is not None:
+            rows = rows.filter(pl.col("seed").is_in(list(seeds)))
+        table = Table(rows, {label: why for label, why in self.missing.items() if label in labels})
+        for label in labels:
+            if label not in (*table.there, *table.missing):
+                why = "none of these seeds has a result" if label in self.there else "no such run"
+                table.missing[label] = why
+        table._whole = self._whole
         return table
 
     @cached_property

@@ -8,7 +8,7 @@ import io
 import math
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -50,6 +50,7 @@ class Study:
     scale: str
     seeds: tuple[int, ...]
     command: str
+    chosen: bool = False  # whether the seeds were given
     figure: Figure | None = None
     runs: Mapping[str, Run | Task] = field(default_factory=dict)
     unasked: set[str] = field(default_factory=set)  # labels of runs that --only leaves out
@@ -60,6 +61,12 @@ class Study:
     earlier: list[str] = field(default_factory=list)  # failed now, judged by earlier results
     claims: list[dict[str, Any]] = field(default_factory=list)  # as in claims.json
     table: Table | None = None
+
+    def seeds_of(self, label: str) -> tuple[int, ...]:
+        """The chosen seeds; or else those of the figure, and those that claims ask of this run."""
+        if self.chosen or not self.figure:
+            return self.seeds
+        return self.figure.seeds_of(label, self.scale)
 
     def __str__(self) -> str:
         """Like "levi2022/fig3: 3 claims hold, 1 fails"."""
@@ -104,12 +111,12 @@ def conclude(study: Study, store: Store) -> None:
 
 
 def tabulate(study: Study, store: Store) -> Table:
-    """The table of the seeds that every run of the figure has. A run without results is missing."""
+    """The table of a figure's runs. A run without results is missing."""
     there: dict[str, dict[int, pl.DataFrame]] = {}
     missing: dict[str, str] = {}
     for label, run in study.runs.items():
         try:
-            seeds = [seed for seed in study.seeds if store.has(run, seed)]
+            seeds = [seed for seed in study.seeds_of(label) if store.has(run, seed)]
             by_seed = {seed: store.rows(run, seed) for seed in seeds}
         except DitherError as error:  # one unreadable result must not hide the others
             missing[label] = study.unread[label] = str(error)
@@ -119,12 +126,10 @@ def tabulate(study: Study, store: Store) -> Table:
         else:
             why = "left out (--only)" if label in study.unasked else "it has no results"
             missing[label] = study.failures.get(label, why)
-    shared = set.intersection(*map(set, there.values())) if there else set()
     frames = [
         rows.select(pl.lit(label).alias("run"), pl.lit(seed, pl.Int64).alias("seed"), pl.all())
         for label, seeds in there.items()
         for seed, rows in seeds.items()
-        if seed in shared
     ]
     return Table(pl.concat(frames) if frames else pl.DataFrame(schema=SCHEMA), missing)
 
@@ -132,9 +137,13 @@ def tabulate(study: Study, store: Store) -> Table:
 def judge(claim: Claim, table: Table, scale: str) -> tuple[dict[str, Any], str]:
     """The entry of claims.json, and a traceback if the check has a bug."""
     said = _said(claim)
+    table = table.whole()
+    if claim.runs:
+        table = table.select(claim.runs, claim.seeds.get(scale, ()))
     over = {"seeds": len(table.seeds), "scale": scale}
     try:
-        holds, numbers = claim.check(table.whole())
+        lacking = _lacking(claim, table, scale)
+        holds, numbers = (None, {"why": lacking}) if lacking else claim.check(table)
         if not (holds is None or isinstance(holds, (bool, np.bool_))):
             raise TypeError(f"its check says holds = {holds!r}, not True, False or None")
         said["holds"] = None if holds is None else bool(holds)
@@ -150,6 +159,17 @@ def judge(claim: Claim, table: Table, scale: str) -> tuple[dict[str, Any], str]:
     except BUGS as error:  # a bug of one claim must not hide the others
         why = f"could not be judged: {type(error).__name__}: {error}"
         return {**said, "holds": None, "numbers": {"why": why}, **over}, traceback.format_exc()
+
+
+def _lacking(claim: Claim, table: Table, scale: str) -> str:
+    """Why a claim with seeds of its own can't be asked; "" if it can."""
+    if not claim.runs:
+        return ""
+    if not (asked := claim.seeds.get(scale, ())):
+        return f"asked at another scale: {', '.join(claim.seeds)}"
+    absent = len(set(asked) - set(table.seeds))
+    which = f"seeds {min(asked)} to {max(asked)} of {', '.join(claim.runs)} are asked"
+    return f"{which}; {absent} of {len(asked)} are not there in every run" if absent else ""
 
 
 def unjudged(claim: Claim, scale: str, why: str) -> dict[str, Any]:
@@ -254,20 +274,21 @@ def _drawn(study: Study, table: Table, store: Store, record: dict[str, Any]) -> 
     return {}
 
 
-def _envs(store: Store, runs: Iterable[Run | Task], seeds: Sequence[int]) -> Iterator[dict]:
-    """Where the readable results of a figure come from."""
-    for run in runs:
-        for seed in seeds:
-            with contextlib.suppress(DitherError):  # its run is told to be missing
-                if store.has(run, seed):
-                    yield store.env(run, seed)
+def _envs(store: Store, wanted: Mapping[tuple[str, int], Run | Task]) -> Iterator[dict]:
+    """Where the readable results of a figure come from. wanted: {(key, seed): run}."""
+    for (_, seed), run in wanted.items():
+        with contextlib.suppress(DitherError):  # its run is told to be missing
+            if store.has(run, seed):
+                yield store.env(run, seed)
 
 
 def _record(study: Study, store: Store) -> dict[str, Any]:
     """figure.json: the page's content besides the claims."""
     title, caption = title_and_caption(catalogue.doc(study.name))
-    runs = {run.key: run for run in study.runs.values()}.values()
-    envs = list(_envs(store, runs, study.seeds))
+    wanted = {
+        (run.key, seed): run for label, run in study.runs.items() for seed in study.seeds_of(label)
+    }
+    envs = list(_envs(store, wanted))
     table = study.table
     return {
         "name": study.name,

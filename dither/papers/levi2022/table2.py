@@ -22,6 +22,8 @@ from dither.papers.levi2022.printed import TABLE2
 from dither.papers.levi2022.tables import beside
 
 POINTS = 0.015  # "within 1.5 points"
+CDT = ("CDT .2", "CDT .4")
+ANEW = range(5, 15)  # seeds 0 to 4 did not settle L12 for the FC
 
 
 def runs(fc: Setting, cnn: Setting) -> dict[str, Run]:
@@ -53,7 +55,7 @@ def kept(net: str):
 
 def lost(net: str):
     ask = lambda name, a, b: below(name, a, b, by=POINT)  # noqa: E731
-    return against_none(net, ("CDT .2", "CDT .4"), ask)
+    return against_none(net, CDT, ask)
 
 
 def plot(t: Table):
@@ -69,14 +71,23 @@ figure = Figure(
         Claim("L11 CNN", "CNN: decay NINR is not 1.5 points below none", kept("CNN")),
         Claim("L12", "FC: CDT(.2) and CDT(.4) are more than 1 point below none", lost("FC")),
         Claim("L12 CNN", "CNN: CDT(.2) and CDT(.4) are more than 1 point below none", lost("CNN")),
+        Claim(
+            "L12 anew",
+            "FC, ten other seeds: CDT(.2) and CDT(.4) are more than 1 point below none",
+            lost("FC"),
+            runs=[f"FC {m}" for m in ("none", *CDT)],
+            seeds={"decisive": ANEW},
+        ),
     ],
     departures=[
         *DEPARTURES,
         RULED,
         "a run that diverged counts as chance, 10 %",
+        "decisive: seeds 0 to 4 did not settle L12 for the FC; it is asked anew of seeds 5 to 14 "
+        "alone, and was written down before they were run",
         "the paper splits 60/40 into training and validation; here the 10 000 test images judge",
     ],
     seeds=SEEDS,
     needs=("fashion-mnist",),
-    cost={"smoke": 0.05, "quick": 4.4, "decisive": 480, "paper": 600},
+    cost={"smoke": 0.05, "quick": 4.4, "decisive": 510, "paper": 600},
 )

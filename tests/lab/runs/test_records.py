@@ -36,7 +36,8 @@ def as_recorded(file: Path) -> Iterator[Study]:
 
 
 def studied(about: dict, figure: Figure, runs: dict) -> Study:
-    study = Study(about["name"], about["scale"], tuple(about["seeds"]), "", figure, runs)
+    chosen = "--seeds" in about["command"]
+    study = Study(about["name"], about["scale"], tuple(about["seeds"]), "", chosen, figure, runs)
     study.unasked = set(about["missing"])
     return study
 
