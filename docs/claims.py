@@ -50,6 +50,8 @@ every run" is a share of runs, judged by its exact (Clopper–Pearson) interval 
 out of 36 are needed. A claim that cannot fail says so (○) and is not counted.
 
 If the mean lies on the edge, at most 5 % of claims are decided, however many comparisons they have.
+A claim that was not settled may be asked anew, of other seeds alone ("anew"). It then has two
+chances: at most 10 % are decided.
 How often a single comparison holds, when the mean lies this many standard deviations (of the
 difference between seeds) inside the range:
 

@@ -136,5 +136,12 @@ def faulty(seed, progress, rate, steps, how):
     return decay(seed, progress, rate, steps)
 
 
+def broken_at(seed, progress, rate, steps, at):
+    """As decay, but these seeds of a rate of .5 fail."""
+    if rate == 0.5 and seed in at:
+        raise DitherError(f"seed {seed} broke")
+    return decay(seed, progress, rate, steps)
+
+
 def wrong(seed, progress, rate, steps):
     return [("step", "value", "three")]

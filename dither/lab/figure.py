@@ -8,7 +8,6 @@ A figure's module has a docstring (title, setting, source), `runs`, `plot`, and
 Nothing here imports torch. A figure's module may import it.
 """
 
-import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -164,8 +163,9 @@ class Claim:
     that can't fail.
 
     runs, seeds   of a claim that asks seeds of its own: the labels of its runs, and {scale: which}.
-                  Its check sees these runs and seeds alone. It is not judged if one of the seeds is
-                  missing, nor at another scale. Others of these runs are computed as ever
+                  Its check sees these runs at these seeds alone, and it is not judged if one of
+                  them is missing, nor at another scale. The figure's other claims and its picture
+                  see the figure's seeds alone
     """
 
     id: str
@@ -174,6 +174,18 @@ class Claim:
     counts: bool = True
     runs: Sequence[str] = ()
     seeds: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        what = f"claim {self.id}:"
+        if isinstance(self.runs, str):
+            raise DitherError(f"{what} runs are a list of labels, got {self.runs!r}")
+        if bool(self.runs) != bool(self.seeds):
+            raise DitherError(f"{what} seeds of its own need runs, and runs need seeds: give both")
+        for scale, seeds in self.seeds.items():
+            if scale not in SCALES:
+                raise DitherError(f"{what} {scale!r} is no scale; there are {', '.join(SCALES)}")
+            if not seeds or min(seeds) < 0 or len({*seeds}) < len(seeds):
+                raise DitherError(f"{what} seeds {[*seeds]}: give each once, from 0 on")
 
 
 @dataclass(frozen=True)
@@ -184,7 +196,7 @@ class Figure:
     smoke, quick, paper   the keyword arguments of `runs` at each scale
     decisive              the arguments for the smallest runs that can decide the claims; None: the
                           figure has no such scale
-    seeds                 the number of seeds at each scale; a claim may ask more of single runs
+    seeds                 the number of seeds at each scale; a claim may ask more seeds of some runs
     departures            differences from the paper; "quick: …" is shown at that scale only
     needs                 data sets; without them the figure is "not run: data absent"
     cost                  rough minutes on one core at each scale; the cheapest figures run first,
@@ -224,8 +236,12 @@ class Figure:
 
     def seeds_of(self, label: str, scale: str) -> tuple[int, ...]:
         """The seeds of a run at a scale: the figure's, and those that claims ask of it."""
+        return tuple(sorted({*range(self.seeds_at(scale)), *self.asked_of(label, scale)}))
+
+    def asked_of(self, label: str, scale: str) -> set[int]:
+        """The seeds that claims with seeds of their own ask of a run."""
         asked = (claim.seeds.get(scale, ()) for claim in self.claims if label in claim.runs)
-        return tuple(sorted({*range(self.seeds_at(scale)), *itertools.chain(*asked)}))
+        return {seed for seeds in asked for seed in seeds}
 
     def at(self, scale: str) -> dict[str, Run | Task]:
         """The runs at a scale, by label. Raises DitherError for a scale that the figure lacks."""
@@ -240,6 +256,10 @@ class Figure:
             if not isinstance(run, (Run, Task)):
                 kind = type(run).__name__
                 raise DitherError(f"{self.name}: {label!r} is a {kind}, not a Run or a Task")
+        for claim in self.claims:
+            if scale in claim.seeds and (lacks := [b for b in claim.runs if b not in runs]):
+                named = ", ".join(map(repr, lacks))
+                raise DitherError(f"{self.name}: claim {claim.id} asks runs that it lacks: {named}")
         return runs
 
     def departures_at(self, scale: str) -> list[str]:

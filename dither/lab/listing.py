@@ -54,8 +54,8 @@ def figure(name: str, out: str, console: Console) -> None:
         there, more = sum(starmap(store.has, wanted)), len(wanted) - len(runs) * seeds
         said = ", ".join(f"{k} = {v!r}" for k, v in getattr(chosen, scale).items()) or "no settings"
         cost = f", about {cost} on one core" if (cost := _cost(chosen, scale)) else ""
-        of = f"{f'{more} more of single runs, ' * (more > 0)}{there} of {len(wanted)} there"
-        say(f"{scale}: {len(runs)} runs × {seeds} seeds, {of}{cost} ({said})")
+        of = f"{len(runs)} runs × {seeds} seeds{f' and {more} more' * (more > 0)}"
+        say(f"{scale}: {of}, {there} of {len(wanted)} there{cost} ({said})")
     say(f"\nruns: {' · '.join(chosen.at('paper'))}\n")
     for line in _claims(chosen, store.root / "figures" / name):
         say(line)

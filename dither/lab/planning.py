@@ -73,18 +73,18 @@ def costs(figures: Sequence[Figure], scale: str, store: Store) -> list[Cost]:
     A run that the folder has takes the time it took. Others take their part of what the figure
     declares: in proportion to the quick scale's times if the folder has them all, else equal parts.
     """
-    found, seen = [], set()
+    found: list[Cost] = []
+    seen: dict[str, set[int]] = {}
     for figure in sorted(figures, key=lambda figure: figure.cost.get(scale, math.inf)):
         runs, shared = figure.at(scale), 0
         each = _hours(figure, scale, runs, store)
         jobs: list[Job] = []
         for label, run in runs.items():
-            seeds = figure.seeds_of(label, scale)
-            if run.key in seen:
-                shared += len(seeds)
-                continue
-            seen.add(run.key)
-            jobs += parts(Job(run, seeds, label))
+            seeds, before = figure.seeds_of(label, scale), seen.setdefault(run.key, set())
+            new = tuple(seed for seed in seeds if seed not in before)
+            shared += len(seeds) - len(new)
+            before.update(new)
+            jobs += parts(Job(run, new, label)) if new else []
         hours = [len(job.seeds) * each[job.label] for job in jobs]
         found.append(Cost(figure, jobs, hours, shared))
     return found

@@ -278,8 +278,10 @@ class Session:
             study.waits -= over
             if outcome.sentence:
                 label = next(label for label, run in study.runs.items() if run.key == job.run.key)
-                study.failures[label] = outcome.sentence
                 failed = [seed for seed in job.seeds if seed not in (outcome.rows or {})]
+                study.lost |= {(label, seed): outcome.sentence for seed in failed}
+                if {*failed} & {*study.seeds}:
+                    study.failures[label] = outcome.sentence
                 if not all(self._lacks(job.run, seed) for seed in failed):
                     study.earlier = [*dict.fromkeys([*study.earlier, label])]
             if not study.waits:
@@ -360,13 +362,8 @@ def _opening(studies: list[Study], total: int, width: int, cluster: str | None) 
     figures = f"{len(studies)} figure{'s' * (len(studies) != 1)} at scale {studies[0].scale}"
     if not total:
         return f"{figures}, nothing to compute"
-    where = (
-        f"on the cluster {cluster}"
-        if cluster is not None
-        else f"in {width} processes"
-        if width > 1
-        else "in this process"
-    )
+    where = "in this process" if width < 2 else f"in {width} processes"
+    where = where if cluster is None else f"on the cluster {cluster}"
     known = _declared(studies)
     cost = f" (about {duration(60 * known)} on one core)" if known else ""
     return f"{figures}: {total} run{'s' * (total != 1)} to do {where}{cost}"

@@ -4,7 +4,7 @@ quantity, value).
 
 import copy
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dither.errors import DitherError
+from dither.lab.wording import whole
 
 Array = NDArray[np.float64]
 SCHEMA = {
@@ -24,20 +25,27 @@ SCHEMA = {
 
 
 class Table:
-    """Results by run label, seed, step and quantity, of the seeds that every label has. The rows of
-    arrays are in the order of `seeds`. A run may have more seeds: `select` shows them.
+    """Results by run label, seed, step and quantity. Every label has every seed. The rows of arrays
+    are in the order of `seeds`.
 
     missing: {label: why} of the runs without results. Access to one raises with that reason.
+    more: rows of runs at seeds that others lack; `select` alone reads them. lost: {(label, seed):
+    why} of seeds without results.
     """
 
-    def __init__(self, frame: pl.DataFrame, missing: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        frame: pl.DataFrame,
+        missing: Mapping[str, str] | None = None,
+        more: pl.DataFrame | None = None,
+        lost: Mapping[tuple[str, int], str] | None = None,
+    ) -> None:
+        self.frame, self.more = frame, frame.clear() if more is None else more
+        self.lost = dict(lost or {})
         self.missing = dict(missing or {})
-        self._whole, self._every = False, frame
+        self._whole = False
         self.there: tuple[str, ...] = tuple(frame["run"].unique(maintain_order=True))
-        runs = frame.group_by("seed").agg(pl.col("run").n_unique())
-        shared = runs.filter(pl.col("run") == len(self.there))["seed"]
-        self.seeds: tuple[int, ...] = tuple(sorted(shared))
-        self.frame = frame.filter(pl.col("seed").is_in(self.seeds))
+        self.seeds: tuple[int, ...] = tuple(sorted(frame["seed"].unique()))
 
     @classmethod
     def of(
@@ -78,19 +86,21 @@ class Table:
         table._whole = True
         return table
 
-    def select(self, labels: Iterable[str], seeds: Iterable[int] | None = None) -> "Table":
-        """A table of these runs, with all seeds that they share, or with those of `seeds`."""
-        labels = list(labels)
-        rows = self._every.filter(pl.col("run").is_in(labels))
-        if seeds is not None:
-            rows = rows.filter(pl.col("seed").is_in(list(seeds)))
-        table = Table(rows, {label: why for label, why in self.missing.items() if label in labels})
+    def select(self, labels: Sequence[str], seeds: Sequence[int]) -> "Table":
+        """A table of these runs at these seeds. Raises if one of them has no result."""
+        rows = pl.concat([self.frame, self.more])
+        rows = rows.filter(pl.col("run").is_in(labels), pl.col("seed").is_in(seeds))
         for label in labels:
-            if label not in (*table.there, *table.missing):
-                why = "none of these seeds has a result" if label in self.there else "no such run"
-                table.missing[label] = why
-        table._whole = self._whole
-        return table
+            absent = sorted(set(seeds) - set(rows.filter(pl.col("run") == label)["seed"]))
+            if not absent:
+                continue
+            near = (self.lost.get((label, seed), "") for seed in absent)
+            why = next(filter(None, near), self.missing.get(label, ""))
+            raise DitherError(
+                f"seeds {whole(seeds)} are asked; {label!r} lacks {whole(absent)}"
+                f"{f': {why}' if why else ''}"
+            )
+        return Table(rows)
 
     @cached_property
     def _series(self) -> dict[tuple[str, str], tuple[Array, Array]]:

@@ -1,6 +1,7 @@
 """Titles, captions and durations in words. No torch here."""
 
 import re
+from collections.abc import Iterable
 
 SENTENCE_END = r"(?<!\bFig)(?<!\bEq)(?<!\beq)(?<!\bApp)(?<!\bcf)(?<!\bal)\.\s+|\.$|\s·\s"
 
@@ -19,6 +20,14 @@ def title_and_caption(doc: str) -> tuple[str, str]:
 
 def _on_one_line(paragraph: str) -> str:
     return " ".join(re.sub(r"(?<=\S) {3,}(?=\S)", " · ", paragraph).split())
+
+
+def whole(numbers: Iterable[int]) -> str:
+    """Whole numbers in words: "5–14"; "3, 7, 9"."""
+    numbers = sorted(numbers)
+    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{numbers[0]}–{numbers[-1]}"
+    return ", ".join(map(str, numbers))
 
 
 def duration(seconds: float) -> str:

@@ -50,20 +50,21 @@ class Study:
     scale: str
     seeds: tuple[int, ...]
     command: str
-    chosen: bool = False  # whether the seeds were given
     figure: Figure | None = None
     runs: Mapping[str, Run | Task] = field(default_factory=dict)
     unasked: set[str] = field(default_factory=set)  # labels of runs that --only leaves out
     problem: str = ""  # why it was not run
     waits: set[tuple[str, int]] = field(default_factory=set)  # (key, seed) not computed yet
     failures: dict[str, str] = field(default_factory=dict)  # label → sentence
+    lost: dict[tuple[str, int], str] = field(default_factory=dict)  # the same, of claims' own seeds
     unread: dict[str, str] = field(default_factory=dict)  # label → sentence about a damaged result
     earlier: list[str] = field(default_factory=list)  # failed now, judged by earlier results
     claims: list[dict[str, Any]] = field(default_factory=list)  # as in claims.json
     table: Table | None = None
+    chosen: bool = False  # whether the seeds were given; claims get no others then
 
     def seeds_of(self, label: str) -> tuple[int, ...]:
-        """The chosen seeds; or else those of the figure, and those that claims ask of this run."""
+        """The seeds of a run to compute."""
         if self.chosen or not self.figure:
             return self.seeds
         return self.figure.seeds_of(label, self.scale)
@@ -111,13 +112,15 @@ def conclude(study: Study, store: Store) -> None:
 
 
 def tabulate(study: Study, store: Store) -> Table:
-    """The table of a figure's runs. A run without results is missing."""
+    """The table of the seeds that every run of the figure has. A run without results is missing.
+    Seeds that claims ask of single runs are beside it.
+    """
     there: dict[str, dict[int, pl.DataFrame]] = {}
     missing: dict[str, str] = {}
     for label, run in study.runs.items():
         try:
-            seeds = [seed for seed in study.seeds_of(label) if store.has(run, seed)]
-            by_seed = {seed: store.rows(run, seed) for seed in seeds}
+            seeds = [seed for seed in study.seeds if store.has(run, seed)]
+            by_seed = {seed: _rows(label, seed, store.rows(run, seed)) for seed in seeds}
         except DitherError as error:  # one unreadable result must not hide the others
             missing[label] = study.unread[label] = str(error)
             continue
@@ -126,24 +129,46 @@ def tabulate(study: Study, store: Store) -> Table:
         else:
             why = "left out (--only)" if label in study.unasked else "it has no results"
             missing[label] = study.failures.get(label, why)
-    frames = [
-        rows.select(pl.lit(label).alias("run"), pl.lit(seed, pl.Int64).alias("seed"), pl.all())
-        for label, seeds in there.items()
-        for seed, rows in seeds.items()
-    ]
-    return Table(pl.concat(frames) if frames else pl.DataFrame(schema=SCHEMA), missing)
+    shared = set.intersection(*map(set, there.values())) if there else set()
+    frames = [rows for seeds in there.values() for seed, rows in seeds.items() if seed in shared]
+    more, lost = _asked(study, store, shared)
+    empty = pl.DataFrame(schema=SCHEMA)
+    return Table(pl.concat([empty, *frames]), missing, pl.concat([empty, *more]), lost)
+
+
+def _asked(
+    study: Study, store: Store, but: set[int]
+) -> tuple[list[pl.DataFrame], dict[tuple[str, int], str]]:
+    """The rows at seeds that claims ask of single runs, but for these; {(label, seed): why} of
+    those that failed or can't be read.
+    """
+    more: list[pl.DataFrame] = []
+    lost = dict(study.lost)
+    for label, run in study.runs.items():
+        asked = study.figure.asked_of(label, study.scale) if study.figure else set()
+        for seed in sorted(asked - but):
+            try:
+                if store.has(run, seed):
+                    more.append(_rows(label, seed, store.rows(run, seed)))
+            except DitherError as error:
+                lost[label, seed] = study.unread[f"{label}, seed {seed}"] = str(error)
+    return more, lost
+
+
+def _rows(label: str, seed: int, rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.select(pl.lit(label).alias("run"), pl.lit(seed, pl.Int64).alias("seed"), pl.all())
 
 
 def judge(claim: Claim, table: Table, scale: str) -> tuple[dict[str, Any], str]:
     """The entry of claims.json, and a traceback if the check has a bug."""
     said = _said(claim)
-    table = table.whole()
-    if claim.runs:
-        table = table.select(claim.runs, claim.seeds.get(scale, ()))
     over = {"seeds": len(table.seeds), "scale": scale}
     try:
-        lacking = _lacking(claim, table, scale)
-        holds, numbers = (None, {"why": lacking}) if lacking else claim.check(table)
+        if claim.runs:
+            over["seeds"] = 0
+            table = _own(claim, table, scale)
+            over["seeds"] = len(table.seeds)
+        holds, numbers = claim.check(table.whole())
         if not (holds is None or isinstance(holds, (bool, np.bool_))):
             raise TypeError(f"its check says holds = {holds!r}, not True, False or None")
         said["holds"] = None if holds is None else bool(holds)
@@ -161,15 +186,11 @@ def judge(claim: Claim, table: Table, scale: str) -> tuple[dict[str, Any], str]:
         return {**said, "holds": None, "numbers": {"why": why}, **over}, traceback.format_exc()
 
 
-def _lacking(claim: Claim, table: Table, scale: str) -> str:
-    """Why a claim with seeds of its own can't be asked; "" if it can."""
-    if not claim.runs:
-        return ""
-    if not (asked := claim.seeds.get(scale, ())):
-        return f"asked at another scale: {', '.join(claim.seeds)}"
-    absent = len(set(asked) - set(table.seeds))
-    which = f"seeds {min(asked)} to {max(asked)} of {', '.join(claim.runs)} are asked"
-    return f"{which}; {absent} of {len(asked)} are not there in every run" if absent else ""
+def _own(claim: Claim, table: Table, scale: str) -> Table:
+    """The table of a claim that asks seeds of its own."""
+    if scale not in claim.seeds:
+        raise DitherError(f"it is asked at scale {' or '.join(claim.seeds)} alone")
+    return table.select(claim.runs, claim.seeds[scale])
 
 
 def unjudged(claim: Claim, scale: str, why: str) -> dict[str, Any]:
@@ -274,12 +295,12 @@ def _drawn(study: Study, table: Table, store: Store, record: dict[str, Any]) -> 
     return {}
 
 
-def _envs(store: Store, wanted: Mapping[tuple[str, int], Run | Task]) -> Iterator[dict]:
-    """Where the readable results of a figure come from. wanted: {(key, seed): run}."""
+def _envs(store: Store, wanted: Mapping[tuple[str, int], Run | Task]) -> Iterator[tuple[int, dict]]:
+    """(seed, where it comes from) of each readable result. wanted: {(key, seed): run}."""
     for (_, seed), run in wanted.items():
         with contextlib.suppress(DitherError):  # its run is told to be missing
             if store.has(run, seed):
-                yield store.env(run, seed)
+                yield seed, store.env(run, seed)
 
 
 def _record(study: Study, store: Store) -> dict[str, Any]:
@@ -288,7 +309,8 @@ def _record(study: Study, store: Store) -> dict[str, Any]:
     wanted = {
         (run.key, seed): run for label, run in study.runs.items() for seed in study.seeds_of(label)
     }
-    envs = list(_envs(store, wanted))
+    found = list(_envs(store, wanted))
+    envs = [env for _, env in found]
     table = study.table
     return {
         "name": study.name,
@@ -298,6 +320,7 @@ def _record(study: Study, store: Store) -> dict[str, Any]:
         "seeds": list(study.seeds),
         "left out": [seed for seed in study.seeds if table and seed not in table.seeds],
         "runs": len(study.runs),
+        "more seeds": sum(seed not in study.seeds for seed, _ in found),
         "problem": study.problem,
         "missing": table.missing if table else {},
         "failures": study.failures,

@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from dither.lab.figure import Run, Task
+from dither.lab.wording import whole
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,7 @@ class Job:
     folder: str = ""  # where its checkpoints are; "": none are kept
 
     def __str__(self) -> str:
-        first, last = self.seeds[0], self.seeds[-1]
-        together = len(self.seeds) > 1
-        consecutive = self.seeds == tuple(range(first, last + 1))
-        which = f"{first}–{last}" if consecutive else ", ".join(map(str, self.seeds))
-        return f"{self.label} · {'seeds' if together else 'seed'} {which if together else first}"
+        return f"{self.label} · seed{'s' * (len(self.seeds) > 1)} {whole(self.seeds)}"
 
 
 @dataclass

@@ -36,8 +36,7 @@ def as_recorded(file: Path) -> Iterator[Study]:
 
 
 def studied(about: dict, figure: Figure, runs: dict) -> Study:
-    chosen = "--seeds" in about["command"]
-    study = Study(about["name"], about["scale"], tuple(about["seeds"]), "", chosen, figure, runs)
+    study = Study(about["name"], about["scale"], tuple(about["seeds"]), "", figure, runs)
     study.unasked = set(about["missing"])
     return study
 
