@@ -40,7 +40,7 @@ def page(results: Path, *records: Path) -> str:
         about, entries = report.judged(folder)
         if about["scale"] != "quick":
             raise DitherError(f"{results} has {name} at the scale {about['scale']}, not quick")
-        today = [(claim.id, claim.text) for claim in catalogue.find(name).claims]
+        today = [(claim.id, claim.text) for claim in catalogue.find(name).claims_at("quick")]
         if [(entry["id"], entry["claim"]) for entry in entries] != today:
             raise DitherError(f"{results} has {name} judged by other claims: reproduce it again")
         parts.append(section(name, about, entries, recorded))

@@ -136,9 +136,12 @@ def faulty(seed, progress, rate, steps, how):
     return decay(seed, progress, rate, steps)
 
 
+BROKEN: tuple[int, ...] = ()
+
+
 def broken_at(seed, progress, rate, steps, at):
-    """As decay, but these seeds of a rate of .5 fail."""
-    if rate == 0.5 and seed in at:
+    """As decay, but these seeds of a rate of .5 fail, and those of BROKEN."""
+    if rate == 0.5 and seed in (*at, *BROKEN):
         raise DitherError(f"seed {seed} broke")
     return decay(seed, progress, rate, steps)
 

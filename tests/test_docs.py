@@ -85,7 +85,7 @@ def judged(tmp_path, monkeypatch):
     said = {"L19": ("a | b", False, {f"n{i}": number for i in range(6)}),
             "L20": ("c", None, {"why": "too\nshort"})}  # fmt: skip
     claims = [Claim(id, text, len) for id, (text, *_) in said.items()]  # type: ignore[arg-type]
-    found = SimpleNamespace(claims=claims)
+    found = SimpleNamespace(claims=claims, claims_at=lambda scale: claims)
     monkeypatch.setattr(verdicts.catalogue, "names", lambda: ["levi2022/toy"])
     monkeypatch.setattr(verdicts.catalogue, "find", lambda name: found)
     monkeypatch.setattr(verdicts.catalogue, "title", lambda name: "A toy")

@@ -164,8 +164,9 @@ class Claim:
 
     runs, seeds   of a claim that asks seeds of its own: the labels of its runs, and {scale: which}.
                   Its check sees these runs at these seeds alone, and it is not judged if one of
-                  them is missing, nor at another scale. The figure's other claims and its picture
-                  see the figure's seeds alone
+                  them is missing, or if the figure has no seed with all its runs. Another scale
+                  does not have it. The figure's other claims and its picture see the figure's
+                  seeds alone
     """
 
     id: str
@@ -173,7 +174,7 @@ class Claim:
     check: Callable[[Table], Verdict]
     counts: bool = True
     runs: Sequence[str] = ()
-    seeds: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    seeds: Mapping[str, Sequence[int]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         what = f"claim {self.id}:"
@@ -186,6 +187,7 @@ class Claim:
                 raise DitherError(f"{what} {scale!r} is no scale; there are {', '.join(SCALES)}")
             if not seeds or min(seeds) < 0 or len({*seeds}) < len(seeds):
                 raise DitherError(f"{what} seeds {[*seeds]}: give each once, from 0 on")
+        object.__setattr__(self, "runs", tuple(self.runs))
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,10 @@ class Figure:
     def seeds_of(self, label: str, scale: str) -> tuple[int, ...]:
         """The seeds of a run at a scale: the figure's, and those that claims ask of it."""
         return tuple(sorted({*range(self.seeds_at(scale)), *self.asked_of(label, scale)}))
+
+    def claims_at(self, scale: str) -> list[Claim]:
+        """The claims that a scale has."""
+        return [claim for claim in self.claims if not claim.seeds or scale in claim.seeds]
 
     def asked_of(self, label: str, scale: str) -> set[int]:
         """The seeds that claims with seeds of their own ask of a run."""

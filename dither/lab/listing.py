@@ -123,9 +123,8 @@ def _claims(chosen: Figure, folder: Path) -> Iterator[str | Grid]:
     for claim in chosen.claims:
         entry = judged.get(claim.id, {})
         word, mark = report.VERDICTS[entry.get("holds")]
-        yield _hung(
-            f"{mark} ", f"{claim.id} {word}: {claim.text}" if entry else f"{claim.id}: {claim.text}"
-        )
+        own = f" (seeds {entry['own seeds']} alone)" if "own seeds" in entry else ""
+        yield _hung(f"{mark} ", f"{claim.id}{f' {word}' if entry else ''}: {claim.text}{own}")
         numbers = {} if about.get("problem") else entry.get("numbers", {})
         for key, number in numbers.items():
             label = "" if key == "why" else f"{key}: "

@@ -7,6 +7,7 @@ same command continues where the last one stopped.
 
 import contextlib
 import difflib
+import itertools
 import math
 import shlex
 import traceback
@@ -277,13 +278,14 @@ class Session:
         for study in (s for s in studies if s.waits & over):
             study.waits -= over
             if outcome.sentence:
-                label = next(label for label, run in study.runs.items() if run.key == job.run.key)
+                labels = [label for label, run in study.runs.items() if run.key == job.run.key]
                 failed = [seed for seed in job.seeds if seed not in (outcome.rows or {})]
-                study.lost |= {(label, seed): outcome.sentence for seed in failed}
-                if {*failed} & {*study.seeds}:
-                    study.failures[label] = outcome.sentence
-                if not all(self._lacks(job.run, seed) for seed in failed):
-                    study.earlier = [*dict.fromkeys([*study.earlier, label])]
+                for label, seed in itertools.product(labels, failed):
+                    own = seed not in study.seeds
+                    name = f"{label}, seed {seed}" if own else label
+                    (study.lost if own else study.failures)[name] = outcome.sentence
+                    if not self._lacks(job.run, seed):
+                        study.earlier = [*dict.fromkeys([*study.earlier, name])]
             if not study.waits:
                 self._conclude(study)
 

@@ -94,12 +94,9 @@ class Table:
             absent = sorted(set(seeds) - set(rows.filter(pl.col("run") == label)["seed"]))
             if not absent:
                 continue
-            near = (self.lost.get((label, seed), "") for seed in absent)
-            why = next(filter(None, near), self.missing.get(label, ""))
-            raise DitherError(
-                f"seeds {whole(seeds)} are asked; {label!r} lacks {whole(absent)}"
-                f"{f': {why}' if why else ''}"
-            )
+            whys = dict.fromkeys(self.lost.get((label, n), "it has no results") for n in absent)
+            lacks = f"{label!r} lacks {whole(absent)}: {'; '.join(whys)}"
+            raise DitherError(f"seeds {whole(seeds)} are asked; {lacks}")
         return Table(rows)
 
     @cached_property

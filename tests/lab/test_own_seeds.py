@@ -62,15 +62,14 @@ def test_other_claims_do_not_see_them_where_every_run_has_them(toy):
 
 def test_at_a_scale_that_it_does_not_name_it_is_not_asked(toy):
     study = toy(fig1=ANEW)(scale="quick").figures[NAME]
-    assert entry(study, "T1")["holds"] is not None
-    assert why(study) == "could not be judged: it is asked at scale smoke or paper alone"
+    assert [claim["id"] for claim in study.claims] == ["T1"]
 
 
 @pytest.mark.parametrize(
     ("chosen", "only", "lacks"),
     [
-        (2, [], "'rate 0.1' lacks 3–5"),
-        (range(4, 6), [], "'rate 0.1' lacks 3"),
+        (2, [], "'rate 0.1' lacks 3–5: left out (--seeds)"),
+        (range(4, 6), [], "'rate 0.1' lacks 3: left out (--seeds)"),
         (range(3, 6), [SLOW], r"'rate 0.5' lacks 3–5: left out (--only)"),
         (range(3, 6), [SLOW, FAST], ""),
     ],
@@ -83,11 +82,17 @@ def test_it_is_not_judged_on_a_part(toy, chosen, only, lacks):
         assert entry(study, "T2")["holds"] is True
 
 
-def test_what_is_there_counts_whichever_seeds_are_chosen(toy):
+def test_what_is_there_counts_whichever_seeds_are_chosen(toy, tmp_path):
     reproduce = toy(fig1=ANEW)
     reproduce()
     study = reproduce(seeds=1).figures[NAME]
     assert (entry(study, "T1")["seeds"], entry(study, "T2")["holds"]) == (1, True)
+    page = (tmp_path / "results/index.html").read_text()
+    assert "3 runs × 1 seed, and 6 at seeds that a claim asks" in page
+    assert "anew (seeds 3–5 alone)" in page
+    out = str(tmp_path / "results")
+    told = CliRunner().invoke(app, ["show", NAME, "--out", out]).output
+    assert "T2 holds: anew (seeds 3–5 alone)" in told
 
 
 def fails_at(*seeds):
@@ -101,7 +106,47 @@ def test_one_that_fails_is_told_and_spoils_nothing_else(toy, tmp_path):
     assert entry(study, "T1")["holds"] is True
     assert study.table.seeds == (0, 1)
     assert "seeds 3–5 are asked; 'rate 0.5' lacks 4: seed 4 broke" in why(study)
-    assert "seed 4 broke" in (tmp_path / "results/index.html").read_text()
+    assert entry(study, "T2")["seeds"] == 0
+    page = (tmp_path / "results/index.html").read_text()
+    assert "Not there for a claim: rate 0.5, seed 4:</strong> seed 4 broke" in page
+    assert "3 runs × 2 seeds, and 5 at seeds that a claim asks" in page
+
+
+def test_one_that_fails_again_is_told_and_the_earlier_one_counts(toy, tmp_path, monkeypatch):
+    reproduce = toy(fig1=fails_at())
+    reproduce()
+    monkeypatch.setattr("tasks.BROKEN", (4,))
+    study = reproduce(again=True).figures[NAME]
+    assert entry(study, "T2")["holds"] is True
+    page = (tmp_path / "results/index.html").read_text()
+    assert "because a run failed when computed again: rate 0.5, seed 4: seed 4 broke" in page
+
+
+def test_a_run_that_fails_gives_its_reason_to_each_of_its_labels(toy):
+    twin = """
+    alone = runs
+
+    def runs(**how):
+        by_label = alone(**how)
+        return {"twin": by_label["rate 0.5"], **by_label}
+
+    def plot("""
+    study = toy(fig1=fails_at(4).replace("\n    def plot(", twin))().figures[NAME]
+    assert next(iter(study.runs)) == "twin"
+    assert "'rate 0.5' lacks 4: seed 4 broke" in why(study)
+
+
+def test_own_seeds_may_be_the_figures(toy, tmp_path):
+    """Each row is read once; a seed of the figure that is damaged takes none of the others."""
+    overlap = ANEW.replace("range(3, 6)", "(1, 3)").replace("(3, 4, 5)", "(1, 3)")
+    reproduce = toy(fig1=overlap)
+    study = reproduce().figures[NAME]
+    assert entry(study, "T2")["holds"] is True
+    assert [len(study.table.select([b], [1, 3]).frame) for b in (SLOW, FAST)] == [10, 10]
+    (tmp_path / f"results/runs/{study.runs[FAST].key}/0/rows.parquet").write_bytes(b"nothing")
+    study = reproduce().figures[NAME]
+    assert FAST in study.table.missing
+    assert entry(study, "T2")["holds"] is True
 
 
 def test_a_run_that_lacks_the_figures_seeds_is_still_asked_at_its_own(toy):
@@ -147,12 +192,13 @@ def test_a_label_that_is_no_run_is_a_problem_of_the_figure_before_any_work(toy):
 
 
 def test_every_claim_of_every_figure_asks_runs_that_there_are():
-    asked = 0
-    for name in catalogue.names():
-        figure = catalogue.find(name)
-        for scale in {scale for claim in figure.claims for scale in claim.seeds}:
-            asked += len(figure.at(scale))
-    assert asked
+    asking = {
+        (name, scale): len(catalogue.find(name).at(scale))  # raises for a run that it lacks
+        for name in catalogue.names()
+        for claim in catalogue.find(name).claims
+        for scale in claim.seeds
+    }
+    assert ("levi2022/table2", "decisive") in asking
 
 
 def test_a_table_selects():
@@ -164,9 +210,9 @@ def test_a_table_selects():
     both = table.select([FAST, SLOW], [3])
     assert (both.seeds, both.there) == ((3,), (SLOW, FAST))
     for labels, chosen, match in (
-        ([SLOW], [3, 4], "seeds 3, 4 are asked; 'rate 0.1' lacks 4: it broke"),
-        ([FAST], [5], "'rate 0.5' lacks 5$"),
-        ([FAST, THIRD], [3], "'rate 0.7' lacks 3: it failed"),
+        ([SLOW], [3, 4], "seeds 3, 4 are asked; 'rate 0.1' lacks 4: it broke$"),
+        ([SLOW], [3, 4, 9], "'rate 0.1' lacks 4, 9: it broke; it has no results$"),
+        ([FAST, THIRD], [3], "'rate 0.7' lacks 3: it has no results$"),
     ):
         with pytest.raises(DitherError, match=match):
             table.select(labels, chosen)

@@ -24,7 +24,7 @@ from dither.lab.page.report import DPI
 from dither.lab.runs import provenance
 from dither.lab.runs.store import Store, json_text, write
 from dither.lab.table import SCHEMA, Table
-from dither.lab.wording import title_and_caption
+from dither.lab.wording import title_and_caption, whole
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, searchable
@@ -56,7 +56,7 @@ class Study:
     problem: str = ""  # why it was not run
     waits: set[tuple[str, int]] = field(default_factory=set)  # (key, seed) not computed yet
     failures: dict[str, str] = field(default_factory=dict)  # label → sentence
-    lost: dict[tuple[str, int], str] = field(default_factory=dict)  # the same, of claims' own seeds
+    lost: dict[str, str] = field(default_factory=dict)  # "label, seed n" → sentence
     unread: dict[str, str] = field(default_factory=dict)  # label → sentence about a damaged result
     earlier: list[str] = field(default_factory=list)  # failed now, judged by earlier results
     claims: list[dict[str, Any]] = field(default_factory=list)  # as in claims.json
@@ -65,9 +65,18 @@ class Study:
 
     def seeds_of(self, label: str) -> tuple[int, ...]:
         """The seeds of a run to compute."""
-        if self.chosen or not self.figure:
-            return self.seeds
-        return self.figure.seeds_of(label, self.scale)
+        return self.seeds if self.chosen else tuple(sorted({*self.seeds, *self.asked_of(label)}))
+
+    def asked_of(self, label: str) -> set[int]:
+        """The seeds that claims with seeds of their own ask of a run."""
+        return self.figure.asked_of(label, self.scale) if self.figure else set()
+
+    def why_not(self, label: str, seed: int) -> str:
+        """Why a seed that a claim asks of a run has no result."""
+        left_out = "left out (--only)" if label in self.unasked else "left out (--seeds)"
+        asked = label not in self.unasked and seed in self.seeds_of(label)
+        none = "it has no results" if asked else left_out
+        return self.lost.get(f"{label}, seed {seed}", none)
 
     def __str__(self) -> str:
         """Like "levi2022/fig3: 3 claims hold, 1 fails"."""
@@ -95,7 +104,7 @@ def conclude(study: Study, store: Store) -> None:
         table = None
     study.table = table
     record, files = _record(study, store), {}
-    claims = study.figure.claims if study.figure else ()
+    claims = study.figure.claims_at(study.scale) if study.figure else ()
     if table is None:
         study.claims = [
             unjudged(claim, study.scale, f"not run: {study.problem}") for claim in claims
@@ -131,25 +140,26 @@ def tabulate(study: Study, store: Store) -> Table:
             missing[label] = study.failures.get(label, why)
     shared = set.intersection(*map(set, there.values())) if there else set()
     frames = [rows for seeds in there.values() for seed, rows in seeds.items() if seed in shared]
-    more, lost = _asked(study, store, shared)
+    more, lost = _asked(study, store, dict.fromkeys(there, shared))
     empty = pl.DataFrame(schema=SCHEMA)
     return Table(pl.concat([empty, *frames]), missing, pl.concat([empty, *more]), lost)
 
 
 def _asked(
-    study: Study, store: Store, but: set[int]
+    study: Study, store: Store, shared: Mapping[str, set[int]]
 ) -> tuple[list[pl.DataFrame], dict[tuple[str, int], str]]:
-    """The rows at seeds that claims ask of single runs, but for these; {(label, seed): why} of
-    those that failed or can't be read.
+    """What the table lacks of the seeds that claims ask of single runs: their rows, and {(label,
+    seed): why} of those without results. shared: the seeds that the table has of each label.
     """
     more: list[pl.DataFrame] = []
-    lost = dict(study.lost)
+    lost: dict[tuple[str, int], str] = {}
     for label, run in study.runs.items():
-        asked = study.figure.asked_of(label, study.scale) if study.figure else set()
-        for seed in sorted(asked - but):
+        for seed in sorted(study.asked_of(label) - shared.get(label, set())):
             try:
                 if store.has(run, seed):
                     more.append(_rows(label, seed, store.rows(run, seed)))
+                else:
+                    lost[label, seed] = study.why_not(label, seed)
             except DitherError as error:
                 lost[label, seed] = study.unread[f"{label}, seed {seed}"] = str(error)
     return more, lost
@@ -162,11 +172,11 @@ def _rows(label: str, seed: int, rows: pl.DataFrame) -> pl.DataFrame:
 def judge(claim: Claim, table: Table, scale: str) -> tuple[dict[str, Any], str]:
     """The entry of claims.json, and a traceback if the check has a bug."""
     said = _said(claim)
-    over = {"seeds": len(table.seeds), "scale": scale}
+    over: dict[str, Any] = {"seeds": len(table.seeds), "scale": scale}
     try:
         if claim.runs:
-            over["seeds"] = 0
-            table = _own(claim, table, scale)
+            over |= {"seeds": 0, "own seeds": whole(claim.seeds[scale])}
+            table = table.select(claim.runs, claim.seeds[scale])
             over["seeds"] = len(table.seeds)
         holds, numbers = claim.check(table.whole())
         if not (holds is None or isinstance(holds, (bool, np.bool_))):
@@ -184,13 +194,6 @@ def judge(claim: Claim, table: Table, scale: str) -> tuple[dict[str, Any], str]:
     except BUGS as error:  # a bug of one claim must not hide the others
         why = f"could not be judged: {type(error).__name__}: {error}"
         return {**said, "holds": None, "numbers": {"why": why}, **over}, traceback.format_exc()
-
-
-def _own(claim: Claim, table: Table, scale: str) -> Table:
-    """The table of a claim that asks seeds of its own."""
-    if scale not in claim.seeds:
-        raise DitherError(f"it is asked at scale {' or '.join(claim.seeds)} alone")
-    return table.select(claim.runs, claim.seeds[scale])
 
 
 def unjudged(claim: Claim, scale: str, why: str) -> dict[str, Any]:
@@ -307,7 +310,9 @@ def _record(study: Study, store: Store) -> dict[str, Any]:
     """figure.json: the page's content besides the claims."""
     title, caption = title_and_caption(catalogue.doc(study.name))
     wanted = {
-        (run.key, seed): run for label, run in study.runs.items() for seed in study.seeds_of(label)
+        (run.key, seed): run
+        for label, run in study.runs.items()
+        for seed in sorted({*study.seeds} | study.asked_of(label))
     }
     found = list(_envs(store, wanted))
     envs = [env for _, env in found]
@@ -324,6 +329,7 @@ def _record(study: Study, store: Store) -> dict[str, Any]:
         "problem": study.problem,
         "missing": table.missing if table else {},
         "failures": study.failures,
+        "lost": study.lost,
         "earlier": study.earlier,
         "departures": study.figure.departures_at(study.scale) if study.figure else [],
         "command": study.command,

@@ -148,12 +148,13 @@ def _wrong_claims(entries: Any) -> Iterator[str]:
 FIGURE = {  # field → what it must be; "?": it may be absent
     "name": _word, "title": _word, "caption?": _word, "scale": lambda scale: scale in SCALES,
     "seeds": _seeds, "left out": _seeds, "runs?": _number, "problem?": _word, "missing?": _reasons,
-    "failures?": _reasons, "earlier?": _words, "departures?": _words, "command?": _word,
+    "failures?": _reasons, "lost?": _reasons, "more seeds?": _number, "earlier?": _words,
+    "departures?": _words, "command?": _word,
     "seconds?": _number, "machines?": _words, "versions?": _words, "commits?": _words,
     "no picture?": _word, "finished?": _word,
 }  # fmt: skip
 CLAIM = {
     "id": _word, "claim": _word, "holds": _verdict, "counts?": _verdict,
     "numbers": lambda held: isinstance(held, dict) and all(map(_shown, held.values())),
-    "seeds?": _number, "scale?": lambda scale: scale in SCALES,
+    "seeds?": _number, "own seeds?": _word, "scale?": lambda scale: scale in SCALES,
 }  # fmt: skip

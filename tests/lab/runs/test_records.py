@@ -61,7 +61,7 @@ def check(study: Study, file: Path) -> None:
     assert set(table.labels) == set(study.runs) - study.unasked, name
     assert set(table.seeds) == set(about["seeds"]) - set(about["left out"]), name
     assert study.figure
-    for claim, entry in zip(study.figure.claims, entries, strict=True):
+    for claim, entry in zip(study.figure.claims_at(study.scale), entries, strict=True):
         assert (claim.id, claim.text) == (entry["id"], entry["claim"]), name
         now = judge(claim, table, study.scale)[0]
         for found in (now, entry):
