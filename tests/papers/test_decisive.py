@@ -56,8 +56,11 @@ def test_mlp3_is_the_papers_but_for_precision_and_looks(here):
     paper = mlp3.figure.at("paper")
     for label, run in mlp3.figure.at("decisive").items():
         assert run.precision == "bf16"
-        same = replace(run, precision="float32", watch=paper[label].watch)
-        assert same.key == paper[label].key
+        papers = paper[label.replace(", rate .02", "")]
+        rate = replace(run.optimiser, lr=0.02 if ", rate .02" in label else 0.005)
+        assert run.optimiser == rate
+        same = replace(run, precision="float32", watch=papers.watch, optimiser=papers.optimiser)
+        assert same.key == papers.key
 
 
 def test_every_width_has_the_sigma_of_the_papers_net_and_four_times_its_rate(here):

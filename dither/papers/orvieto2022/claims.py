@@ -29,8 +29,8 @@ ROWS = (
      "MLP4's five layers with 2000 units, twice MLP3's (5 core-hours)."),
     ("O15", "Layer-wise noise has the lowest trace.", "Fig. 4, 9, 10",
      ("fig9: O15 end (MLP3 at .05)", "fig10: O15 end (MLP4)"),
-     "Five seeds of MLP3 at σ = .05 (2 core-hours), and MLP4's five layers with 2000 units, twice "
-     "MLP3's (5 core-hours)."),
+     "MLP4's five layers with 2000 units, twice MLP3's (5 core-hours); of MLP3's trace the end is "
+     "on its floor, at equal training loss the claim holds."),
     ("O16", "Toy CNN: both noises are steadier than SGD.", "Fig. 5, 11", ("fig11: O16",),
      "CIFAR-10 for 60 epochs at 30 times the rate, 5 seeds (1.5 core-hours)."),
     ("O17", "Wide CNN: layer-wise noise beats full noise in test loss.", "Fig. 5, 12",
