@@ -22,7 +22,7 @@ FIGURES = sorted(file for root in ROOTS for file in root.glob("figures/*/*/figur
 @contextmanager
 def as_recorded(file: Path) -> Iterator[Study]:
     """The study a record is of, as its figure's code has it now, with the sets that were on the
-    machine: those that need not be were all there if the record knows their runs.
+    machine: those that need not be were all there if the record has their runs.
     """
     about = json.loads(file.read_text(encoding="utf-8"))
     figure = catalogue.find(about["name"])
@@ -30,7 +30,9 @@ def as_recorded(file: Path) -> Iterator[Study]:
         for found in (None, "here"):
             patch.setattr(needs, "found", lambda name, found=found: found)
             runs = figure.at(about["scale"])
-            if {*about["missing"]} <= {*runs} and len(runs) == about["runs"]:
+            there = {folder.name for folder in file.parents[3].glob("runs/*")}
+            kept = {run.key for label, run in runs.items() if label not in about["missing"]}
+            if {*about["missing"]} <= {*runs} and len(runs) == about["runs"] and kept <= there:
                 break
         yield studied(about, figure, runs)
 
