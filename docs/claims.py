@@ -24,8 +24,8 @@ LONGEST = 260  # letters of a cell's evidence
 HEAD = """# The papers' claims
 
 Each claim of the three papers, in the paper's order: its verdict at the best scale there is, what
-it rests on, and what would settle it. The best scale is the largest that judges the claim; `paper`
-is the paper's own and `decisive` the smallest that can tell, both from
+it rests on, and what would settle it or limits it. The best scale is the largest that judges the
+claim; `paper` is the paper's own and `decisive` the smallest that can tell, both from
 [recorded runs](records.md); `quick` is that of `make reproduce`, all of which is in
 [verdicts.md](verdicts.md). Written by `make docs`.
 
@@ -108,7 +108,9 @@ def todays(known: originals.Known) -> originals.Known:
 
 def table(rows: list[originals.Row]) -> str:
     """The rows of one paper."""
-    head = "| claim | the paper says | verdict | evidence | n | scale | what would settle it |\n"
+    head = (
+        "| claim | the paper says | verdict | evidence | n | scale | what settles or limits it |\n"
+    )
     return head + "|---|---|---|---|---:|---|---|\n" + "".join(map(line, rows))
 
 
@@ -119,7 +121,7 @@ def line(row: originals.Row) -> str:
     told = " · ".join(filter(None, (row.parts, short(row.evidence)))) or "not run yet"
     word, mark = row.said
     found = (told, row.seeds, row.scale) if o.counts or row.holds is not None else "–––"
-    cells = (link, f"{o.text} ({o.place})", f"{mark} {word}", *found, row.missing)
+    cells = (link, f"{o.text} ({o.place})", f"{mark} {word}", *found, row.missing or row.limits)
     return cells_line(cells)
 
 

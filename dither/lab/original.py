@@ -17,6 +17,7 @@ class Original:
              all hold, and it fails if one fails
     settle   what would settle it, if it is not judged: one sentence, with its cost
     counts   False for a claim that cannot fail, which its text says
+    limits   what its verdict at the decisive scale does not say: one sentence
     """
 
     id: str
@@ -25,6 +26,7 @@ class Original:
     by: tuple[str, ...]
     settle: str = ""
     counts: bool = True
+    limits: str = ""
 
     @property
     def figure(self) -> str:

@@ -97,6 +97,12 @@ class Row:
         return ", ".join(marks)
 
     @property
+    def limits(self) -> str:
+        """A sentence: what its verdict does not say, if it rests on the decisive scale."""
+        judged = self.holds is not None and any(e["scale"] == "decisive" for e in self.shown)
+        return self.original.limits if judged else ""
+
+    @property
     def missing(self) -> str:
         """A sentence: what would settle it; "" if it is settled."""
         if self.holds is not None:

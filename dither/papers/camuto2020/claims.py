@@ -21,9 +21,8 @@ ORIGINAL = (
              "Fig. 2c, d", (f"{F2}: C3 Boston", f"{F2}: C3 CIFAR-10"), CIFAR),
     Original("C4", "Models trained with R and with noise have similar test loss.", "Fig. 3a; §3",
              (f"{F3}: C4 CONV", f"{F3}: C4 MLP"),
-             "It fails for the MLP at 50 times the paper's rate; at 10 times R is as near to the "
-             "baseline as to noise. Of the CONV two trainings with other draws differ as much as R "
-             "and noise: some 600 seeds, or a smaller rate."),
+             limits="The rate is 50 times the paper's; at 10 times R is as near to the baseline as "
+             "to noise. Of the CONV two trainings with other draws differ as much as R and noise."),
     Original("C5", "Both have similar parameter Hessians throughout training, lower than the "
              "baseline's.", "Fig. 3b; §3, §4", (f"{F3}: C5", f"{F3}: C5 throughout"), UNIT),
     Original("C6", "They have almost identical trajectories through the loss landscape.", "§3",

@@ -16,7 +16,14 @@ PAPERS = {"camuto2020": ("C", 15), "levi2022": ("L", 20), "orvieto2022": ("O", 1
 def roots(tmp_path, monkeypatch):
     """Two folders, and a paper with two claims; `write` puts entries into one of them."""
     listed = (
-        Original("P1", "One.", "Fig. 1", ("p/fig1: P1 a", "p/fig1: P1 b"), "more"),
+        Original(
+            "P1",
+            "One.",
+            "Fig. 1",
+            ("p/fig1: P1 a", "p/fig1: P1 b"),
+            "more",
+            limits="at ten times the rate",
+        ),
         Original("P10", "Ten.", "Fig. 2", ("p/fig2: P10",), "a run"),
     )
     monkeypatch.setattr(catalogue, "originals", lambda paper: listed)
@@ -49,6 +56,17 @@ def test_a_claim_of_several_holds_if_all_do_and_fails_if_one_fails(roots, a, b, 
     assert (one.missing == "") == (holds is not None)
     assert ten.holds is None
     assert ten.missing == "a run"
+
+
+@pytest.mark.parametrize("scale", ["quick", "decisive", "paper"])
+@pytest.mark.parametrize("holds", [True, False, None])
+def test_the_limits_of_a_verdict_stand_beside_the_scale_that_has_them(roots, scale, holds):
+    both, write = roots
+    write(0, "p/fig1", scale, P1_a=holds, P1_b=True)
+    one, ten = originals.rows("p", originals.known(*both))
+    limited = scale == "decisive" and holds is not None
+    assert one.limits == ("at ten times the rate" if limited else "")
+    assert ten.limits == ""
 
 
 def test_the_largest_scale_that_judges_it_speaks(roots):
