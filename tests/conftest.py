@@ -53,6 +53,15 @@ def toy(tmp_path, monkeypatch):
     return toy
 
 
+@pytest.fixture
+def no_files(tmp_path, monkeypatch):
+    """No data set is found, but for those of packages, whatever this machine has."""
+    from dither.lab.data import files
+
+    monkeypatch.setenv("DITHER_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(files, "cache_folder", lambda: tmp_path / "cache")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     """Tests of Fashion-MNIST stand aside where it is not to be had."""

@@ -210,8 +210,8 @@ def test_the_ladder_is_drawn():
     assert axes.get_lines()[0].get_xdata().tolist() == [16, 1024]
 
 
-def test_the_picture_says_which_files_are_missing(monkeypatch):
-    monkeypatch.setattr(needs, "found", lambda name: None)
+@pytest.mark.usefixtures("no_files")
+def test_the_picture_says_which_files_are_missing():
     picture = fig2.plot(made_up())
     said = picture.get_supxlabel()
     assert "CIFAR-10, ELU: not run: data absent: put cifar-10-python.tar.gz into" in said

@@ -262,6 +262,7 @@ def test_only_the_time_before_the_fit_counts():
     assert verdict(fig3.figure, "C4 MLP, few images", Table(frame))[0] is True
 
 
+@pytest.mark.usefixtures("no_files")
 def test_short_runs_are_not_judged():
     for claim in fig3.figure.claims:
         if claim.id.endswith(followed.HOUSES):

@@ -245,11 +245,12 @@ def cnn(net, gd, full, layer, thinner=1):
     return table({of[s]: course(0.8, 9, test=(2.0, *ends)) for s, ends in losses.items()})
 
 
+@pytest.mark.usefixtures("no_files")
 def test_convolutional_nets():
     toy, wide = cnns.figure("toy"), cnns.figure("wide")
     good = cnn("toy", (0.5, 0.9), (0.5, 0.6), (0.5, 0.55))
     assert verdict(toy, "O16 on Fashion-MNIST", good)[0] is True
-    for found, said in ((None, "not run: data absent: put "), ("/here", "not among these")):
+    for found, said in ((None, "not run: data absent: put cifar-10"), ("/here", "not among these")):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(needs, "found", lambda _, found=found: found)
             assert said in verdict(toy, "O16", good)[1]["why"]
