@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 from beyond import drawn, said, verdict
 
+from dither.lab.page.judge import judge
 from dither.lab.table import Table
 from dither.papers.beyond import matched, place
 
@@ -33,11 +34,11 @@ def table(gap, seeds=15, R=1.0, falls=FALLS):
 def test_the_seeds_that_made_the_question_do_not_answer_it(quantity):
     claim = f"P FC {quantity}"
     for gap, holds in ((0.3, True), (0.0, False), (-0.3, False)):
-        other = table(lambda seed, gap=gap: gap if seed >= place.SEEN else -gap)
+        other = table(lambda seed, gap=gap: gap if seed in place.FRESH else -gap)
         assert verdict(place.figure, claim, other) is holds
         numbers = said(place.figure, claim, other)[1]
         made = numbers["input − weights, the seeds that made the question"]
-        assert made == pytest.approx([-gap] * place.SEEN, abs=2e-3)
+        assert made == pytest.approx([-gap] * len(place.SEEN), abs=2e-3)
         assert len(numbers["input − none"]) == 10
     drawn(place.figure, other)
 
@@ -66,7 +67,7 @@ def slow(t):
 
 def test_the_seeds_that_made_the_question_are_no_part_of_what_is_asked_for():
     """That R was not held in them, or that they have not learnt, changes nothing."""
-    old = pl.col("seed") < place.SEEN
+    old = pl.col("seed").is_in(place.SEEN)
     lost = old & pl.col("quantity").is_in(["R", "loss/train"])
     t = table(lambda seed: 0.3)
     spoilt = Table(t.frame.with_columns(value=pl.when(lost).then(9.0).otherwise(pl.col("value"))))
@@ -76,9 +77,6 @@ def test_the_seeds_that_made_the_question_are_no_part_of_what_is_asked_for():
 def test_it_is_judged_only_where_R_was_held_and_nets_have_learnt():
     good = lambda seed: 0.3  # noqa: E731
     for t, why in (
-        (table(good, seeds=3), "seeds below 5 made the question"),
-        (table(good, seeds=5), "seeds below 5 made the question"),
-        (table(good, seeds=14), "of the 10 others that are asked 9 are there"),
         (table(good, R=1.6), "R over what was asked, input: 1.60, weights: 1.60"),
         (table(good, falls=[2.3, 2.2, 2.1, 1.9]), "has not learnt"),
         (table(good, falls=[2.0, 0.5, 0.7, 0.6]), None),
@@ -89,6 +87,14 @@ def test_it_is_judged_only_where_R_was_held_and_nets_have_learnt():
         assert holds is (None if why else True)
         assert (why or "") in numbers.get("why", "")
     assert "cifar-10 is absent" in said(place.figure, "P CNN attacked", table(good))[1]["why"]
+
+
+@pytest.mark.parametrize(("seeds", "lacks"), [(3, "5–14"), (5, "5–14"), (14, "14")])
+def test_all_ten_fresh_seeds_are_asked(seeds, lacks):
+    (claim,) = (claim for claim in place.figure.claims if claim.id == "P FC attacked")
+    entry, _ = judge(claim, table(lambda seed: 0.3, seeds=seeds), "quick")
+    asked = f"seeds 5–14 are asked; 'FC, input, r = 0.03' lacks {lacks}: it has no results"
+    assert (entry["holds"], entry["numbers"]["why"]) == (None, f"could not be judged: {asked}")
 
 
 def test_its_runs_are_those_of_the_figure_that_made_the_question(monkeypatch):

@@ -122,6 +122,18 @@ def test_figures_share_their_runs():
         assert seven["FC in catapult, Gaussian"].key in two  # the scan's
 
 
+@pytest.mark.parametrize("scale", ["quick", "decisive", "paper"])
+def test_the_wider_uniform_law_has_the_variance_of_the_gaussian(scale):
+    runs = fig7.figure.at(scale)
+    pairs = [(run, runs[b.replace(fig7.WIDE, "Gaussian")]) for b, run in runs.items()
+             if b.endswith(fig7.WIDE)]  # fmt: skip
+    assert len(pairs) == {"quick": 6, "decisive": 6, "paper": 8}[scale]
+    for run, twin in pairs:
+        spread, theirs = ({name: node.sigma**2 * node.law.variance for name, node in r.noise}
+                          for r in (run, twin))  # fmt: skip
+        assert spread == pytest.approx(theirs)
+
+
 def test_every_run_is_another_one():
     for figure in (fig2, table1, table2, fig6, fig7, fig8, phases, nodes):
         runs = figure.figure.at("paper")

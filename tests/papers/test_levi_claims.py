@@ -116,6 +116,10 @@ def test_nothing_is_judged_where_nothing_is_learnt():
         (fig7, "L16", {"FC in decay, two-Gaussian": 0.54}, False),
         (fig7, "L16 catapult", {"FC in catapult, two-Gaussian": 0.4}, True),
         (fig7, "L16 catapult", {"FC in catapult, uniform": 0.65}, False),
+        (fig7, "L16", {"FC in decay, uniform of √3 σ": 0.7}, True),  # not in the paper
+        (fig7, "L16 variance FC", {"FC in decay, uniform": 0.7}, True),
+        (fig7, "L16 variance FC", {"FC full decay, uniform of √3 σ": 0.64}, False),
+        (fig7, "L16 variance CNN", {"CNN in decay, uniform of √3 σ": 0.56}, False),
         (fig8, "L17 CNN Adam decay", {"CNN none, Adam": 0.5}, True),
         (fig8, "L17 CNN Adam decay", {"CNN none, Adam": 0.7}, False),
         (nodes, "N1", {"FC constant": 0.62}, True),
@@ -178,7 +182,7 @@ def test_the_in_node_of_table_1_lies_in_its_phase():
     assert verdict(table1.figure, "L10", scores(table1.figure, **off))[0] is None
 
 
-@pytest.mark.parametrize(("module", "panels"), [(fig6, 3), (fig7, 2), (table1, 1), (table2, 1)])
+@pytest.mark.parametrize(("module", "panels"), [(fig6, 3), (fig7, 3), (table1, 1), (table2, 1)])
 def test_a_picture_has_the_nets_that_are_there(module, panels):
     def drawn(keep):
         frame = scores(module.figure).frame

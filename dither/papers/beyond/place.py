@@ -16,7 +16,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from dither.lab import Array, Claim, Figure, Run, Table, Verdict
 from dither.lab.rule import above, decide
@@ -27,7 +26,7 @@ from dither.papers.ends import PART, POINT, at_loss, common_loss, diverged, end
 
 PLACES = ("input", "weights")
 ASKED = {"attacked": POINT, "corrupted": POINT, "log local": PART}  # quantity: the least difference
-SEEN, ASKING = 5, 10  # seeds 0 to 4 made the question; so many others must answer it
+SEEN, FRESH = range(5), range(5, 15)  # the seeds that made the question; those that answer it
 SLACK = 1.2  # gains are shown at so many times the common loss too
 
 
@@ -40,11 +39,6 @@ def runs(**sizes: Size) -> dict[str, Run]:
 
 def labels(net: str, rs: Iterable[float]) -> set[str]:
     return {named(net, NONE), *(named(net, place, r) for place in PLACES for r in rs)}
-
-
-def fresh(t: Table) -> Table:
-    """The results of the seeds that did not make the question."""
-    return Table(t.frame.filter(pl.col("seed") >= SEEN), t.missing)
 
 
 def read(t: Table, net: str, quantity: str, slack: float = 1.0) -> dict[str, Array]:
@@ -66,11 +60,6 @@ def last(t: Table, net: str, quantity: str) -> Array:
 
 def unjudged(t: Table, net: str) -> str:
     """Why nothing is judged on these seeds; "" if all is well."""
-    if len(t.seeds) < ASKING:
-        return (
-            f"seeds below {SEEN} made the question; of the {ASKING} others that are asked "
-            f"{len(t.seeds)} are there"
-        )
     (r,) = matched.levels(t, net)
     if lost := sorted(label for label in labels(net, [r]) if diverged(t, label).any()):
         return f"diverged: {', '.join(lost)}"
@@ -91,9 +80,7 @@ def spent(net: str, quantity: str, by: float) -> Callable[[Table], Verdict]:
         if named(net, NONE) not in t.known:
             return None, {"why": f"not run: {NETS[net]} is absent, or this scale leaves it out"}
         (r,) = matched.levels(t, net)
-        new, old = fresh(t), Table(t.frame.filter(pl.col("seed") < SEEN), t.missing)
-        if not new.seeds:
-            return None, {"why": f"seeds below {SEEN} made the question: {ASKING} others are asked"}
+        new = t.select(sorted(labels(net, [r])), FRESH)
         seen = read(new, net, quantity)
         first, then = (seen[place] for place in PLACES)
         asked = above("input − weights", first, then, by=by)
@@ -103,8 +90,8 @@ def spent(net: str, quantity: str, by: float) -> Callable[[Table], Verdict]:
         numbers["input − weights at the end"] = last(new, net, quantity)
         ratios = {m: matched.held(new, net, m, r) for m in PLACES}
         numbers |= {f"R over what was asked, {m}": ratio for m, ratio in ratios.items()}
-        if old.seeds:
-            made = read(old, net, quantity)
+        if {*SEEN} <= {*t.seeds}:
+            made = read(t.select(new.there, SEEN), net, quantity)
             numbers["input − weights, the seeds that made the question"] = (
                 made["input"] - made["weights"]
             )
@@ -117,7 +104,7 @@ def plot(t: Table):
     """A row for each net: what each place gains, a line for each seed."""
     nets = style.some([net for net in NETS if labels(net, matched.levels(t, net)) <= {*t.there}])
     picture, axes = style.grid(len(nets), len(ASKED), width=9, height=2.9)
-    new, at = np.asarray(t.seeds) >= SEEN, np.arange(len(PLACES))
+    new, at = np.isin(t.seeds, FRESH), np.arange(len(PLACES))
     for row, net in zip(axes, nets, strict=True):
         for ax, quantity in zip(row, ASKED, strict=True):
             seen = read(t, net, quantity)

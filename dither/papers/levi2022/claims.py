@@ -35,7 +35,8 @@ ROWS = (
      ("levi2022/table2: L11", "levi2022/table2: L11 CNN"), BOTH),
     ("L12", "CDT lowers clean accuracy.", "Table 2",
      ("levi2022/table2: L12 anew", "levi2022/table2: L12 CNN"),
-     "Seeds 5 to 14 of the FC (half an hour), `--only 'FC none' --only 'FC CDT*'`."),
+     "Seeds 5 to 14 of the FC, half an hour: `dither reproduce levi2022/table2 --scale decisive "
+     "--only 'FC none' --only 'FC CDT*'`."),
     ("L13", "FGSM: dropout is best.", "Fig. 6", (f"{F6}: L13", f"{F6}: L13 CNN"),
      ATTACKED),
     ("L14", "PGD: NINR is best.", "Fig. 6", (f"{F6}: L14", f"{F6}: L14 CNN"),

@@ -1,14 +1,21 @@
 """Other laws of the noise.   Levi et al. 2022, Fig. 7, App. C.2
 
 As Fig. 2, with ε two-Gaussian (peaks at ± σ) or uniform in (−σ, σ); dashed the nets of Fig. 2, with
-Gaussian ε. At equal σ the uniform law has a third of the variance. Claim: the law hardly matters,
-but for the two-Gaussian in the catapult phase.
+Gaussian ε. Claim: the law hardly matters, but for the two-Gaussian in the catapult phase.
+
+At equal σ the uniform law has a third of the Gaussian's variance. So what differs may be the law or
+the variance. The last column asks which, and is not in the paper: ε is uniform in (−√3 σ, √3 σ),
+which has the Gaussian's variance.
 """
+
+import math
+from typing import Any
 
 from dither.lab import Claim, Figure, Run, Table, Verdict
 from dither.lab.rule import decide, near
 from dither.noise import two_gaussian, uniform
 from dither.papers import style
+from dither.papers.levi2022.looks import Corrupted
 from dither.papers.levi2022.methods import (
     AT_SCALE,
     COLOURS,
@@ -18,13 +25,19 @@ from dither.papers.levi2022.methods import (
     RULED,
     SCAN,
     SEEDS,
+    SIGMA,
     Setting,
     curve,
     run,
     unlearnt,
 )
 
-LAWS = {"two-Gaussian": two_gaussian, "uniform": uniform}
+THEIRS, WIDE = ("two-Gaussian", "uniform"), "uniform of √3 σ"
+LAWS = {  # the law, and its σ over the Gaussian's
+    "two-Gaussian": (two_gaussian, 1.0),
+    "uniform": (uniform, 1.0),
+    WIDE: (uniform, math.sqrt(1 / uniform.variance)),
+}
 DECAYS = ("in decay", "full decay")
 POINTS = 0.03  # "within 3 points"
 HALVES = {"s ≤ .4": slice(0, 5), "s = .5 … .8": slice(5, 9)}  # of LEVELS
@@ -37,14 +50,15 @@ def runs(fc: Setting, cnn: Setting, catapults: str = "FC CNN") -> dict[str, Run]
         net = setting.net
         by_label[f"{net} none"] = run(setting, "none")
         for method in NINR if net in catapults.split() else DECAYS:
-            sigma = SCAN[net].get(method)  # None: the paper's
+            sigma = SCAN[net].get(method, SIGMA[net][method])
             by_label[f"{net} {method}, Gaussian"] = run(setting, method, sigma=sigma)
-            for name, law in LAWS.items():
-                by_label[f"{net} {method}, {name}"] = run(setting, method, sigma=sigma, law=law)
+            for name, (law, times) in LAWS.items():
+                how: Any = {"sigma": times * sigma, "law": law, "watch": (Corrupted(),)}
+                by_label[f"{net} {method}, {name}"] = run(setting, method, **how)
     return by_label
 
 
-def same(net: str, methods: tuple[str, ...], laws: tuple[str, ...] = tuple(LAWS)):
+def same(net: str, methods: tuple[str, ...], laws: tuple[str, ...] = THEIRS):
     """L16: each half of a curve is within 3 points of the Gaussian's, in the mean over its s."""
 
     def check(t: Table) -> Verdict:
@@ -75,7 +89,7 @@ def drawn(t: Table, net: str) -> list[str]:
 def plot(t: Table):
     """A row for each net. A net without runs has none."""
     nets = style.some([net for net in ("FC", "CNN") if drawn(t, net)])
-    picture, axes = style.grid(len(nets), 2)
+    picture, axes = style.grid(len(nets), len(LAWS), width=10.5)
     for row, net in zip(axes, nets, strict=True):
         for ax, law in zip(row, LAWS, strict=True):
             for m in drawn(t, net):
@@ -108,6 +122,11 @@ figure = Figure(
         Claim("L16 CNN", f"CNN: decay curves {ALIKE}", same("CNN", DECAYS)),
         Claim("L16 catapult", f"FC: catapult curves {ALIKE}; the uniform law alone, as the paper "
               "excepts the two-Gaussian", same("FC", CATAPULTS, ("uniform",))),
+        *(
+            Claim(f"L16 variance {net}", f"not in the paper: {net}: with uniform noise of the "
+                  f"Gaussian's variance (√3 σ) decay curves {ALIKE}", same(net, DECAYS, (WIDE,)))
+            for net in ("FC", "CNN")
+        ),
     ],
     departures=[
         *DEPARTURES,
@@ -118,6 +137,7 @@ figure = Figure(
         "the two peaks' width is not given: 0.1 σ; the paper calls the law asymmetric, it is not",
         f"FC's in-catapult has the σ = {SCAN['FC']['in catapult']:g} of the scan of phases (on "
         "logits the paper's diverges)",
+        "not in the paper: the uniform law at √3 σ",
         "decisive: the CNN in the decay phase alone",
         "quick: the CNN in the decay phase alone",
         "a run that diverged counts as chance, 10 %",
