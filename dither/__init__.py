@@ -67,7 +67,8 @@ _MODULES = ("loss", "measures", "nn", "noise", "schedule")
 
 _LAB = ("compare", "reproduce", "sweep")  # what the packages of dither[lab] are for
 
-__all__ = [*_HOME, *_MODULES]
+# A star import gives all but dither.nn, which would stand in the place of torch's nn.
+__all__ = [*_HOME, *(name for name in _MODULES if name != "nn")]
 
 
 def _without_lab(name: str, package: str | None) -> Any:
@@ -99,4 +100,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

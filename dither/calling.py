@@ -8,12 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import PackedSequence
-from torch.overrides import TorchFunctionMode
 
 from dither.errors import DitherError
-from dither.torch_internals import weight_norm
 
 
 def call(model: nn.Module, x: Any) -> Any:
@@ -182,28 +179,13 @@ def unfused() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def twice(on: bool) -> Any:
-    """Where gradients are differentiated again: attention and weight norm in their plain forms.
-    Fused attention has no second derivative, and torch's own of `_weight_norm` is wrong.
-    """
-    return _twice() if on else nullcontext()
-
-
 @contextmanager
-def _twice() -> Iterator[None]:
-    with sdpa_kernel(SDPBackend.MATH), _PlainWeightNorm():
+def thawed(frozen: Sequence[Tensor]) -> Iterator[None]:
+    """Frozen parameters take gradients inside. Afterwards they are frozen again."""
+    try:
+        for p in frozen:
+            p.requires_grad_(True)
         yield
-
-
-class _PlainWeightNorm(TorchFunctionMode):
-    """W = g v/‖v‖ by functions whose second derivatives are right."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is weight_norm:
-            return _weight_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    rest = [d for d in range(v.dim()) if d != dim % v.dim()] if dim != -1 else None
-    return v * (g / torch.linalg.vector_norm(v, dim=rest, keepdim=True))
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)

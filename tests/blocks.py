@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dither.calling import twice
+from dither.plain import twice
 
 Z = 4.9  # two-sided chance of a false alarm per number: 1e-6
 

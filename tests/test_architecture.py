@@ -30,6 +30,7 @@ AT_THE_ROOT = [
     "estimate",
     "precision",
     "calling",
+    "plain",
     "schedule",
     "torch_internals",
     "halves",

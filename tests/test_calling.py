@@ -7,6 +7,7 @@ import pytest
 import torch
 from nets import plain
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import dither
 from dither import measures
@@ -159,3 +160,26 @@ def test_a_loss_of_all_outputs_joined_is_exact():
     for site, part in wanted.items():
         oracles.close(by_site[site].detach(), part.detach())
     oracles.close(R.detach(), sum(wanted.values()).detach())
+
+
+def test_data_that_are_no_batches_are_told():
+    model, x, y = nn.Linear(3, 3), torch.randn(6, 3), torch.arange(6) % 3
+    for data, said in (
+        (TensorDataset(x, y), r"got TensorDataset, which gives single samples; pass DataLoader\("),
+        ([{"input": x, "labels": y}], "got a dict of input, labels; give pairs"),
+        ([x], "got a Tensor; give pairs"),
+    ):
+        for ask in (measures.trace, measures.eigenvalues):
+            with pytest.raises(dither.DitherError, match=rf"takes batches \(x, y\): {said}"):
+                ask(model, "cross_entropy", data)
+    loader = DataLoader(TensorDataset(x, y), batch_size=6)
+    ask = lambda data: measures.trace(model, "cross_entropy", data, of="gauss_newton")  # noqa: E731
+    assert ask(loader).value == ask((x, y)).value
+
+
+def test_a_star_import_leaves_torchs_nn():
+    found = {"nn": nn}
+    exec("from dither import *", found)
+    assert found["nn"] is nn
+    assert found["inject"] is dither.inject
+    assert "nn" in dir(dither)

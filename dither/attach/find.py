@@ -349,4 +349,18 @@ def _nothing(pattern: str, glob: str, names: list[str], kind: str, model: nn.Mod
         if near
         else f"it has {', '.join(map(repr, names[:6])) or 'none'}"
     )
+    if (twin := _twin(model, glob)) is not None:
+        hint = f"{twin[0]!r} is another name of {twin[1]!r}: use that one"
     return DitherError(f"pattern {pattern!r} matches no {kind} of {type(model).__name__}; {hint}")
+
+
+def _twin(model: nn.Module, glob: str) -> tuple[str, str] | None:
+    """A name that a pattern means and the one under which torch lists the same module or parameter,
+    where a model has it twice.
+    """
+    for named in (model.named_modules, model.named_parameters):
+        first = {id(part): name for name, part in named()}
+        for name, part in named(remove_duplicate=False):
+            if first[id(part)] != name and fnmatchcase(name, glob):
+                return name, first[id(part)]
+    return None

@@ -44,7 +44,7 @@ class Hooked(Protocol):
     def on(self, module: nn.Module) -> bool: ...
     def read_masks(self, args: tuple, kwargs: dict) -> None: ...
     def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None: ...
-    def leave(self, module: nn.Module) -> None: ...
+    def leave(self, module: nn.Module, out: Any) -> None: ...
     def shadow_traced(self) -> None: ...
     def unshadow(self) -> None: ...
     def activation(self, site: Site, h: Tensor, module: nn.Module) -> Tensor | None: ...
@@ -122,7 +122,7 @@ class Leave(Hook):
             return
         try:
             if noise.reader is None:
-                noise.leave(module)
+                noise.leave(module, out)
         finally:
             if module is noise.model and not in_backward():
                 noise.turn_of.leave()
@@ -139,19 +139,26 @@ class DisplaceInput(Hook):
         parts = (*args, *kwargs.values())
         if self.site.which is not None:
             at = located(module, self.site.which, args, kwargs)
-            t = self.noise.activation(self.site, at.value, module)
+            t = self.displaced(module, at.value)
             return None if t is None else at.replaced(t)
         place = first(enumerate(args))
         if any(isinstance(part, PackedSequence) for part in parts):
             return refuse(self.noise, self.site, module, parts)
         if place is not None:
-            t = self.noise.activation(self.site, args[place], module)
+            t = self.displaced(module, args[place])
             return None if t is None else ((*args[:place], t, *args[place + 1 :]), kwargs)
         name = first(kwargs.items())
         if name is None:
             return refuse(self.noise, self.site, module, parts)
-        t = self.noise.activation(self.site, kwargs[name], module)
+        t = self.displaced(module, kwargs[name])
         return None if t is None else (args, {**kwargs, name: t})
+
+    def displaced(self, module: nn.Module, h: Tensor) -> Tensor | None:
+        """H + δ. A module that works in place leaves its result in h, which others may read: so h
+        itself becomes h + δ.
+        """
+        t = self.noise.activation(self.site, h, module)
+        return t if t is None or not getattr(module, "inplace", False) else h.copy_(t)
 
 
 class DisplaceOutput(Hook):

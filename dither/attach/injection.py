@@ -223,14 +223,14 @@ class Injection(Clock, Weights, nn.Module):
         if self.shadowed and self.on(module):  # a checkpoint may recompute this module alone
             self._ledger.note(id(module), sample_of(args, kwargs), (*self.now(self), 0))
 
-    def leave(self, module: nn.Module) -> None:
+    def leave(self, module: nn.Module, out: Any = None) -> None:
         """A forward ends, also by an exception. After the outermost one parameters read W again."""
         if id(module) in self._inside:
             while self._inside.pop() != id(module):
                 pass
         if not self._inside:
             self._unfused.close()
-            self.unshadow()
+            self.unshadow(out)
             self.collecting = False
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:

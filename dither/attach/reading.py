@@ -90,7 +90,8 @@ def leaves(noise: Injection) -> Iterator[dict[str, Tensor]]:
         for site in sites:
             site.held = site.parameter
             if site in frozen:
-                put(site, site.held.detach().requires_grad_())
+                put(site, site.held.detach())
+                getattr(*site.owners[0]).requires_grad_()  # the shadow itself is the leaf
         forget_parametrised()
         yield {s.name: getattr(*s.owners[0]) for s in sites}
     finally:

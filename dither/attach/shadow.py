@@ -30,6 +30,7 @@ class Shadow(Tensor):
     """
 
     __torch_function__ = as_plain
+    _is_param = True  # isinstance(shadow, nn.Parameter) holds: Module.get_parameter asks for it
 
     parameter: Tensor
     versions: list[tuple[Tensor, int]]  # of the shadow and of each `.data` of it
@@ -80,6 +81,7 @@ def put(site: Site, value: Tensor, again: Callable[[], Tensor] | None = None) ->
            (`keep`); without it, they are lost.
     """
     if not torch.compiler.is_compiling():
+        site.made = value.grad_fn  # before a write to the shadow gives it another
         value = Shadow.of(value, site.parameter)
     site.put, site.again, site.held = value, again, site.parameter
     site.under = [owner.__dict__.get(name) for owner, name in site.owners]

@@ -38,6 +38,7 @@ class Site:
     put: Tensor | None = None  # the shadow of a parameter
     under: list[Any] = field(default_factory=list)
     again: Callable[[], Tensor] | None = None  # computes the shadow's value anew
+    made: Any = None  # the function of autograd that gave the shadow
     held: Tensor | None = None  # the parameter itself, while it is displaced or read
     sharded: nn.Module | None = None  # the module under fully_shard that gathers the parameter
     gathered: bool = False  # whether the forward of that module is running
@@ -79,7 +80,7 @@ class Site:
 
     def let_go(self) -> None:
         """Forget the shadow."""
-        self.put, self.under, self.again, self.held = None, [], None, None
+        self.put, self.under, self.again, self.made, self.held = None, [], None, None, None
         self.gathered = False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from dither.attach.compiled import Traced, check_not_kept
 from dither.attach.recompute import Recomputed
 from dither.attach.shadow import Shadow, Statistics, current, put, take
+from dither.calling import tensors
 from dither.noise.noises import plus
 from dither.torch_internals import (
     after_backward,
     around_checkpoints,
     backward_task,
+    functions_behind,
     in_backward,
     saving,
 )
@@ -30,6 +32,11 @@ if TYPE_CHECKING:
     from dither.noise.here import Here
 
 
+READ = (
+    "the forward does not read it as an attribute of its module (self.weight) but as it is "
+    "registered (parameters(), named_parameters(), state_dict() or a list of its own), without "
+    "the noise; read the attribute, or leave that parameter out of the noise"
+)
 Stamp = tuple[nn.Module, int, int]  # (the outermost module, step, micro) of a forward
 Drawn = dict[str, tuple[Tensor, Callable[[Tensor], Tensor]]]  # {site: (W + δ, W ↦ W + δ)}
 
@@ -45,6 +52,7 @@ class Weights:
     collecting: bool
     _inside: list[int]
     handle: int
+    told_of_reads: bool = False
     stamp: Stamp | None = None  # of the forward that reads W + δ
     drawn_again: tuple[int, dict[Stamp, Drawn]] | None = None  # (backward pass, W + δ)
     kept: dict[str, dict[str, Any]]
@@ -157,9 +165,11 @@ class Weights:
                 w = current(site)
                 put(site, w + site.unit.displace(self.here(site, w), Traced(self.handle, site, 0)))
 
-    def unshadow(self) -> None:
-        """Let every parameter read W again."""
+    def unshadow(self, out: Any = None) -> None:
+        """Let every parameter read W again, after a forward that gave `out`."""
+        past = []
         if not torch.compiler.is_compiling():
+            past = self._past(out)
             self.stamp = None
             around_checkpoints(self, begins=False)
         for site in self.shadowed:
@@ -168,6 +178,8 @@ class Weights:
                 site.gathered = False
         if self.statistics:
             self.statistics.take()
+        if past:
+            warnings.warn(f"weight noise on {past[0]!r} is absent: {READ}", stacklevel=2)
 
     def acts(self, step: int) -> bool:
         """Whether a step displaces anything."""
@@ -175,6 +187,17 @@ class Weights:
             self.on(s.module) and self.scale(s, step) * self.noise_at(s, step).sigma
             for s in self.ordered
         )
+
+    def _past(self, out: Any) -> list[str]:
+        """The sites that lack their noise because the forward reads W itself. The first forward
+        with a graph tells.
+        """
+        if self.told_of_reads or in_backward():
+            return []
+        put = [site for site in self.shadowed if site.made is not None]
+        found = [t for t in tensors(out) if t.grad_fn is not None] if put else []
+        self.told_of_reads = bool(found)
+        return read_past(put, found) if found else []
 
     def warn_of_parents(self, module: nn.Module) -> None:
         """Warn of weight noise that is absent because a part of the model is called by itself."""
@@ -189,6 +212,17 @@ class Weights:
                     stacklevel=2,
                 )
                 return
+
+
+def read_past(sites: Iterable[Site], outputs: Iterable[Tensor]) -> list[str]:
+    """The sites whose parameter the outputs depend on otherwise than by what stands for it."""
+    sites = list(sites)
+    raw = {id(site.parameter): site.name for site in sites}
+    until = [site.made for site in sites if site.made is not None]
+    leaves = (
+        getattr(node, "variable", None) for z in outputs for node in functions_behind(z, until)
+    )
+    return list(dict.fromkeys(raw[id(leaf)] for leaf in leaves if id(leaf) in raw))
 
 
 def _put_again(site: Site, value: Tensor, displaced: Callable[[Tensor], Tensor]) -> None:

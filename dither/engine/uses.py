@@ -145,7 +145,7 @@ class Uses(TorchFunctionMode):
         }
         nodes, types, doubtful = [], {z.dtype}, []
         for node in functions_behind(z, self.aliases):
-            nodes.append(node.name())
+            nodes.append((node.name(), sum(n is not None for n, _ in node.next_functions)))
             types |= types_of(node)
             if is_doubtful(node):
                 doubtful.append(node)

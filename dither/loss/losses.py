@@ -179,8 +179,15 @@ class Logistic:
                 f"{tuple(z.shape)}"
             )
         y = y.view_as(z).to(z.dtype)
-        y = torch.where(y == -1, torch.zeros_like(y), y)
-        if not bool(((y == 0) | (y == 1) | (self.mean & (y >= 0) & (y <= 1))).all()):
+        if self.mean:
+            if not bool(((y >= 0) & (y <= 1)).all()):
+                raise DitherError(
+                    "nn.BCEWithLogitsLoss needs targets in [0, 1]: got others; for labels in "
+                    "{−1, +1} use 'logistic', or (y + 1) / 2"
+                )
+        else:
+            y = torch.where(y == -1, torch.zeros_like(y), y)
+        if not bool((self.mean | (y == 0) | (y == 1)).all()):
             raise DitherError(
                 "logistic needs labels in {−1, +1} or {0, 1}: got others; for classes use "
                 "'cross_entropy'"

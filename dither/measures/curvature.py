@@ -84,9 +84,9 @@ def trace(
 ) -> Trace:
     """Trace of ∇²_W L of the mean loss over a data set, per parameter; in eval mode, without noise.
 
-    model      a module, or an Injection of noise on parameters. Of an Injection the trace is over
-               its parameters alone, and the next call reuses what an exact trace found out about
-               the network.
+    model      a module: over all its parameters, frozen ones too. Or an Injection of noise on
+               parameters: over these alone, and the next call reuses what an exact trace found out
+               about the network.
     loss       as in `explicit`, and so is the output found that it is of.
     data       (x, y) or [x, y], or an iterable of such batches that can be read twice (a list, a
                DataLoader without shuffling). The weight of a batch is its number of samples, also

@@ -71,7 +71,8 @@ def eigenvalues(
     """The k largest or smallest eigenvalues (in sign, not in size) of the mean loss's Hessian, or
     of its Gauss–Newton matrix; in eval mode, without noise.
 
-    model, loss, data   as in `trace`: an Injection of noise on parameters means those parameters.
+    model, loss, data   as in `trace`: a module means all its parameters, frozen ones too (for a
+               step size inject noise on those that are trained); an Injection means its own.
     which      "largest" or "smallest".
     matrix     "hessian" or "gauss_newton".
     at         None: in the parameters. A pattern of `inject` that names one activation ("input",

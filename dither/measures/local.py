@@ -23,12 +23,13 @@ from dither import noise as noises
 from dither.attach.inject import Injection
 from dither.attach.reading import reading
 from dither.attach.site import Site
-from dither.calling import evaluating, output, twice
+from dither.calling import evaluating, output
 from dither.errors import DitherError
 from dither.estimate import Estimate
 from dither.noise.draw import Source, key
 from dither.noise.here import Here, spread
 from dither.noise.noises import Node
+from dither.plain import thrice, twice
 
 __all__ = ["Local", "Term", "local", "norms", "series", "terms"]
 
@@ -248,7 +249,7 @@ def _slopes(
     like = next(noise.model.parameters())
     t = torch.zeros(len(y), dtype=like.dtype, device=like.device, requires_grad=True)
     with evaluating(noise.model), torch.enable_grad(), reading(noise, _Line(t, direction)):
-        with twice(True):
+        with thrice(True):
             value = loss.per_sample(output(noise.model, x), y)
         derivatives = []
         for _ in range(order):

@@ -9,7 +9,7 @@ product (embeddings, bare parameters) are probed directly, in the same pass. Pro
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dither.calling import output, twice
+from dither.calling import output, thawed
 from dither.engine.batch_axis import Layout
 from dither.engine.certificate import fitting
 from dither.engine.functions import check_twice, is_doubtful
@@ -26,6 +26,7 @@ from dither.engine.kinds import Convolution, Kind, Outer, Scale, Sum
 from dither.engine.uses import Uses
 from dither.loss import AnyLoss
 from dither.noise.draw import key
+from dither.plain import twice
 from dither.signs import signs
 from dither.torch_internals import functions_behind
 
@@ -268,15 +269,3 @@ def patch_products(kind: Convolution, r: Tensor) -> Tensor:
     how = (o["stride"], o["padding"], o["dilation"])
     out = convolve(x.reshape(1, -1, *x.shape[2:]), r, None, *how, n * groups)
     return out.view(n, groups, *out.shape[2:])
-
-
-@contextmanager
-def thawed(frozen: Sequence[Tensor]) -> Iterator[None]:
-    """Frozen parameters take gradients inside. Afterwards they are frozen again."""
-    try:
-        for p in frozen:
-            p.requires_grad_(True)
-        yield
-    finally:
-        for p in frozen:
-            p.requires_grad_(False)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dither.attach.reading import probing, reading
-from dither.calling import output, twice
+from dither.calling import output, thawed
 from dither.engine.batch_axis import Layout
 from dither.engine.certificate import fitting
 from dither.engine.functions import check_twice, is_doubtful
@@ -26,9 +26,9 @@ from dither.errors import DitherError, NotFinite
 from dither.loss import AnyLoss
 from dither.measures.local import Each
 from dither.measures.over import Over
-from dither.measures.probes import thawed
 from dither.noise.draw import key
 from dither.noise.noises import Additive
+from dither.plain import twice
 from dither.precision import wide
 from dither.torch_internals import functions_behind
 

@@ -160,6 +160,7 @@ def vanishing(model: nn.Module, x: Tensor, y: Tensor, loss: Any = "cross_entropy
 
 def margin(z: Tensor, y: Tensor) -> Tensor:
     """max_{j≠y} z_j − z_y, [B]. The answer is wrong if it is above 0."""
+    y = y.long()
     own = z.gather(1, y[:, None])
     other = z.scatter(1, y[:, None], -math.inf).amax(1, keepdim=True)
     return (other - own).squeeze(1)

@@ -22,6 +22,7 @@ from dither.noise.draw import Source, key
 from dither.precision import double, wide
 from dither.regulariser.explicit import explicit
 from dither.regulariser.independence import check_same, refuse_writing
+from dither.regulariser.reads import check_reads
 from dither.regulariser.usable import check_usable
 from dither.torch_internals import version
 
@@ -62,6 +63,7 @@ def expected(
     check_devices(noise.model, x, y)
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
     with evaluating(noise.model), torch.no_grad():
+        check_reads(noise, x)
         return Estimate.of(Changes(noise, x, y, each, draws, seed)(draws, antithetic=antithetic))
 
 

@@ -19,12 +19,14 @@ from dither import loss as losses
 from dither.attach.find import check_passes
 from dither.attach.inject import Injection
 from dither.attach.reading import reading
-from dither.calling import check_devices, mixing, ordinary, tensors, twice
+from dither.calling import check_devices, mixing, ordinary, tensors
 from dither.errors import DitherError
 from dither.picture import BLUE, SOFT, panel
+from dither.plain import thrice, twice
 from dither.regulariser.gradient_check import check_gradients
 from dither.regulariser.padding import padded
 from dither.regulariser.pull import Pull
+from dither.regulariser.reads import check_reads
 from dither.regulariser.second import Second
 from dither.regulariser.sharded import sharded
 from dither.regulariser.usable import check_usable
@@ -157,13 +159,14 @@ def _explicit(
     with (
         torch.enable_grad(),
         reading(noise, pull),
-        twice(full),
+        thrice(full) if differentiable else twice(full),
         padded(noise),
         without_checkpoints(),
     ):
         value, by_site = pull.run(x, y)
     with padded(noise):
-        check_gradients(noise, x, unit=unit)  # last: other refusals say more
+        check_reads(noise, x)
+        check_gradients(noise, x, unit=unit, graph=pull.graph)  # last: other refusals say more
     if not differentiable:
         value, by_site = value.detach(), {name: r.detach() for name, r in by_site.items()}
     return Explicit(value, sum(by_site.values(), torch.zeros_like(value)), by_site)

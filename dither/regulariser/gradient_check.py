@@ -6,20 +6,23 @@ and random columns u_k of the output,
 
     ⟨u_k, z(δ) − z(−δ)⟩/2  =  Σ_s ⟨g_s(u_k), δ_s⟩  +  O(δ³),     g_s(u) = J_sᵀ u
 
-is asked at the first call with inputs of so many dimensions: of sites in up to eight groups, and
-of each site by itself in a group where it fails. It is asked near the sites' tensors and not at
-them, as a net may lie at a kink (the ReLU of a unit that is 0), and where it fails three times
-anew. A net may be astray there, its output further from that at the sites' own tensors than that
-is large: a few units of a dead net come to life, and all that moves the output lies close to their
-kinks. Then it must fail nine times. A way that carries less than a twentieth of what its site does
-is not found, in single precision not always one of a fifth, or of a half in a net astray.
+is asked at the first call with inputs of so many dimensions, and again where the graph of the
+forward has other functions or other ways between them: a flag, an argument or a value may cut. It
+is asked of sites in up to eight groups, and of each site by itself in a group where it fails; in
+eval mode, and in train mode too where the model is in it, with the same draws each time. It is
+asked near the sites' tensors and not at them, as a net may lie at a kink (the ReLU of a unit that
+is 0), and where it fails three times anew. A net may be astray there, its output further from that
+at the sites' own tensors than that is large: a few units of a dead net come to life, and all that
+moves the output lies close to their kinks. Then it must fail nine times. A way that carries less
+than a twentieth of what its site does is not found, in single precision not always one of a fifth,
+or of a half in a net astray.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -44,6 +47,7 @@ SHARE = 0.05  # of the change, that may go unexplained: kinks and the third orde
 NEAR = 4.0  # η · rms: how far from the sites' tensors
 SIZES = (1 / 4, 1 / 32)  # η · rms: of δ; a jump that the first meets the second leaves out
 COARSE = 1e-4  # ε of a type in which differences say nothing
+MOST = 16  # graphs that are asked, of a model whose forward takes another way each time
 
 
 class Nudged:
@@ -51,8 +55,10 @@ class Nudged:
     size · `unit`, both random and of the size of the tensor.
     """
 
-    def __init__(self, noise: Injection, sites: Mapping[str, Site]) -> None:
+    def __init__(self, noise: Injection, sites: Mapping[str, Site], own: bool) -> None:
         self.noise, self.sites, self.eta = noise, sites, 0.0
+        self.own = own  # whether the model is in its own mode, where it may draw and write
+        self.seed = secrets.randbits(62)
         self.recording: Recording | None = None
         self.still = False  # displaces nothing, and asks nothing of the calls
         self.rng = torch.Generator().manual_seed(secrets.randbits(62))
@@ -73,6 +79,11 @@ class Nudged:
         if name != site.name or unit.shape != h.shape:
             raise _Otherwise
         return h + NEAR * self.eta * base + self.shift(name) * unit
+
+    def forward(self, x: Any) -> Tensor:
+        """The output, with the same draws and the same buffers each time."""
+        with alike(self.noise.model, self.seed) if self.own else nullcontext():
+            return output(self.noise.model, x)
 
     def shift(self, name: str) -> float:
         return self.size if name in self.only else 0.0
@@ -101,25 +112,55 @@ class Nudged:
             yield {name: getattr(*self.sites[name].owners[0]) for name in shown}
 
 
+@contextmanager
+def alike(model: torch.nn.Module, seed: int) -> Iterator[None]:
+    """Inside, torch draws from `seed`, and what is written to buffers is thrown away."""
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    held = {module: dict(module._buffers) for module in model.modules()}
+    with torch.random.fork_rng(devices=[d.index for d in devices]):
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        for module, buffers in held.items():
+            module._buffers.update(
+                {n: None if b is None else b.clone() for n, b in buffers.items()}
+            )
+        try:
+            yield
+        finally:
+            for module, buffers in held.items():
+                module._buffers.update(buffers)
+
+
 class _Otherwise(Exception):
     """A forward has called other sites than the one before."""
 
 
-def check_gradients(noise: Injection, x: Any, *, unit: bool) -> None:
+def check_gradients(noise: Injection, x: Any, *, unit: bool, graph: Any) -> None:
     """Raises DitherError where gradients do not tell what the sites do to the output. What was
-    asked once is not asked again for inputs of as many dimensions. `unit`: all sites, whatever σ
-    is.
+    asked once is not asked again for inputs of as many dimensions, the same mode and the same
+    `graph` (what tells the graph of the forward from others). `unit`: all sites, whatever σ is.
     """
     inputs = tuple((t.dim(), t.dtype) for t in tensors(x))
     sites = {n: s for n, s in noise.sites.items() if unit or noise.noise_at(s).sigma != 0}
-    mark = ("gradients", inputs, tuple(sites))
-    if mark in noise.layouts or not sites or noise.stack:
+    training = any(module.training for module in noise.model.modules())
+    mark = ("gradients", inputs, tuple(sites), training)
+    asked = noise.layouts.setdefault(mark, set())
+    if graph in asked or len(asked) == MOST or not sites or noise.stack:
         return
+    for own in (False, True)[: 1 + training]:
+        with nullcontext() if own else evaluating(noise.model):
+            _check(noise, x, sites, own)
+    asked.add(graph)
+
+
+def _check(noise: Injection, x: Any, sites: Mapping[str, Site], own: bool) -> None:
     versions = [version(t) for t in tensors(x)]
     cut, rounds, straight = list(sites), 0, 0
     while cut:
-        reader = Nudged(noise, sites)
-        with evaluating(noise.model), reading(noise, reader), without_checkpoints():
+        reader = Nudged(noise, sites, own)
+        with reading(noise, reader), without_checkpoints():
             try:
                 found, astray = _cut(reader, x, versions, cut)
             except _Otherwise:
@@ -132,7 +173,6 @@ def check_gradients(noise: Injection, x: Any, *, unit: bool) -> None:
                 "torch.no_grad, a straight-through estimator); let gradients through, or use "
                 "dither.expected"
             )
-    noise.layouts[mark] = True
 
 
 def _cut(
@@ -153,7 +193,7 @@ def _cut(
     reader.weights = {n: reader.drawn(p) for n, p in held.items()}
     with torch.enable_grad(), reader.moved() as leaf:
         reader.recording = recording = Recording({}, device, recorded=False)
-        graph = recording(lambda: output(noise.model, x))
+        graph = recording(lambda: reader.forward(x))
         reader.recording = None
         z = graph.z.detach()
         if graph.eps > COARSE or not z.numel() or not bool(z.isfinite().all()):
@@ -176,7 +216,7 @@ def _cut(
                 add(k, name, g, reader.weights[name][1])
     with torch.no_grad():
         with reader.moved():
-            if not near(output(noise.model, x), z):
+            if not near(reader.forward(x), z):
                 return [], False  # another refusal's
         found: set[str] = set()
         for first in range(min(GROUPS, len(asked))):
@@ -186,7 +226,7 @@ def _cut(
                     if all(_differs(reader, x, z, u, said, s, [name]) for s in SIZES):
                         found.add(name)
         reader.still = True
-        plain = double(output(noise.model, x)) if found else double(z)
+        plain = double(reader.forward(x)) if found else double(z)
     astray = bool((double(z) - plain).norm() > plain.norm() > 0)
     return [name for name in asked if name in found], astray
 
@@ -220,5 +260,5 @@ def _moved(reader: Nudged, x: Any, u: Tensor, size: float, only: Sequence[str]) 
     ends = []
     for sign in (1.0, -1.0):
         with reader.moved(sign * size, only):
-            ends.append(double(output(reader.noise.model, x)))
+            ends.append(double(reader.forward(x)))
     return (double(u) * (ends[0] - ends[1]) / 2).flatten(1).sum(1)

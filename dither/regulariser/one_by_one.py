@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dither.calling import output, twice
+from dither.calling import output
 from dither.engine.certificate import coarsest, norms
 from dither.engine.recording import Graph
 from dither.loss.columns import Columns
+from dither.plain import twice
 
 MANY = 2000  # backward passes from which a warning is given first
 

@@ -18,7 +18,7 @@ from dither.attach.hooks import real
 from dither.attach.injection import Injection
 from dither.attach.reading import leaves
 from dither.attach.site import CONV, Site
-from dither.calling import output, tensors, twice
+from dither.calling import output, tensors
 from dither.engine.certificate import Compared, Violations, examine
 from dither.engine.functions import check_twice
 from dither.engine.ghost import Gradient
@@ -27,6 +27,7 @@ from dither.errors import DitherError
 from dither.loss.columns import Columns, of_type
 from dither.noise.here import Here
 from dither.noise.noises import Additive, Weight
+from dither.plain import twice
 from dither.precision import wide
 from dither.regulariser.independence import (
     check_repeats,
@@ -66,6 +67,7 @@ class Pull:
         self.laws = {n: s.unit if unit else noise.noise_at(s) for n, s in noise.sites.items()}
         self.weights = [s.name for s in noise.ordered if s.side == "parameter"]
         self.wrote = False  # the forward has written to its input
+        self.graph = 0  # what tells the graph of the forward from others
         self.known_as: tuple = ()
         self.examined = 0  # how often this call has asked everything
         self.copied: set[str] = set()  # activations that are changed in place later
@@ -111,6 +113,7 @@ class Pull:
             finally:
                 self.recording = None
             self.wrote = self.wrote or [version(t) for t in tensors(x)] != versions
+            self.graph = graph.nodes
             if not graph.overwritten:
                 return graph
             self.copied |= graph.overwritten

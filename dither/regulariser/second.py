@@ -42,6 +42,7 @@ class Second:
         self.differentiable = differentiable
         self.probes: list[tuple[Site, Tensor, Tensor]] = []  # site, h, probe
         self.recording: Recording | None = None  # None: nothing is tapped
+        self.graph = 0  # what tells the graph of the forward from others
 
     def activation(self, site: Site, h: Tensor) -> Tensor | None:
         """Adds 0 to h, so that there is something to differentiate by."""
@@ -64,6 +65,7 @@ class Second:
             graph = self.recording(lambda: output(model, x))
         finally:
             self.recording = None
+        self.graph = graph.nodes
         laws = {site.name: self.noise.noise_at(site) for site, *_ in self.probes}
         if not (laws or leaf):
             raise refuse_uncalled(self.noise)

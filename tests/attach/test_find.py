@@ -140,3 +140,15 @@ def test_a_noise_that_is_no_dataclass():
 def test_attention_is_told_what_its_pattern_would_do():
     sites = dither.inject(nn.TransformerEncoderLayer(8, 2, 16), dither.Additive(0.1)).sites
     assert "the pattern 'self_attn:in' puts noise on its query alone" in str(sites)
+
+
+def test_the_other_name_of_what_is_tied_is_told():
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "c": nn.Linear(2, 2)})
+    model["b"], model["c"].weight = model["a"], model["a"].weight
+    for pattern, noise, said in (
+        ("b:in", Additive(0.1), "'b' is another name of 'a': use that one"),
+        ("b.bias", Weight(0.1), "'b.bias' is another name of 'a.bias': use that one"),
+    ):
+        with pytest.raises(dither.DitherError, match=f"matches no .*; {said}"):
+            dither.inject(model, {pattern: noise})
+    assert list(dither.inject(model, {"c.weight": Weight(0.1)}).sites) == ["a.weight"]

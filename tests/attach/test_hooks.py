@@ -78,3 +78,34 @@ def test_off_ends_also_by_an_exception():
         with noise.off():
             pass
         assert noise.paused
+
+
+class Twice(nn.Module):
+    """Reads a tensor again after a module that may have worked in place on it."""
+
+    def __init__(self, part, inplace):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.part, self.b = nn.Linear(3, 4), part(inplace=inplace), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.a(x)
+        r = self.part(h)
+        return self.b(r + (h if self.part.inplace else r))
+
+
+@pytest.mark.parametrize("law", [dither.Additive(0.3), dither.Multiplicative(0.3)], ids=str)
+@pytest.mark.parametrize("part", [nn.ReLU, nn.ELU, nn.SiLU])
+def test_noise_before_a_module_that_works_in_place_is_the_same(part, law):
+    x, y, found = torch.randn(5, 3, dtype=torch.double), torch.arange(5) % 3, []
+    for inplace in (False, True):
+        net = Twice(part, inplace).double().train()
+        with dither.inject(net, {"part:in": law}, seed=0) as noise:
+            z = net(x)
+            z.square().sum().backward()
+            change = dither.expected(noise, x, y, draws=10, seed=1)
+            values = [z, net.a.weight.grad, torch.tensor(change.value)]
+            for curvature in ("gauss_newton", "full"):
+                values.append(dither.explicit(noise, x, y, curvature=curvature).R)
+        found.append([v.detach() for v in values])
+    torch.testing.assert_close(found[1], found[0])

@@ -68,6 +68,43 @@ def test_the_second_order_of_others_is_the_mean_change(loss):
     assert abs(change.value - full) < 5 * change.sem + 0.15 * abs(change.value)
 
 
+def sure(z, y):
+    return F.softmax(z, 1).gather(1, y[:, None])[:, 0]
+
+
+def each(z, y):
+    return F.cross_entropy(z, y, reduction="none")
+
+
+CUTS = {
+    "a weight that falls": lambda z, y: (1.5 - sure(z, y)).detach() * each(z, y),
+    "a weight that rises": lambda z, y: (1 + 0.5 * sure(z, y)).detach() * each(z, y),
+    "a part": lambda z, y: 0.95 * each(z, y) + 0.05 * each(F.softmax(z, 1).detach(), y),
+    "focal": lambda z, y: (1 - sure(z, y)).detach() ** 2 * each(z, y),
+    "scaled to 1": lambda z, y: each(z, y) / each(z, y).detach(),
+}
+WHOLE = {
+    "focal": lambda z, y: (1 - sure(z, y)) ** 2 * each(z, y),
+    "a maximum that cancels": lambda z, y: each(z - z.amax(1, keepdim=True).detach(), y),
+    "a constant": lambda z, y: each(z, y) + sure(z, y).detach() * 0 + 1,
+}
+
+
+@pytest.mark.parametrize("curvature", ["gauss_newton", "full"])
+@pytest.mark.parametrize("loss", CUTS)
+def test_cuts_are_refused(loss, curvature):
+    with pytest.raises(dither.DitherError, match=r"not that of its value.* dither.expected$"):
+        dither.explicit(injected(), X, CLASS, CUTS[loss], curvature=curvature)
+
+
+@pytest.mark.parametrize("loss", WHOLE)
+@pytest.mark.parametrize("size", [1.0, 10.0, 100.0, 1000.0])
+def test_what_is_cut_nowhere_or_cancels_is_let_pass(loss, size):
+    """At logits of any size."""
+    torch.manual_seed(0)
+    get(WHOLE[loss]).check_kinks(size * torch.randn(64, 3), CLASS)
+
+
 def test_a_kink_out_of_reach_does_not_matter():
     loss, far = get(nn.L1Loss()), torch.full((64, 3), 1e3)
     noise = injected()

@@ -146,3 +146,12 @@ def test_what_only_looks_wrong_is_taken():
         once, twice = (dither.explicit(n, x, k * p).R for k in (1, 2))
         torch.testing.assert_close(twice, 2 * once)
     dither.inject(plain(), dither.Node(1.0), batch_dim=np.int64(0)).remove()
+
+
+def test_targets_of_bce_are_its_own_and_not_those_of_logistic():
+    """-1 is no name of 0 there."""
+    z, y = torch.randn(6, 1), torch.tensor([[-1.0], [1], [1], [-1], [1], [1]])
+    with pytest.raises(dither.DitherError, match=r"BCEWithLogitsLoss needs targets in \[0, 1\]"):
+        get(nn.BCEWithLogitsLoss()).per_sample(z, y)
+    each = get(nn.BCEWithLogitsLoss()).per_sample(z, (y + 1) / 2)
+    torch.testing.assert_close(each, get("logistic").per_sample(z, y))

@@ -307,3 +307,12 @@ def attacked(**how):
 def test_what_makes_an_answer_meaningless_is_refused(f, says):
     with pytest.raises(DitherError, match=says):
         f()
+
+
+@pytest.mark.parametrize("target", ["loss", "margin"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int16])
+def test_labels_of_every_whole_type(dtype, target):
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(4, 3), torch.rand(8, 4), torch.arange(8) % 3
+    asked = {"strengths": (0.1,), "bounds": (0, 1), "target": target}
+    assert attack(net, x, y.to(dtype), **asked) == attack(net, x, y, **asked)

@@ -95,7 +95,7 @@ def test_blank_images_and_biases_of_0_lie_at_a_kink():
         model = nn.Sequential(conv, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(784, 10))
         x = torch.rand(4, 1, 14, 14) * (torch.rand(4, 1, 14, 14) > 0.8)
         with dither.inject(model, {"0.*": dither.Weight(0.1), "0": dither.Additive(0.1)}) as noise:
-            check_gradients(noise, x, unit=True)
+            check_gradients(noise, x, unit=True, graph=0)
 
 
 def test_a_turned_gradient_is_let_pass():
@@ -158,7 +158,7 @@ def test_an_exploded_net_is_not_refused(monkeypatch):
     for seed in range(100):
         net, x = exploded(seed)
         with dither.inject(net, dither.Weight(0.1)) as noise:
-            check_gradients(noise, x, unit=True)
+            check_gradients(noise, x, unit=True, graph=0)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5])
@@ -179,7 +179,7 @@ def test_a_way_that_is_cut_before_a_head_of_zeros_is_found(dtype, share):
         nn.init.zeros_(net.b.bias)
         with dither.inject(net.to(dtype), dither.Weight(0.1)) as noise:
             try:
-                check_gradients(noise, randn(B, 3).to(dtype), unit=True)
+                check_gradients(noise, randn(B, 3).to(dtype), unit=True, graph=0)
             except dither.DitherError as error:
                 found += "at 'a." in str(error)
     assert found >= (40 if dtype == torch.float64 else 32)
@@ -206,7 +206,7 @@ def test_cut_experts_are_found_though_a_displacement_chooses_others():
         torch.manual_seed(seed)
         with dither.inject(Experts(), {"experts.*:out": dither.Additive(0.1)}) as noise:
             try:
-                check_gradients(noise, torch.randn(64, 4), unit=True)
+                check_gradients(noise, torch.randn(64, 4), unit=True, graph=0)
             except dither.DitherError:
                 found += 1
     assert found >= 30
@@ -227,5 +227,82 @@ def test_a_site_must_fail_nine_times_where_the_net_is_astray(monkeypatch):
             dither.inject(Cut("nowhere"), dither.Weight(0.1)) as noise,
             pytest.raises(dither.DitherError, match=r"R can't be taken at 'a\.weight'"),
         ):
-            check_gradients(noise, torch.randn(B, 3), unit=True)
+            check_gradients(noise, torch.randn(B, 3), unit=True, graph=0)
         assert len(kinds) == wanted
+
+
+class Sometimes(nn.Module):
+    """A second way behind a, which is cut in train mode, where `stop` is set, or where it is asked;
+    with batch norm, and with dropout in train mode.
+    """
+
+    def __init__(self, cut="never"):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+        self.norm, self.drop = nn.BatchNorm1d(6), nn.Dropout(0.3)
+        self.cut, self.stop, self.forwards = cut, False, 0
+
+    def forward(self, x, stop=False):
+        self.forwards += 1
+        h = torch.tanh(self.a(x))
+        stop = stop or self.stop or (self.training and self.cut == "in train mode")
+        return self.b(self.drop(self.norm(h))) + self.c(h.detach() if stop else h)
+
+
+SITES = [{"a:out": dither.Additive(0.1)}, {"a.weight": dither.Weight(0.1)}]
+SAID = "its gradients say"
+
+
+@pytest.mark.parametrize("ask", [{"samples": 1}, {"samples": 1, "curvature": "full"}])
+@pytest.mark.parametrize("site", SITES, ids=str)
+def test_a_way_that_is_cut_in_train_mode_alone_is_found_there(site, ask):
+    net, x = Sometimes("in train mode").double(), randn(B, 3)
+    with dither.inject(net, site) as noise:
+        net.eval()
+        dither.explicit(noise, x, Y, **ask)
+        net.train()
+        with pytest.raises(dither.DitherError, match=SAID):
+            dither.explicit(noise, x, Y, **ask)
+
+
+@pytest.mark.parametrize("site", SITES, ids=str)
+def test_train_mode_is_asked_with_one_draw_and_leaves_nothing(site):
+    """Batch norm moves its statistics once, by the call itself, and no random number is drawn."""
+    torch.manual_seed(0)
+    net, x = Sometimes().double().train(), randn(B, 3)
+    with dither.inject(net, site) as noise:
+        mean, state = net.norm.running_mean.clone(), torch.get_rng_state()
+        check_gradients(noise, x, unit=True, graph=0)
+        assert net.norm.running_mean.equal(mean)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert net.training
+        assert net.norm.training
+        held = net.norm.running_mean
+        dither.explicit(noise, x, Y, samples=1).R.backward()
+        assert net.norm.running_mean is held
+        assert net.norm.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("site", SITES, ids=str)
+@pytest.mark.parametrize("how", ["argument", "attribute"])
+def test_a_way_that_is_cut_after_a_good_call_is_found(how, site):
+    net, x = Sometimes().double().eval(), randn(B, 3)
+    with dither.inject(net, site) as noise:
+        good = dither.explicit(noise, (x, False), Y).R
+        net.stop = how == "attribute"
+        for _ in range(2):  # what was refused is refused again
+            with pytest.raises(dither.DitherError, match=SAID):
+                dither.explicit(noise, (x, how == "argument"), Y)
+        net.stop = False
+        assert torch.equal(dither.explicit(noise, (x, False), Y).R, good)
+
+
+def test_the_same_graph_is_asked_once_and_of_many_not_all():
+    net, x = Sometimes().double().eval(), randn(B, 3)
+    with dither.inject(net, SITES[0]) as noise:
+        counts = []
+        for graph in [0, 0, *range(1, 40)]:
+            before = net.forwards
+            check_gradients(noise, x, unit=True, graph=graph)
+            counts.append(net.forwards - before)
+    assert [n > 0 for n in counts] == [True, False] + [True] * 15 + [False] * 24
