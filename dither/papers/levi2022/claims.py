@@ -55,4 +55,10 @@ ROWS = (
     ("L20", "The phases are bounded by 2/(η max(w₁², w_NI²)).", "App. B", ("levi2022/toy: L20",),
      TOY),
 )  # fmt: skip
-ORIGINAL = tuple(Original(*row, counts=row[0] != "L5") for row in ROWS)
+LIMITS = {
+    "L16": "At one σ the uniform law has a third of the Gaussian's variance; with the Gaussian's "
+    "variance, σ times √3, its curves are within 3 points ('L16 variance FC').",
+}
+ORIGINAL = tuple(
+    Original(*row, counts=row[0] != "L5", limits=LIMITS.get(row[0], "")) for row in ROWS
+)
