@@ -132,7 +132,7 @@ def _logcumsumexp(input: Tensor, dim: int) -> Tensor:
     n = input.shape[dim]
     x, most = input.movedim(dim, -1), most.movedim(dim, -1)
     reached = torch.ones(n, n, dtype=torch.bool, device=x.device).tril()
-    terms = (x.unsqueeze(-2) - most.unsqueeze(-1)).exp() * reached
+    terms = (x.unsqueeze(-2) - most.unsqueeze(-1)).masked_fill(~reached, -torch.inf).exp()
     return (terms.sum(-1).log() + most).movedim(-1, dim)
 
 

@@ -165,7 +165,7 @@ def test_a_loss_of_all_outputs_joined_is_exact():
 def test_data_that_are_no_batches_are_told():
     model, x, y = nn.Linear(3, 3), torch.randn(6, 3), torch.arange(6) % 3
     for data, said in (
-        (TensorDataset(x, y), r"got TensorDataset, which gives single samples; pass DataLoader\("),
+        (TensorDataset(x, y), r"got single samples of TensorDataset; pass DataLoader\("),
         ([{"input": x, "labels": y}], "got a dict of input, labels; give pairs"),
         ([x], "got a Tensor; give pairs"),
     ):

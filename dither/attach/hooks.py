@@ -158,7 +158,16 @@ class DisplaceInput(Hook):
         itself becomes h + δ.
         """
         t = self.noise.activation(self.site, h, module)
-        return t if t is None or not getattr(module, "inplace", False) else h.copy_(t)
+        return t if t is None or not writes_to_input(module) else h.copy_(t)
+
+
+def writes_to_input(module: nn.Module) -> bool:
+    """Whether a module of torch works in place. Others may hold such a flag for a part of them."""
+    if not getattr(module, "inplace", False):
+        return False
+    kind = type(module).__module__
+    dropout = kind == "torch.nn.modules.dropout" and module.training
+    return kind == "torch.nn.modules.activation" or dropout
 
 
 class DisplaceOutput(Hook):

@@ -30,7 +30,6 @@ class Shadow(Tensor):
     """
 
     __torch_function__ = as_plain
-    _is_param = True  # isinstance(shadow, nn.Parameter) holds: Module.get_parameter asks for it
 
     parameter: Tensor
     versions: list[tuple[Tensor, int]]  # of the shadow and of each `.data` of it

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 
 READ = (
-    "the forward does not read it as an attribute of its module (self.weight) but as it is "
-    "registered (parameters(), named_parameters(), state_dict() or a list of its own), without "
-    "the noise; read the attribute, or leave that parameter out of the noise"
+    "the forward takes it as it is registered (parameters(), named_parameters(), state_dict() or a "
+    "list of its own) and not as an attribute of its module (self.weight), without the noise; read "
+    "the attribute, or leave that parameter out of the noise"
 )
 Stamp = tuple[nn.Module, int, int]  # (the outermost module, step, micro) of a forward
 Drawn = dict[str, tuple[Tensor, Callable[[Tensor], Tensor]]]  # {site: (W + δ, W ↦ W + δ)}
@@ -179,7 +179,7 @@ class Weights:
         if self.statistics:
             self.statistics.take()
         if past:
-            warnings.warn(f"weight noise on {past[0]!r} is absent: {READ}", stacklevel=2)
+            warnings.warn(f"weight noise on {past[0]!r} is absent in a part: {READ}", stacklevel=5)
 
     def acts(self, step: int) -> bool:
         """Whether a step displaces anything."""

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset
 
 from dither import loss as losses
 from dither.attach.inject import Injection
@@ -87,22 +86,22 @@ def _batches(what: str, data: Any) -> Iterable[tuple[Any, Tensor]]:
         raise DitherError(
             f"{what} reads the data more than once: got an iterator; pass a list of batches"
         )
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        raise DitherError(
-            f"{what} takes batches (x, y): got {type(data).__name__}, which gives single samples; "
-            "pass DataLoader(dataset, batch_size=…)"
-        )
     return data
 
 
 def _ready(what: str, batches: Iterable[tuple[Any, Tensor]]) -> Iterator[tuple[Any, Tensor]]:
     """The batches as autograd can save them. Raises DitherError for an empty one."""
     for batch in batches:
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
+        if isinstance(batch, Mapping) or len(batch) != 2:
             got = type(batch).__name__
             got += f" of {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
             raise DitherError(f"{what} takes batches (x, y): got a {got}; give pairs")
         x, y = batch
+        if isinstance(y, Tensor) and y.dim() == 0:
+            raise DitherError(
+                f"{what} takes batches (x, y): got single samples of {type(batches).__name__}; "
+                "pass DataLoader(dataset, batch_size=…)"
+            )
         if len(y) == 0:
             raise DitherError(f"{what} needs at least one sample in a batch: got an empty one")
         yield _savable(x), _savable(y)

@@ -30,7 +30,7 @@ from dither.regulariser.reads import check_reads
 from dither.regulariser.second import Second
 from dither.regulariser.sharded import sharded
 from dither.regulariser.usable import check_usable
-from dither.torch_internals import without_checkpoints
+from dither.torch_internals import version, without_checkpoints
 
 MOST = 30  # bars of a plot
 
@@ -156,6 +156,7 @@ def _explicit(
             differentiable=differentiable,
             unit=unit,
         )
+    versions = [version(p) for p in model.parameters()]
     with (
         torch.enable_grad(),
         reading(noise, pull),
@@ -166,7 +167,9 @@ def _explicit(
         value, by_site = pull.run(x, y)
     with padded(noise):
         check_reads(noise, x)
-        check_gradients(noise, x, unit=unit, graph=pull.graph)  # last: other refusals say more
+        writes = [version(p) for p in model.parameters()] != versions
+        # last, as other refusals say more
+        check_gradients(noise, x, unit=unit, graph=pull.graph, writes=writes)
     if not differentiable:
         value, by_site = value.detach(), {name: r.detach() for name, r in by_site.items()}
     return Explicit(value, sum(by_site.values(), torch.zeros_like(value)), by_site)

@@ -9,7 +9,9 @@ and random columns u_k of the output,
 is asked at the first call with inputs of so many dimensions, and again where the graph of the
 forward has other functions or other ways between them: a flag, an argument or a value may cut. It
 is asked of sites in up to eight groups, and of each site by itself in a group where it fails; in
-eval mode, and in train mode too where the model is in it, with the same draws each time. It is
+eval mode, and in train mode too where the model is in it, with the same draws each time; not where
+batch norm uses the batch's own statistics, as many layers of it magnify a displacement beyond what
+single precision can tell. It is
 asked near the sites' tensors and not at them, as a net may lie at a kink (the ReLU of a unit that
 is 0), and where it fails three times anew. A net may be astray there, its output further from that
 at the sites' own tensors than that is large: a few units of a dead net come to life, and all that
@@ -32,7 +34,7 @@ from dither.attach.inject import Injection
 from dither.attach.reading import reading
 from dither.attach.shadow import showing
 from dither.attach.site import Site
-from dither.calling import evaluating, output, tensors
+from dither.calling import evaluating, mixing, output, tensors
 from dither.engine.recording import Recording
 from dither.errors import DitherError
 from dither.precision import double
@@ -122,11 +124,10 @@ def alike(model: torch.nn.Module, seed: int) -> Iterator[None]:
         for device in devices:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
-        for module, buffers in held.items():
-            module._buffers.update(
-                {n: None if b is None else b.clone() for n, b in buffers.items()}
-            )
         try:
+            for module, buffers in held.items():
+                for name, b in buffers.items():
+                    module._buffers[name] = None if b is None else b.clone()
             yield
         finally:
             for module, buffers in held.items():
@@ -137,22 +138,31 @@ class _Otherwise(Exception):
     """A forward has called other sites than the one before."""
 
 
-def check_gradients(noise: Injection, x: Any, *, unit: bool, graph: Any) -> None:
+def check_gradients(
+    noise: Injection, x: Any, *, unit: bool, graph: Any, writes: bool = False
+) -> None:
     """Raises DitherError where gradients do not tell what the sites do to the output. What was
     asked once is not asked again for inputs of as many dimensions, the same mode and the same
     `graph` (what tells the graph of the forward from others). `unit`: all sites, whatever σ is.
+    `writes`: a forward in the model's own mode writes to parameters, and is not repeated.
     """
     inputs = tuple((t.dim(), t.dtype) for t in tensors(x))
     sites = {n: s for n, s in noise.sites.items() if unit or noise.noise_at(s).sigma != 0}
-    training = any(module.training for module in noise.model.modules())
-    mark = ("gradients", inputs, tuple(sites), training)
-    asked = noise.layouts.setdefault(mark, set())
-    if graph in asked or len(asked) == MOST or not sites or noise.stack:
+    if not sites or noise.stack:
         return
-    for own in (False, True)[: 1 + training]:
-        with nullcontext() if own else evaluating(noise.model):
-            _check(noise, x, sites, own)
-    asked.add(graph)
+    model, mark = noise.model, ("gradients", inputs, tuple(sites))
+    training = any(module.training for module in model.modules())
+    still: set[Any] = noise.layouts.setdefault((*mark, "eval"), set())
+    if not still if training else graph not in still and len(still) < MOST:
+        with evaluating(model):
+            _check(noise, x, sites, own=False)
+        still.add(graph)
+    if not training or writes or mixing(model):
+        return
+    own: set[Any] = noise.layouts.setdefault((*mark, "train"), set())
+    if graph not in own and len(own) < MOST:
+        _check(noise, x, sites, own=True)
+        own.add(graph)
 
 
 def _check(noise: Injection, x: Any, sites: Mapping[str, Site], own: bool) -> None:

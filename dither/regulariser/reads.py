@@ -17,7 +17,7 @@ from dither.attach.inject import Injection
 from dither.attach.reading import Idle, reading
 from dither.attach.shadow import showing
 from dither.attach.weights import READ, read_past
-from dither.calling import evaluating, output, tensors, thawed
+from dither.calling import evaluating, ordinary, output, tensors, thawed
 from dither.errors import DitherError
 from dither.torch_internals import without_checkpoints
 
@@ -38,14 +38,18 @@ def check_reads(noise: Injection, x: Any) -> None:
             continue
     else:
         return  # the model's own error, which its next forward raises
+    if past is None:
+        return
     if past:
         raise DitherError(f"weight noise can't reach {past[0]!r}: {READ}, or use another noise")
     noise.layouts[mark] = True
 
 
-def _past(noise: Injection, x: Any) -> list[str]:
+def _past(noise: Injection, x: Any) -> list[str] | None:
+    """The sites that are read past; None where the output has no graph that tells."""
     frozen = [s.parameter for s in noise.shadowed if not s.parameter.requires_grad]
     with (
+        torch.inference_mode(False),
         evaluating(noise.model),
         torch.enable_grad(),
         reading(noise, Idle()),
@@ -53,4 +57,5 @@ def _past(noise: Injection, x: Any) -> list[str]:
         thawed(frozen),
         showing((s, s.parameter.detach().requires_grad_()) for s in noise.shadowed),
     ):
-        return read_past(noise.shadowed, [output(noise.model, x)])
+        z = output(noise.model, ordinary(x))
+        return None if z.grad_fn is None else read_past(noise.shadowed, [z])

@@ -109,3 +109,20 @@ def test_noise_before_a_module_that_works_in_place_is_the_same(part, law):
                 values.append(dither.explicit(noise, x, y, curvature=curvature).R)
         found.append([v.detach() for v in values])
     torch.testing.assert_close(found[1], found[0])
+
+
+class Flagged(nn.Sequential):
+    """A block that holds the flag for a part of it, and writes to no input."""
+
+    inplace = True
+
+
+def test_a_flag_of_a_block_or_of_a_dropout_that_is_off_writes_nothing():
+    x, kept = torch.zeros(2, 3), torch.zeros(2, 3)
+    net = nn.Sequential(Flagged(nn.Linear(3, 3), nn.ReLU(inplace=True))).train()
+    with dither.inject(net, {"0:in": dither.Additive(1.0)}):
+        net(x)
+    net = nn.Sequential(nn.Linear(3, 3), nn.Softmax(-1), nn.Dropout(0.5, inplace=True)).eval()
+    with dither.inject(net, {"2:in": dither.Additive(0.1)}, when="always"):
+        net(x).square().sum().backward()
+    assert torch.equal(x, kept)

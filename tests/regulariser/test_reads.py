@@ -12,7 +12,6 @@ import dither
 X, Y = torch.randn(6, 3, dtype=torch.double), torch.arange(6) % 3
 WAYS = {
     "attribute": lambda m: m.w,
-    "get_parameter": lambda m: m.get_parameter("w"),
     "getattr": lambda m: getattr(m, "w"),  # noqa: B009
     "parameters": lambda m: next(m.parameters()),
     "named_parameters": lambda m: dict(m.named_parameters())["w"],
@@ -21,7 +20,7 @@ WAYS = {
     "a list of its own": lambda m: m.held[0],
     "both": lambda m: (m.w + m.held[0]) / 2,
 }
-SEEN = ("attribute", "get_parameter", "getattr")
+SEEN = ("attribute", "getattr")
 USES = {
     "matmul of .T": lambda x, w: x @ w.T,
     "matmul of .mT": lambda x, w: x @ w.mT,
@@ -60,10 +59,10 @@ def test_noise_reaches_a_parameter_or_says_that_it_does_not(way, frozen):
             return
         for ask in asked:
             for _ in range(2):
-                with pytest.raises(dither.DitherError, match="can't reach 'w': the forward does n"):
+                with pytest.raises(dither.DitherError, match="can't reach 'w': the forward takes"):
                     ask(noise, X, Y)
         if not frozen:
-            with pytest.warns(UserWarning, match=r"weight noise on 'w' is absent: the forward doe"):
+            with pytest.warns(UserWarning, match="noise on 'w' is absent in a part: the for"):
                 net.train()(X)
             with warnings.catch_warnings():  # once is enough
                 warnings.simplefilter("error")
@@ -115,3 +114,33 @@ def test_a_forward_that_differentiates_is_asked_too():
         dither.expected(noise, X.clone(), Y)
     with dither.inject(Force(), {"w": dither.Weight(0.1)}) as noise:
         dither.expected(noise, X.clone(), Y, draws=4)
+
+
+def test_what_had_no_graph_is_asked_again():
+    net = Reads("parameters")
+    with dither.inject(net, {"w": dither.Weight(0.5)}, seed=0) as noise:
+        for mode in (torch.inference_mode, torch.no_grad):
+            with mode(), pytest.raises(dither.DitherError, match="can't reach 'w'"):
+                dither.expected(noise, X, Y, draws=4)
+
+
+def test_a_forward_registers_no_noisy_value():
+    """As a layer of one's own does that ties its weights anew in each forward."""
+
+    class Ties(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            self.b.weight = self.a.weight
+            return self.b(self.a(x))
+
+    net = Ties().double()
+    with (
+        dither.inject(net, {"a.weight": dither.Weight(0.5)}, when="always"),
+        torch.no_grad(),
+        pytest.raises(TypeError, match="cannot assign"),
+    ):
+        net(X)
+    assert all(type(p) is nn.Parameter for p in net.parameters())
