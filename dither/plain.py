@@ -7,6 +7,7 @@ of `logcumsumexp`. tests/test_plain.py asks many functions for all three.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -84,46 +85,24 @@ def _layer_norm(
     return _scaled(h, weight, bias, input.dtype)
 
 
-def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    how: Any = {"momentum": momentum, "eps": eps}
-    statistics = (running_mean, running_var)
-    if not training:
-        return F.batch_norm(input, *statistics, weight, bias, False, **how)
-    if running_mean is not None:
-        with torch.no_grad():  # which writes the running statistics
-            F.batch_norm(input, *statistics, training=True, **how)
-    h = _standardised(input, [0, *range(2, input.dim())], eps)
-    return _scaled(h, _by_channel(weight, h), _by_channel(bias, h), input.dtype)
+def _channelwise(norm: Callable, over_batch: bool) -> Callable:
+    """The plain form of F.batch_norm (each channel over the batch too) or F.instance_norm."""
+    signature = inspect.signature(norm)
 
+    def form(*args: Any, **kwargs: Any) -> Tensor:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        x, mean, variance, weight, bias, own, momentum, eps = bound.args
+        if not own:
+            return norm(*bound.args)
+        if mean is not None:
+            with torch.no_grad():  # which writes the running statistics
+                norm(x, mean, variance, None, None, True, momentum, eps)
+        dims = [d for d in range(x.dim()) if d > 1 or (d == 0 and over_batch)]
+        h = _standardised(x, dims, eps)
+        return _scaled(h, _by_channel(weight, h), _by_channel(bias, h), x.dtype)
 
-def _instance_norm(
-    input: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    how: Any = {"momentum": momentum, "eps": eps}
-    statistics = (running_mean, running_var)
-    if not use_input_stats:
-        return F.instance_norm(input, *statistics, weight, bias, False, **how)
-    if running_mean is not None:
-        with torch.no_grad():
-            F.instance_norm(input, *statistics, **how)
-    h = _standardised(input, range(2, input.dim()), eps)
-    return _scaled(h, _by_channel(weight, h), _by_channel(bias, h), input.dtype)
+    return form
 
 
 def _logcumsumexp(input: Tensor, dim: int) -> Tensor:
@@ -136,6 +115,8 @@ def _logcumsumexp(input: Tensor, dim: int) -> Tensor:
     return (terms.sum(-1).log() + most).movedim(-1, dim)
 
 
+_batch_norm = _channelwise(F.batch_norm, over_batch=True)
+_instance_norm = _channelwise(F.instance_norm, over_batch=False)
 _NORMS: dict[Any, Callable] = {
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
