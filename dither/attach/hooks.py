@@ -154,8 +154,8 @@ class DisplaceInput(Hook):
         return None if t is None else (args, {**kwargs, name: t})
 
     def displaced(self, module: nn.Module, h: Tensor) -> Tensor | None:
-        """H + δ. A module that works in place leaves its result in h, which others may read: so h
-        itself becomes h + δ.
+        """What the module gets for h. One that works in place leaves its result in h, which others
+        may read: so h itself becomes h + δ.
         """
         t = self.noise.activation(self.site, h, module)
         return t if t is None or not writes_to_input(module) else h.copy_(t)

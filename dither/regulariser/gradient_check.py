@@ -9,15 +9,16 @@ and random columns u_k of the output,
 is asked at the first call with inputs of so many dimensions, and again where the graph of the
 forward has other functions or other ways between them: a flag, an argument or a value may cut. It
 is asked of sites in up to eight groups, and of each site by itself in a group where it fails; in
-eval mode, and in train mode too where the model is in it, with the same draws each time; not where
-batch norm uses the batch's own statistics, as many layers of it magnify a displacement beyond what
-single precision can tell. It is
-asked near the sites' tensors and not at them, as a net may lie at a kink (the ReLU of a unit that
-is 0), and where it fails three times anew. A net may be astray there, its output further from that
-at the sites' own tensors than that is large: a few units of a dead net come to life, and all that
-moves the output lies close to their kinks. Then it must fail nine times. A way that carries less
-than a twentieth of what its site does is not found, in single precision not always one of a fifth,
-or of a half in a net astray.
+eval mode, and in train mode too where the model is in it, with the same draws each time. Train mode
+is left out where batch norm uses the batch's own statistics, as many layers of it magnify a
+displacement beyond what single precision can tell, and where a forward writes to parameters.
+
+It is asked near the sites' tensors and not at them, as a net may lie at a kink (the ReLU of a unit
+that is 0), and where it fails three times anew. A net may be astray there, its output further from
+that at the sites' own tensors than that is large: a few units of a dead net come to life, and all
+that moves the output lies close to their kinks. Then it must fail nine times. A way that carries
+less than a twentieth of what its site does is not found, in single precision not always one of a
+fifth, or of a half in a net astray.
 """
 
 from __future__ import annotations
@@ -152,12 +153,13 @@ def check_gradients(
         return
     model, mark = noise.model, ("gradients", inputs, tuple(sites))
     training = any(module.training for module in model.modules())
+    asks_own = training and not writes and not mixing(model)
     still: set[Any] = noise.layouts.setdefault((*mark, "eval"), set())
-    if not still if training else graph not in still and len(still) < MOST:
+    if not still if asks_own else graph not in still and len(still) < MOST:
         with evaluating(model):
             _check(noise, x, sites, own=False)
         still.add(graph)
-    if not training or writes or mixing(model):
+    if not asks_own:
         return
     own: set[Any] = noise.layouts.setdefault((*mark, "train"), set())
     if graph not in own and len(own) < MOST:

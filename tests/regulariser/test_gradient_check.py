@@ -338,6 +338,20 @@ def test_a_way_that_is_cut_after_a_good_call_is_found(how, site):
         assert torch.equal(dither.explicit(noise, (x, False), Y).R, good)
 
 
+@pytest.mark.usefixtures("drawn")
+@pytest.mark.parametrize("site", SITES, ids=str)
+def test_a_flag_is_found_in_train_mode_with_batch_norm_too(site):
+    """Where train mode itself is not asked, eval mode is, of each graph."""
+    net, x = Sometimes().double(), randn(B, 3)
+    net.norm = nn.BatchNorm1d(6).double()
+    net.train()
+    with dither.inject(net, site) as noise:
+        dither.explicit(noise, x, Y, samples=1)
+        net.stop = True
+        with pytest.raises(dither.DitherError, match=SAID):
+            dither.explicit(noise, x, Y, samples=1)
+
+
 def test_the_same_graph_is_asked_once_and_of_many_not_all():
     net, x = Sometimes().double().eval(), randn(B, 3)
     with dither.inject(net, SITES[0]) as noise:
