@@ -6,20 +6,26 @@ from torch import nn
 
 from dither import Additive, Weight, explicit, inject
 from dither.engine import backward_rules as nodes
+from dither.engine import certificate
 from dither.engine.certificate import Learnt
 
 SHARED = [1e2, 1e3, 1e4, 1e5]  # times what is a row's own
 
 
-def shared(k, before):
+def shared(k, hidden):
     """(model, x, y) in float32; the rows of the last W have a direction of size k in common, which
-    the columns of a softmax cancel.
+    the columns of a softmax cancel. Inputs of W along it are 0: logits stay small, and exact.
     """
     torch.manual_seed(0)
+    before = [nn.Linear(6, 50), nn.ReLU()] if hidden else []
     model = nn.Sequential(*before, nn.Linear(50, 10))
+    x = torch.randn(64, 6 if hidden else 50)
     with torch.no_grad():
-        model[-1].weight.normal_().add_(k * torch.randn(50))
-    x = torch.randn(64, 6 if before else 50)
+        model[-1].weight.normal_()[:, 25:].add_(k * torch.randn(25))
+        if hidden:
+            model[0].bias[25:] = -100.0
+        else:
+            x[:, 25:] = 0.0
     return model, x, torch.randint(10, (64,))
 
 
@@ -35,7 +41,7 @@ def of_logits(model, x, sigma=0.1):
 @pytest.mark.parametrize("hidden", [False, True])
 @pytest.mark.parametrize("k", SHARED)
 def test_a_direction_that_all_units_share_cancels(k, hidden, recorded):
-    model, x, y = shared(k, [nn.Linear(6, 50), nn.ReLU()] if hidden else [])
+    model, x, y = shared(k, hidden)
     true = of_logits(model, x)
     noisy = inject(model, {"2" if hidden else "0": Additive(0.1)})
     with torch.set_grad_enabled(recorded):
@@ -54,7 +60,7 @@ def test_a_rule_that_fails_for_the_columns_of_the_loss_alone_is_found_out(monkey
         return squared(g) + 1e-3 * (g.g.sum(-1).abs() < 1e-5)
 
     monkeypatch.setattr(nodes.Product, "norm2", off)
-    model, x, y = shared(0, [])
+    model, x, y = shared(0, False)
     true = of_logits(model, x)
     noisy = inject(model, {"0": Additive(0.1)})
     with torch.no_grad():
@@ -63,9 +69,31 @@ def test_a_rule_that_fails_for_the_columns_of_the_loss_alone_is_found_out(monkey
     assert [k.replay for k in noisy.layouts.values() if isinstance(k, Learnt)] == [False]
 
 
+@pytest.mark.parametrize("chance", [0, 1])
+def test_a_random_column_that_happens_to_cancel_does_not_refuse_a_right_R(chance, monkeypatch):
+    """One of a thousand: a large W leaves nothing of it but rounding, in which two ways differ."""
+    model, x, y = shared(1e5, True)
+    true = of_logits(model, x)
+    drawn, n = certificate.random_column, 0
+
+    def column(z):
+        nonlocal n
+        n += 1
+        u = drawn(z)
+        return u - u.mean(1, keepdim=True) if n == chance + 1 else u
+
+    monkeypatch.setattr(certificate, "random_column", column)
+    noisy = inject(model, {"2": Additive(0.1)})
+    with torch.no_grad():
+        found = explicit(noisy, x, y).R
+    assert found.item() == pytest.approx(true, rel=3e-3)
+    assert n == 2
+    assert [k.replay for k in noisy.layouts.values() if isinstance(k, Learnt)] == [True]
+
+
 def test_slopes_of_the_norm_of_a_product():
     """Where W's rank is not full, too: two of its units are the same."""
-    model, x, y = shared(1.0, [])
+    model, x, y = shared(1.0, False)
     with torch.no_grad():
         model[0].weight[3] = model[0].weight[7]
     model, x = model.double(), x.double()
