@@ -264,10 +264,11 @@ def test_only_the_time_before_the_fit_counts():
 
 @pytest.mark.usefixtures("no_files")
 def test_short_runs_are_not_judged():
+    short = camuto(steps=(0, 5, 10))
     for claim in fig3.figure.claims:
         if claim.id.endswith(followed.HOUSES):
             continue
-        holds, numbers = claim.check(camuto(steps=(0, 5, 10)))
+        holds, numbers = claim.check(short)
         assert holds is None
         elsewhere = any(name in claim.id for name in fig3.SETS if name != fig3.ALWAYS)
         assert ("data absent" if elsewhere else "fewer than") in numbers["why"]
@@ -295,8 +296,9 @@ def test_boston_is_judged_where_it_was_run():
     ):
         t = made_up(methods | changed, followed.NETS[1:], "Boston ")
         assert [c.check(t)[0] for c in of_houses] == [wanted] * 6
+    elsewhere = camuto()
     for claim in of_houses:
-        assert claim.check(camuto())[1]["why"] == "this scale does not train on Boston"
+        assert claim.check(elsewhere)[1]["why"] == "this scale does not train on Boston"
 
 
 def test_networks_that_have_not_learnt_are_not_compared():
@@ -310,11 +312,12 @@ def test_networks_that_have_not_learnt_are_not_compared():
 
 def test_pictures_and_numbers(monkeypatch):
     monkeypatch.setattr(needs, "found", lambda name: None)
-    picture = fig3.plot(camuto())
+    t = camuto()
+    picture = fig3.plot(t)
     picture.savefig(io.BytesIO(), format="png")
     assert "SVHN: not run, its files are not here" in picture.get_supxlabel()
     for claim in fig3.figure.claims:
-        entry, trace = judge(claim, camuto(), "quick")
+        entry, trace = judge(claim, t, "quick")
         assert not trace, trace
         elsewhere = any(name in claim.id for name in ("SVHN", "CIFAR-10", followed.HOUSES))
         assert entry["holds"] is (None if elsewhere else True)
