@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral, Real
 
-from dither.errors import DitherError
+from dither.errors import DitherError, check_whole, is_number
 
 
 def _checked(self: Constant | Linear | Cosine | Until) -> None:
@@ -19,12 +18,10 @@ def _checked(self: Constant | Linear | Cosine | Until) -> None:
     name = type(self).__name__
     for which in ("sigma", "start", "end"):
         value = getattr(self, which, 0.0)
-        number = isinstance(value, Real) and not isinstance(value, bool)
-        if not number or not 0 <= float(value) < math.inf:
+        if not is_number(value) or not 0 <= float(value) < math.inf:
             raise DitherError(f"{name}: {which} is a σ, a number ≥ 0: got {value!r}")
     steps = getattr(self, "steps", 1)
-    if not (isinstance(steps, Integral) and int(steps) >= 1):
-        raise DitherError(f"{name} needs a whole number of steps ≥ 1: got steps={steps!r}")
+    check_whole(f"{name}: steps", steps)
 
 
 @dataclass(frozen=True)
@@ -104,16 +101,11 @@ class Balanced:
         for name, value in (("ratio", self.ratio), ("bound", self.bound), ("of", self.of)):
             if name == "of" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, Real) or not float(value) > 0:
+            if not is_number(value) or not float(value) > 0:
                 raise DitherError(f"Balanced: {name} is a number > 0: got {value!r}")
         if math.inf in (self.ratio, self.of):
             raise DitherError("Balanced: ratio is a share of the loss: got inf")
-        if (
-            isinstance(self.every, bool)
-            or not isinstance(self.every, Integral)
-            or int(self.every) < 1
-        ):
-            raise DitherError(f"Balanced: every is a whole number of steps ≥ 1: got {self.every!r}")
+        check_whole("Balanced: every", self.every)
 
     def __call__(self, step: int) -> float:
         return 0.0

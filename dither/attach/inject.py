@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
@@ -22,8 +21,9 @@ from dither.attach.ranks import averaged
 from dither.attach.shadow import Statistics, put, take
 from dither.attach.site import CONV, Site, label
 from dither.calling import call, evaluating, unfused
-from dither.errors import DitherError
+from dither.errors import DitherError, check_whole
 from dither.noise.draw import Source
+from dither.noise.here import Here
 from dither.noise.noises import Node, Noise, describe
 from dither.torch_internals import forget_compiled
 
@@ -86,8 +86,7 @@ def inject(
     for name, got, kind in (*options, ("statistics", statistics, Keep)):
         if got not in (allowed := get_args(kind)):
             raise DitherError(f"inject: {name} is one of {', '.join(allowed)}: got {got!r}")
-    if isinstance(batch_dim, bool) or not isinstance(batch_dim, Integral) or batch_dim < 0:
-        raise DitherError(f"inject: batch_dim is a whole number ≥ 0: got {batch_dim!r}")
+    check_whole("inject: batch_dim", batch_dim, 0)
     _check(model, what)
     root = unwrapped(model)
     sites = find_sites(root, what if mask is None else masked(root, what, mask))
@@ -235,8 +234,9 @@ def _vectors(noise: Injection, site: Site, shape: tuple[int, ...] | None) -> nn.
             "pass a batch, inject(…, example=x)"
         )
     else:
+        at = Here(torch.empty(shape, device="meta"), None, noise.stack, noise.batch_dim, site.name)
         rest = list(shape)
-        del rest[noise.batch_dim + noise.stack]
+        del rest[at.samples]
         features = tuple(rest[noise.stack :])
     if node.std is not None:
         std = node.std

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from dither.attach.hooks import Hook
 from dither.attach.inject import Injection, inject
 from dither.calling import evaluating
-from dither.errors import DitherError
+from dither.errors import DitherError, check_whole
 from dither.noise.draw import key
 from dither.regulariser.balance import own_random_state
 from dither.regulariser.explicit import explicit
@@ -33,9 +33,8 @@ class Attached:
         log_every: int | None = None,
         **how: Any,
     ) -> None:
-        number = isinstance(log_every, int) and not isinstance(log_every, bool)
-        if log_every is not None and not (number and log_every >= 1):
-            raise DitherError(f"log_every is a whole number of steps ≥ 1: got {log_every!r}")
+        if log_every is not None:
+            check_whole("log_every", log_every, why="steps")
         self.what, self.how, self.log_every = what, how, log_every
         self.loss, self.batch = loss, batch  # for schedule.Balanced and log_every
         self.noise: Injection | None = None

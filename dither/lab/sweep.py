@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import nn
 from dither import loss as losses
 from dither.attach.inject import Injection, inject
 from dither.calling import evaluating, output
-from dither.errors import DitherError
+from dither.errors import DitherError, check_whole
 from dither.lab import rule
 from dither.lab.compare import compare
 from dither.lab.compare.problem import Problem, Stack, problem
@@ -128,8 +128,7 @@ def sweep(
             f"sweep: {next(iter(training))} is for training; a trained model was given: give a "
             "function that makes a new one"
         )
-    if isinstance(draws, bool) or not isinstance(draws, Integral) or draws < 1:
-        raise DitherError(f"sweep: draws is a whole number ≥ 1: got {draws!r}")
+    check_whole("sweep: draws", draws)
     if not isinstance(data, Sequence) or len(data) != 2:
         raise DitherError("sweep: the data of a trained model are (x, y)")
     held = problem((*data, *data))

@@ -10,12 +10,14 @@ C, H, W] is one sample of C·H·W outputs.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from dither.errors import DitherError
 from dither.loss.anyloss import AnyLoss, Unreduced
@@ -149,8 +151,8 @@ class HalfSquare:
     def per_sample(self, z: Tensor, y: Tensor) -> Tensor:
         if squeezed(y) != squeezed(z):
             raise DitherError(
-                f"half_square needs y in the output's shape: got y {tuple(y.shape)} and z "
-                f"{tuple(z.shape)}"
+                f"{'MSELoss' if self.mean else 'half_square'} needs y in the output's shape: got y "
+                f"{tuple(y.shape)} and z {tuple(z.shape)}"
             )
         return self._scale(z) / 2 * positions((z - y.view_as(z)).square()).sum(1)
 
@@ -203,6 +205,22 @@ class Logistic:
         return diagonal(((F.logsigmoid(z) + F.logsigmoid(-z)) / 2).exp() * self._scale(z) ** 0.5)
 
 
+def _check_takes_two(loss: Any) -> None:
+    """Raises DitherError for a loss that can't be called as loss(z, y)."""
+    try:
+        takes = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+    except (TypeError, ValueError):  # built in
+        return
+    try:
+        takes.bind(None, None)
+    except TypeError:
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise DitherError(
+            f"a loss is called as loss(z, y), with the model's output and the targets: {name} "
+            f"takes ({', '.join(takes.parameters)}); wrap it in a function of two arguments"
+        ) from None
+
+
 def get(loss: Any) -> Any:
     """The loss object of a name, an object with `per_sample` and `columns`, a torch loss module,
     or a callable.
@@ -229,13 +247,16 @@ def get(loss: Any) -> Any:
     ):
         return Logistic(mean=True)
     if isinstance(loss, nn.Module) and getattr(loss, "reduction", None) in ("mean", "none"):
+        _check_takes_two(loss)
         return AnyLoss(Unreduced(loss))
     if callable(loss) and not isinstance(loss, type):
+        _check_takes_two(loss)
         return AnyLoss(loss)  # pyright: ignore[reportArgumentType]
-    if isinstance(loss, Tensor):
+    if isinstance(loss, Tensor | tuple | list | DataLoader):
+        got = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise DitherError(
-            f"a loss is a name, a loss module or a callable: got a tensor {list(loss.shape)}; "
-            "trace takes (model, loss, data), the others (…, x, y, loss)"
+            f"a loss is a name, a loss module or a callable: got {got}; measures of a data set "
+            "take (model, loss, data), the others (…, x, y, loss)"
         )
     raise DitherError(
         f"a loss is a name ({', '.join(map(repr, NAMES))}), a loss module or a callable: got "

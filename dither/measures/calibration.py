@@ -9,14 +9,13 @@ it is computed here and tested against torchmetrics.
 """
 
 import math
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dither.calling import check_class_numbers
-from dither.errors import DitherError
+from dither.errors import DitherError, check_whole
 from dither.picture import BLUE, SOFT, panel
 
 __all__ = ["Reliability", "error", "reliability"]
@@ -101,8 +100,7 @@ def reliability(p: Tensor, y: Tensor, *, bins: int = 15) -> Reliability:
             f"{list(p.shape)} and {list(y.shape)} of {y.dtype}"
         )
     check_class_numbers("calibration", y, p.shape[1])
-    if not isinstance(bins, Integral) or isinstance(bins, bool) or bins < 1:
-        raise DitherError(f"calibration: bins = {bins!r}; give a whole number, 1 or more")
+    check_whole("calibration: bins", bins)
     p = p.detach().double()
     if not bool(((p >= 0).all() & ((p.sum(1) - 1).abs() < 1e-3).all()).item()):
         raise DitherError(

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from dither.calling import check_classes, check_floats, output
-from dither.errors import DitherError
+from dither.errors import DitherError, is_number
 from dither.measures import margins, robustness
 from dither.measures.jacobian import ACTIVATIONS
 
@@ -75,7 +75,7 @@ def capacity(model: nn.Module, x: Tensor, y: Tensor, *, quantile: float = 0.1) -
     f_y − max_j f_j (Jiang et al. 2020 take .1; the minimum would depend on one example). Raises
     DitherError as `layers` and `path` do, for an empty batch, and unless quantile is in [0, 1].
     """
-    if not 0 <= quantile <= 1:
+    if not (is_number(quantile) and 0 <= quantile <= 1):
         raise DitherError(f"capacity: quantile = {quantile!r} is not in [0, 1]")
     check_floats("capacity", x)
     check_classes("capacity", x, y)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dither.attach.inject import Injection
 from dither.attach.reading import probing
-from dither.errors import DitherError
+from dither.errors import DitherError, check_whole, is_number
 from dither.estimate import Estimate
 from dither.measures.multilinear import multilinear
 from dither.measures.over import Over, over
@@ -135,12 +135,11 @@ def _settings(
             f"trace takes a precision or a number of probes: got {precision!r} and {probes!r}; "
             "give one of them"
         )
-    if precision is not None and not (precision > 0 and math.isfinite(precision)):
+    good = is_number(precision) and precision > 0 and math.isfinite(precision)
+    if precision is not None and not good:
         raise DitherError(f"trace: precision is a standard error > 0: got {precision!r}")
-    if probes is not None and (not isinstance(probes, int) or probes < 2):
-        raise DitherError(
-            f"trace: probes is a whole number ≥ 2 (one probe has no spread): got {probes!r}"
-        )
+    if probes is not None:
+        check_whole("trace: probes", probes, 2, "one has no spread")
     return Settings(of, precision, PILOT if probes is None else probes, limit, seed)
 
 

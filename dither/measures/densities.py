@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dither.attach.inject import Injection
-from dither.errors import DitherError
+from dither.errors import DitherError, check_whole, is_number
 from dither.measures.lanczos import quadrature
 from dither.measures.over import over
 from dither.measures.products import check_matrix, in_parameters
@@ -122,7 +122,6 @@ def _smoothed(grid: Tensor, nodes: Tensor, weights: Tensor, width: float) -> Ten
 def _check(probes: Any, steps: Any, points: Any, width: float | None) -> None:
     """Raises DitherError for settings that make no sense."""
     for name, n, least in (("probes", probes, 2), ("steps", steps, 1), ("points", points, 2)):
-        if not isinstance(n, int) or n < least:
-            raise DitherError(f"density: {name} is a whole number ≥ {least}: got {n!r}")
-    if width is not None and not (width > 0 and math.isfinite(width)):
+        check_whole(f"density: {name}", n, least)
+    if width is not None and not (is_number(width) and width > 0 and math.isfinite(width)):
         raise DitherError(f"density: width is a number > 0, in the units of λ: got {width!r}")

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from dither.attach.inject import Injection
 from dither.engine.ghost import Gradient, Use
 from dither.engine.kinds import Convolution, Outer, Scale
-from dither.errors import DitherError
+from dither.errors import DitherError, check_whole
 from dither.measures.curvature import unit_noise
 from dither.measures.multilinear import multilinear
 from dither.measures.over import Over, over
@@ -131,10 +131,8 @@ def _check(matrix: str, samples: Any, probes: Any) -> None:
             "Hessian; give probes"
         )
     for name, n in (("samples", samples), ("probes", probes)):
-        if n is not None and (not isinstance(n, int) or n < 2):
-            raise DitherError(
-                f"diagonal: {name} is a whole number ≥ 2 (one has no spread): got {n!r}"
-            )
+        if n is not None:
+            check_whole(f"diagonal: {name}", n, 2, "one has no spread")
 
 
 class Means:

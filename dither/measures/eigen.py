@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dither.attach.inject import Injection
-from dither.errors import DitherError
+from dither.errors import DitherError, check_whole, is_number
 from dither.measures.lanczos import largest
 from dither.measures.over import over
 from dither.measures.products import Matrix, at_site, check_matrix, in_parameters, normal
@@ -131,9 +131,8 @@ def _check(k: Any, which: str, tolerance: float, steps: Any) -> None:
     if which not in ENDS:
         raise DitherError(f"eigenvalues: which is 'largest' or 'smallest': got {which!r}")
     for name, n in (("k", k), ("steps", steps)):
-        if not isinstance(n, int) or n < 1:
-            raise DitherError(f"eigenvalues: {name} is a whole number ≥ 1: got {n!r}")
-    if not 0 < tolerance < 1:
+        check_whole(f"eigenvalues: {name}", n)
+    if not (is_number(tolerance) and 0 < tolerance < 1):
         raise DitherError(
             f"eigenvalues: tolerance is a share of the largest |λ|, in (0, 1): got {tolerance!r}"
         )

@@ -29,7 +29,7 @@ from dither.attach.inject import DrawMode, Group, Injection, inject
 from dither.attach.reading import Idle, reading
 from dither.attach.shadow import showing
 from dither.calling import check_devices, output
-from dither.errors import DitherError
+from dither.errors import DitherError, check_whole, is_number
 from dither.estimate import Estimate
 from dither.measures import robustness
 from dither.noise.noises import Weight
@@ -167,8 +167,8 @@ def explosion(
     DitherError for σ ≤ 0, fewer than 4 draws, an empty batch, outputs that are not finite or depend
     on no parameter, and if rounding hides the effect of the noise.
     """
-    _check(sigma, draws)
-    if not limit > 0:
+    _check("explosion", sigma, draws)
+    if not (is_number(limit) and limit > 0):
         raise DitherError(f"explosion: limit is a growth > 0 that is still safe: got {limit!r}")
     with robustness.silent(model), torch.no_grad():
         probe = _Probe(model, x, y, loss, by, seed)
@@ -194,17 +194,16 @@ def growth(
     """G of one way of drawing ("all", or "cycle" for layer-wise) at one σ, without the search.
     Raises as `explosion` does.
     """
-    _check(sigma, draws)
+    _check("growth", sigma, draws)
     with robustness.silent(model), torch.no_grad():
         probe = _Probe(model, x, None, None, by, seed)
         return probe.growth(draw, sigma, draws, probe.first(draw, draws))
 
 
-def _check(sigma: float, draws: int) -> None:
-    if not (sigma > 0 and math.isfinite(sigma)):
-        raise DitherError(f"explosion: sigma is a number > 0: got {sigma!r}")
-    if draws < 4:
-        raise DitherError(f"explosion: a spread needs at least 4 draws, two pairs: got {draws}")
+def _check(what: str, sigma: float, draws: int) -> None:
+    if not (is_number(sigma) and sigma > 0 and math.isfinite(sigma)):
+        raise DitherError(f"{what}: sigma is a number > 0: got {sigma!r}")
+    check_whole(f"{what}: draws", draws, 4, "a spread needs two pairs")
 
 
 def _ratios(noise: Injection, sigma: float) -> dict[str, float]:

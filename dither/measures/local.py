@@ -24,7 +24,7 @@ from dither.attach.inject import Injection
 from dither.attach.reading import reading
 from dither.attach.site import Site
 from dither.calling import evaluating, output
-from dither.errors import DitherError
+from dither.errors import DitherError, check_whole
 from dither.estimate import Estimate
 from dither.noise.draw import Source, key
 from dither.noise.here import Here, spread
@@ -208,8 +208,7 @@ def series(
     """[R₁, …, R_order] by Monte Carlo, each an `Estimate` over independent draws. For any
     activation noise at any number of sites; cross terms between sites are included.
     """
-    if draws < 2:
-        raise DitherError(f"series: a standard error needs 2 draws or more: got {draws}")
+    check_whole("series: draws", draws, 2, "one has no standard error")
     each, rows = losses.get(loss), []
     for draw in range(draws):
         slopes = _slopes(noise, x, y, each, order, _drawn_direction(noise, key(seed, draw)))

@@ -34,7 +34,7 @@ from dither.attach.find import find_sites
 from dither.attach.inject import inject
 from dither.attach.reading import probing
 from dither.calling import output
-from dither.errors import DitherError
+from dither.errors import DitherError, check_whole
 from dither.measures.local import local, norms, terms
 from dither.noise.draw import key
 from dither.noise.laws import Law, gaussian
@@ -187,11 +187,8 @@ def find(
     one without. Decay takes time: its measured boundary falls with the steps, roughly as 1/√steps.
     ratios=() only predicts.
     """
-    if steps < 2 or batch < 1:
-        raise DitherError(
-            f"phases needs 2 steps or more and batches of 1 or more: got steps = {steps}, batch = "
-            f"{batch}"
-        )
+    check_whole("phases: steps", steps, 2)
+    check_whole("phases: batch", batch)
     example = some(x, slice(2))
     predicted, top = predict(
         model,

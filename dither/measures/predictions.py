@@ -15,7 +15,7 @@ from torch import Tensor
 from dither import loss as losses
 from dither.attach.inject import Injection
 from dither.calling import check_devices, evaluating
-from dither.errors import DitherError, NotFinite
+from dither.errors import DitherError, NotFinite, check_whole
 from dither.estimate import Estimates
 from dither.loss.columns import check_outputs
 from dither.loss.losses import CrossEntropy, HalfSquare, Logistic
@@ -73,8 +73,7 @@ def predictive(
     (torch.Size([1, 2]), True)
     """
     read = _reading(losses.get(loss), loss)
-    if not isinstance(draws, int) or draws < 2:
-        raise DitherError(f"predictive: draws is a whole number ≥ 2: got {draws!r}")
+    check_whole("predictive: draws", draws, 2)
     check_there(noise)
     check_devices(noise.model, x)
     seed = int(torch.randint(2**62, ()).item()) if seed is None else seed

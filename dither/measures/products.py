@@ -67,8 +67,8 @@ class Matrix:
         return torch.cat(found, 1)
 
     def split(self, v: Tensor) -> list[Tensor]:
-        """V in the shapes of the points."""
-        parts = v.split(self.sizes, -1)
+        """V in the shapes of the points, each where a complex view of pairs may begin."""
+        parts = (t.clone() if t.storage_offset() % 2 else t for t in v.split(self.sizes, -1))
         return [part.reshape(p.shape) for part, p in zip(parts, self.points, strict=True)]
 
     def random(self, draw: Callable[..., Tensor], *words: object) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dither import loss as losses
 from dither.attach.reading import injections, silenced
 from dither.calling import check_class_numbers, check_classes, check_floats, evaluating, output
-from dither.errors import DitherError, NotFinite
+from dither.errors import DitherError, NotFinite, check_whole, is_number
 from dither.estimate import Estimate
 from dither.noise.draw import key
 
@@ -60,8 +60,7 @@ def corruption(
     draws: how many δ an image gets, equal at all levels. The standard error is that over images;
     more draws make it smaller.
     """
-    if draws < 1:
-        raise DitherError(f"corruption: draws = {draws}; give 1 or more")
+    check_whole("corruption: draws", draws)
     _check("corruption", x, y)
     levels, accuracy = _numbers("corruption: levels", levels), {}
     with silent(model), torch.no_grad():
@@ -110,9 +109,10 @@ def attack(
     Costs a forward and a backward per step and image.
     """
     _check("attack", x, y)
-    low, high = bounds
-    if not low < high:
+    pair = isinstance(bounds, Sequence | Tensor) and len(bounds) == 2
+    if not pair or not float(bounds[0]) < float(bounds[1]):
         raise DitherError(f"attack: bounds = {bounds}; give (lowest, highest) in the units of x")
+    low, high = map(float, bounds)
     if float(x.min()) < low - 1e-4 or float(x.max()) > high + 1e-4:
         raise DitherError(
             f"attack: x lies in [{x.min():.3g}, {x.max():.3g}] and not within its bounds "
@@ -122,8 +122,9 @@ def attack(
     if not bool(torch.isfinite(x).all()):
         raise DitherError("attack: x is not finite")
     strengths = _numbers("attack: strengths", strengths)
-    if steps < 1 or not step > 0:
-        raise DitherError(f"attack: steps ≥ 1 of a size > 0: got steps = {steps}, step = {step}")
+    check_whole("attack: steps", steps)
+    if not (is_number(step) and step > 0):
+        raise DitherError(f"attack: step is a size > 0, in the units of x: got {step!r}")
     if method not in ("fgsm", "pgd") or target not in ("loss", "margin"):
         raise DitherError(
             f"attack takes method 'fgsm' or 'pgd' and target 'loss' or 'margin': got {method!r} "
@@ -263,8 +264,7 @@ def silent(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def noisy(model: nn.Module, draws: int) -> Iterator[None]:
     """Eval mode inside, with all noise on. Afterwards as before, clocks included."""
-    if draws < 1:
-        raise DitherError(f"attack: draws = {draws}; give 1 or more, or None for no noise")
+    check_whole("attack: draws", draws, why="None for no noise")
     noises = injections(model)
     if not noises:
         raise DitherError(

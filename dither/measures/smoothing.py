@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dither.attach.inject import Injection
 from dither.attach.reading import silenced
 from dither.calling import check_devices, check_floats, evaluating, mixing, output
-from dither.errors import DitherError, NotFinite
+from dither.errors import DitherError, NotFinite, check_whole, is_number
 from dither.noise.draw import key
 from dither.noise.laws import Gaussian
 from dither.noise.noises import Additive
@@ -130,10 +130,11 @@ def _smoothed(noise: Any, sigma: Any) -> tuple[nn.Module, float]:
 
 
 def _checked(draws: Any, alpha: Any) -> tuple[int, int]:
-    whole = isinstance(draws, Sequence) and len(draws) == 2
-    if not whole or not all(isinstance(n, int) and n > 0 for n in draws):
+    if not isinstance(draws, Sequence) or len(draws) != 2:
         raise DitherError(f"certificate: draws are two whole numbers (n0, n) ≥ 1: got {draws!r}")
-    if not 0 < alpha < 0.5:
+    for name, n in zip(("n0", "n"), draws, strict=True):
+        check_whole(f"certificate: {name} in draws", n)
+    if not (is_number(alpha) and 0 < alpha < 0.5):
         raise DitherError(f"certificate: alpha is a chance in (0, ½): got {alpha!r}")
     return draws[0], draws[1]
 

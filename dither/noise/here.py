@@ -27,6 +27,18 @@ class Here:
     name: str = ""
     mask: Any = None  # Tensor under a mask
 
+    @property
+    def samples(self) -> int:
+        """The dimension of h that counts the samples."""
+        dim = self.stack + self.batch_dim
+        if dim >= self.h.dim():
+            raise DitherError(
+                f"the noise at {self.name!r} looks for the samples in dimension {dim} of its "
+                f"tensor, {list(self.h.shape)} (batch_dim={self.batch_dim}): say with batch_dim= "
+                "which dimension counts them"
+            )
+        return dim
+
     def wide(self) -> Here:
         """The same site, with tensors of half precision in single."""
         if wide(self.h) is self.h and wide(self.w) is self.w:

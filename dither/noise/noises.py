@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dither.errors import DitherError
+from dither.errors import DitherError, check_whole
 from dither.noise.here import Here, fitting, gather, norm2, spread
 from dither.noise.laws import (
     Dropout,
@@ -180,8 +180,7 @@ class Node:
 
     def __post_init__(self) -> None:
         checked(self)
-        if not (isinstance(self.nodes, int) and self.nodes >= 1):
-            raise DitherError(f"Node needs a whole number of nodes ≥ 1: got nodes={self.nodes!r}")
+        check_whole("Node: nodes", self.nodes)
         if self.std is not None and not (math.isfinite(self.std) and self.std >= 0):
             raise DitherError(f"std of Node's vectors must be finite and ≥ 0: got {self.std!r}")
 
@@ -192,7 +191,7 @@ class Node:
     def displace(self, site: Here, rng) -> Tensor:
         fitting(site)
         h, w, s = site.h, site.w, site.stack
-        batch = h.shape[s + site.batch_dim]
+        batch = h.shape[site.samples]
         eps = rng(self.law, h.new_empty(*h.shape[:s], batch, self.nodes))
         delta = (eps @ w.flatten(s + 1)).unflatten(-1, w.shape[s + 1 :])  # [*S, B, *features]
         return self.sigma * spread(delta, h, site)
@@ -279,7 +278,7 @@ class Neftune:
         size = self._size(site)
         if isinstance(size, Tensor):  # one for each sample
             shape = [1] * site.h.dim()
-            shape[site.stack + site.batch_dim] = -1
+            shape[site.samples] = -1
             size = size.view(shape)
         return self.sigma * size**-0.5 * rng(self.law, site.h)
 
@@ -290,7 +289,7 @@ class Neftune:
     def _size(site: Here) -> Any:
         """T d: the elements of a sample; [B] under a mask."""
         sizes = list(site.h.shape[site.stack :])
-        del sizes[site.batch_dim : site.batch_dim + 1]
+        del sizes[site.samples - site.stack]
         if site.mask is None:
             return max(math.prod(sizes), 1)
         m = site.mask != 0  # [B, T…]

@@ -30,12 +30,12 @@ class DropPath:
     __post_init__ = checked
 
     def displace(self, site: Here, rng) -> Tensor:
-        own = {*range(site.stack), site.stack + site.batch_dim}
+        own = {*range(site.stack), site.samples}
         shape = [n if d in own else 1 for d, n in enumerate(site.h.shape)]
         return self.sigma * site.h * rng(self.law, site.h.new_empty(shape))
 
     def variance(self, g, site: Here) -> Tensor:  # [K, B]
-        gh = (g * site.h).movedim(site.stack + 1 + site.batch_dim, site.stack + 1)
+        gh = (g * site.h).movedim(site.samples + 1, site.stack + 1)
         gh = gh.flatten(site.stack + 2).sum(-1) if gh.dim() > site.stack + 2 else gh
         return self.sigma**2 * self.law.variance * gh.square().flatten(1)  # [K, *S, B]
 
@@ -64,12 +64,12 @@ class Locked:
             )
 
     def displace(self, site: Here, rng) -> Tensor:
-        own = {*range(site.stack), site.stack + site.batch_dim, self._of(site)}
+        own = {*range(site.stack), site.samples, self._of(site)}
         shape = [n if d in own else 1 for d, n in enumerate(site.h.shape)]
         return self.sigma * site.h * rng(self.law, site.h.new_empty(shape))
 
     def variance(self, g, site: Here) -> Tensor:  # [K, B]
-        batch, feature = site.stack + site.batch_dim, self._of(site)
+        batch, feature = site.samples, self._of(site)
         shared = [d + 1 for d in range(site.stack, site.h.dim()) if d not in (batch, feature)]
         gh = g * site.h
         gh = gh.sum(shared, keepdim=True) if shared else gh

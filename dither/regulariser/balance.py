@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from dither import loss as losses
 from dither.attach.inject import Injection
 from dither.calling import evaluating
-from dither.errors import DitherError
+from dither.errors import DitherError, check_whole, is_number
 from dither.estimate import Estimate
 from dither.noise.draw import key
 from dither.precision import wide
@@ -234,24 +233,17 @@ def _warn(found: Sigmas) -> None:
 
 
 def _check(ratio: Any, draws: Any, bound: Any) -> None:
-    if not (_number(ratio) and math.isfinite(ratio) and ratio > 0):
+    if not (is_number(ratio) and math.isfinite(ratio) and ratio > 0):
         raise DitherError(
             f"ratio must be a number > 0, the share of the loss noise shall cost: got {ratio!r}"
         )
-    if not isinstance(draws, Integral) or (draws != 0 and draws < 4):
-        raise DitherError(
-            "draws is a whole number ≥ 4, in antithetic pairs, or 0 for σ by R alone: got "
-            f"{draws!r}"
-        )
-    if not (_number(bound) and bound > 0):
+    if draws != 0 or isinstance(draws, bool):
+        check_whole("draws", draws, 4, "in antithetic pairs; or 0 for σ by R alone")
+    if not (is_number(bound) and bound > 0):
         raise DitherError(
             "bound must be a number > 0, the largest noise in sizes of what it displaces: got "
             f"{bound!r}"
         )
-
-
-def _number(what: Any) -> bool:
-    return isinstance(what, Real) and not isinstance(what, bool)
 
 
 def _checked(L: float, R: dict[str, float]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from dither.attach.reading import reading
 from dither.attach.shadow import showing
 from dither.attach.site import Site
 from dither.calling import check_devices, evaluating, output, tensors
-from dither.errors import DitherError
+from dither.errors import check_whole
 from dither.estimate import Estimate
 from dither.noise.draw import Source, key
 from dither.precision import double, wide
@@ -51,12 +50,7 @@ def expected(
     for fewer than 2 draws (4 in pairs), and for several outputs.
     """
     each = losses.get(loss)
-    if not isinstance(draws, Integral):
-        raise DitherError(f"draws is a whole number: got {draws!r}")
-    if draws < (4 if antithetic else 2):
-        raise DitherError(
-            f"a standard error needs at least 2 draws (4 in antithetic pairs): got draws={draws}"
-        )
+    check_whole("draws", draws, 4 if antithetic else 2, "a standard error needs two, or two pairs")
     check_usable(noise, y, each)
     for site in noise.shadowed:
         _ = site.parameter  # raises where it is gone

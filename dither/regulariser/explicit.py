@@ -9,7 +9,6 @@ docs/math.md.
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,7 +19,7 @@ from dither.attach.find import check_passes
 from dither.attach.inject import Injection
 from dither.attach.reading import reading
 from dither.calling import check_devices, mixing, ordinary, tensors
-from dither.errors import DitherError
+from dither.errors import DitherError, check_whole
 from dither.picture import BLUE, SOFT, panel
 from dither.plain import thrice, twice
 from dither.regulariser.gradient_check import check_gradients
@@ -197,5 +196,5 @@ def explicit_at_unit(
 
 def check_samples(samples: Any) -> None:
     """Raises DitherError unless it is None or a whole number ≥ 1."""
-    if samples is not None and (not isinstance(samples, Integral) or samples < 1):
-        raise DitherError(f"samples is None (exact) or a whole number ≥ 1: got {samples!r}")
+    if samples is not None:
+        check_whole("samples", samples, why="None: exact")

@@ -12,16 +12,17 @@ from dither.attach.injection import Injection
 from dither.calling import output
 from dither.engine.recording import Graph
 from dither.errors import DitherError
+from dither.noise.here import Here
 from dither.noise.noises import Additive, Node
 from dither.regulariser.one_by_one import near
 
 
-def rows(noise: Injection, law: Any) -> int | None:
+def rows(here: Here, law: Any) -> int | None:
     """The dimension whose rows a sample must have for itself: a Node draws one ε for each. None:
     every element is drawn by itself.
     """
     shared = getattr(law, "per_sample", False)
-    return noise.batch_dim if shared and not noise.stack else None
+    return here.samples if shared and not here.stack else None
 
 
 def refuse_meeting(graph: Graph, name: str) -> DitherError:

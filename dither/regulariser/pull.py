@@ -88,14 +88,15 @@ class Pull:
         additive = type(law) is Additive
         if site.side == "out" or not isinstance(site.module, nn.Linear | CONV):
             h = h.clone()  # what follows may work in place
+        here = self.noise.here(site, given).wide()
         n, tapped = self.recording.tap(
             site.name,
             h,
             normed=additive,
-            rows=rows(self.noise, law),
+            rows=rows(here, law),
             value=None if additive else given,
         )
-        self.here[n] = self.noise.here(site, given).wide()
+        self.here[n] = here
         return tapped
 
     def record(self, x: Any, leaf: dict[str, Tensor], stray: set[str]) -> Graph:

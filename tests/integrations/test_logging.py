@@ -59,7 +59,7 @@ def test_schedules_are_logged_as_they_are():
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "a"])
 def test_log_every_is_a_number_of_steps(wrong):
-    with pytest.raises(dither.DitherError, match="log_every is a whole number of steps ≥ 1"):
+    with pytest.raises(dither.DitherError, match="log_every is a whole number ≥ 1"):
         Attached(dither.Additive(0.1), log_every=wrong)
 
 

@@ -155,3 +155,29 @@ def test_targets_of_bce_are_its_own_and_not_those_of_logistic():
         get(nn.BCEWithLogitsLoss()).per_sample(z, y)
     each = get(nn.BCEWithLogitsLoss()).per_sample(z, (y + 1) / 2)
     torch.testing.assert_close(each, get("logistic").per_sample(z, y))
+
+
+@pytest.mark.parametrize(
+    ("loss", "takes"),
+    [
+        (nn.TripletMarginLoss(), r"TripletMarginLoss takes \(anchor, positive, negative\)"),
+        (nn.GaussianNLLLoss(), r"GaussianNLLLoss takes \(input, target, var\)"),
+        (nn.CTCLoss(), r"CTCLoss takes \(log_probs, targets, input_lengths"),
+        (lambda z: z.sum(), r"<lambda> takes \(z\)"),
+    ],
+)
+def test_a_loss_of_other_arguments_is_told_what_it_takes(loss, takes):
+    with pytest.raises(dither.DitherError, match=r"called as loss\(z, y\).*" + takes):
+        get(loss)
+
+
+@pytest.mark.parametrize("loss", [nn.functional.mse_loss, nn.SmoothL1Loss(), torch.dist])
+def test_losses_of_torch_that_take_two_are_losses(loss):
+    assert hasattr(get(loss), "per_sample")
+
+
+@pytest.mark.parametrize("data", [(torch.randn(500, 4), torch.zeros(500)), [(1, 2)]])
+def test_data_in_place_of_a_loss_are_not_printed(data):
+    with pytest.raises(dither.DitherError, match=r"got (tuple|list); .*\(model, loss, data\)") as e:
+        get(data)
+    assert len(str(e.value)) < 200

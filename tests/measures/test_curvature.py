@@ -280,5 +280,5 @@ def test_a_trace_of_a_relu_net_draws_nothing():
 
 def test_a_trace_names_its_arguments():
     model, x, y, _ = case("tanh mlp")
-    with pytest.raises(dither.DitherError, match=r"trace takes \(model, loss, data\)"):
+    with pytest.raises(dither.DitherError, match=r"take \(model, loss, data\)"):
         trace(model, x, y)

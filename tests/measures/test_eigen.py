@@ -237,3 +237,24 @@ def test_a_batch_that_mixes_its_samples_has_a_hessian_in_the_parameters_all_the_
         warnings.simplefilter("error")
         found = eigenvalues(net, "cross_entropy", (x, y), tolerance=1e-9)
     oracles.close(found.value, torch.linalg.eigvalsh(dense(net, x, y, "hessian"))[-1:])
+
+
+class Spectral(nn.Module):
+    """A complex filter whose parameter is pairs of real numbers, 3 of 21 in all: an odd number."""
+
+    def __init__(self):
+        super().__init__()
+        self.filter, self.last = nn.Parameter(torch.randn(3, 2)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = torch.fft.rfft(x, dim=-1) * torch.view_as_complex(self.filter)
+        return self.last(torch.fft.irfft(h, n=4, dim=-1).tanh())
+
+
+@pytest.mark.parametrize("matrix", ["hessian", "gauss_newton"])
+def test_parameters_that_are_viewed_as_complex(matrix):
+    torch.manual_seed(0)
+    model, x, y = Spectral().double(), torch.randn(5, 4).double(), torch.arange(5) % 3
+    true = torch.linalg.eigvalsh(dense(model, x, y, matrix)).flip(0)[:3]
+    found = eigenvalues(model, "cross_entropy", (x, y), k=3, matrix=matrix, tolerance=1e-9)
+    assert (found.value - true).abs().max() < 1e-9 * true.abs().max()

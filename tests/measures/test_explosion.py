@@ -269,7 +269,7 @@ def test_looking_changes_nothing():
     [
         ({"sigma": 0.0}, "sigma is a number > 0: got 0.0"),
         ({"sigma": 0.1, "limit": 0.0}, "limit is a growth > 0"),
-        ({"sigma": 0.1, "draws": 2}, "at least 4 draws, two pairs: got 2"),
+        ({"sigma": 0.1, "draws": 2}, "draws is a whole number ≥ 4.*got 2"),
     ],
 )
 def test_bad_numbers_are_sentences(how, match):

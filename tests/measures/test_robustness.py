@@ -135,7 +135,7 @@ def test_inputs_outside_the_bounds_are_an_error_not_clipped_in_silence():
         ({"bounds": (1.0, 0.0)}, "lowest, highest"),
         ({"method": "deepfool"}, "'fgsm' or 'pgd'"),
         ({"target": "logits"}, "'loss' or 'margin'"),
-        ({"draws": 0}, "give 1 or more"),
+        ({"draws": 0}, "draws is a whole number ≥ 1"),
         ({"draws": 3}, "attack: draws"),
     ],
 )
@@ -157,7 +157,7 @@ def test_images_need_labels():
     for wrong in ([1.0], torch.ones(3, dtype=torch.long)):
         with pytest.raises(DitherError, match="corrupt: x must be a tensor of floats"):
             corrupt(wrong, 0.1)
-    with pytest.raises(DitherError, match="draws = 0"):
+    with pytest.raises(DitherError, match="draws is a whole number ≥ 1: got 0"):
         corruption(net, x, y, [0.0], draws=0)
 
 
@@ -300,8 +300,8 @@ def attacked(**how):
         (lambda: corruption(*problem(), []), "one or more"),
         (lambda: attacked(strengths=[-0.5]), "finite numbers ≥ 0"),
         (lambda: attacked(strengths=[torch.nan]), "finite numbers ≥ 0"),
-        (lambda: attacked(steps=0), "steps = 0"),
-        (lambda: attacked(step=-0.1), "step = -0.1"),
+        (lambda: attacked(steps=0), "steps is a whole number ≥ 1: got 0"),
+        (lambda: attacked(step=-0.1), "step is a size > 0.*got -0.1"),
     ],
 )
 def test_what_makes_an_answer_meaningless_is_refused(f, says):

@@ -115,7 +115,7 @@ def test_bad_input_is_told():
     with pytest.raises(dither.DitherError, match=r"takes σ from the injection: got sigma = 0\.2"):
         certificate(noise, x, sigma=0.2)
     for draws in (100, (100,), (0, 10), (10, 2.5)):
-        with pytest.raises(dither.DitherError, match="draws are two whole numbers"):
+        with pytest.raises(dither.DitherError, match=r"draws (are two|is a) whole"):
             certificate(model, x, sigma=1.0, draws=draws)
     for alpha in (0.0, 0.5):
         with pytest.raises(dither.DitherError, match=f"a chance in .*got {alpha}"):

@@ -22,15 +22,18 @@ BAD = {
     "law class": (lambda: Multiplicative(law=dropout), "law of Multiplicative .*Dropout: add"),
     "law word": (lambda: Additive(0.1, law="gaussian"), "law of Additive .*got 'gaussian'"),
     "dropout": (lambda: dropout(1.0), r"p of dropout .*\[0, 1\): got 1.0"),
-    "nodes": (lambda: Node(1.0, nodes=0), "Node .*nodes ≥ 1: got nodes=0"),
+    "nodes": (lambda: Node(1.0, nodes=0), "Node: nodes is a whole number ≥ 1: got 0"),
     "std": (lambda: Node(1.0, std=-1.0), "std of Node's vectors .*≥ 0: got -1.0"),
     "scheduled None": (lambda: at(Additive(lambda _: None), 3), "at step 3 must be a number.*None"),
     "start": (lambda: schedule.Linear(None, 1.0, 10), "Linear: start is a σ.*got None"),
     "end": (lambda: schedule.Cosine(0.0, -1.0, 10), "Cosine: end is a σ.*got -1.0"),
     "constant": (lambda: schedule.Constant("x"), "Constant: sigma is a σ.*got 'x'"),
     "share": (lambda: schedule.Balanced(float("inf")), "Balanced: ratio .*got inf"),
-    "steps": (lambda: schedule.Linear(0.1, 0.2, 0), "Linear .*steps ≥ 1: got steps=0"),
-    "half steps": (lambda: schedule.Cosine(0.1, 0.2, 1.5), "Cosine .*steps ≥ 1: got steps=1.5"),
+    "steps": (lambda: schedule.Linear(0.1, 0.2, 0), "Linear.*steps is a whole number ≥ 1: got 0"),
+    "half steps": (
+        lambda: schedule.Cosine(0.1, 0.2, 1.5),
+        "Cosine.*steps is a whole number ≥ 1: got 1.5",
+    ),
 }
 
 

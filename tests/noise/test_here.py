@@ -47,3 +47,24 @@ def test_a_node_left_behind_says_how_to_move_it():
     noise.float()
     with torch.autocast("cpu", torch.bfloat16):
         assert model.float()(x.float()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("noise", [Node(0.1), dither.DropPath(0.1), dither.Locked(0.1)])
+@pytest.mark.parametrize("call", ["forward", "explicit"])
+def test_a_dimension_of_samples_that_a_tensor_lacks_is_told(call, noise):
+    """A Node's vectors are looked up at once, by the example."""
+    model, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), torch.randn(3, 4)
+    says = r"noise at '1:out' looks for the samples in dimension 2 of its tensor, \[3, 5\] \(batch"
+
+    def called():
+        found = dither.inject(model, {"1:out": noise}, batch_dim=2, example=x)
+        return model(x) if call == "forward" else dither.explicit(found, x, Y)
+
+    with pytest.raises(dither.DitherError, match=says):
+        called()
+
+
+def test_neftune_counts_the_elements_of_a_sample():
+    noise = dither.inject(Long(), {"at:out": dither.Neftune(1.0)}, batch_dim=3)
+    with pytest.raises(dither.DitherError, match="in dimension 3 of its tensor"):
+        noise.model(torch.randn(3, 5, 2))

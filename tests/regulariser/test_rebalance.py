@@ -206,7 +206,7 @@ def test_what_is_not_finite_leaves_sigma_as_it_is():
         ({"bound": True}, "bound is a number > 0: got True"),
         ({"of": -1.0}, "of is a number > 0: got -1.0"),
         ({"of": math.inf}, "a share of the loss: got inf"),
-        ({"every": 0}, "every is a whole number of steps ≥ 1: got 0"),
+        ({"every": 0}, "every is a whole number ≥ 1: got 0"),
     ],
 )
 def test_bad_arguments_are_told(how, says):

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from dither.errors import DitherError
+from dither.errors import check_whole
 from dither.lab.compare.method import Distance as Distance
 from dither.lab.compare.method import (
     Method,
@@ -112,8 +112,7 @@ def compare(
         patience=patience,
         device=device,
     )
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise DitherError(f"compare: jobs is a whole number of processes ≥ 1: got {jobs!r}")
+    check_whole("compare: jobs", jobs, why="processes")
     plan = Plan.of(make_model, data, methods, settings)
     with heard() if out is not None else nullcontext():
         return plan.run(jobs, out, again, _screen(progress))

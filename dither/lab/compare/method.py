@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import partial
-from numbers import Real
 from types import FunctionType
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dither.attach.inject import DrawMode, Group
-from dither.errors import DitherError
+from dither.errors import DitherError, is_number
 from dither.lab.training.optimiser import SGD, Adam, RMSprop
 from dither.loss.columns import Columns
 from dither.loss.losses import HalfSquare
@@ -87,7 +86,7 @@ def jacobian(strength: float) -> Method:
 
 
 def _number(name: str, value: Any, most: float = float("inf")) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < most:
+    if not is_number(value) or not 0 <= float(value) < most:
         end = f" and below {most:g}" if most < float("inf") else ""
         raise DitherError(f"{name} needs a number ≥ 0{end}: got {value!r}")
     return float(value)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from dither import loss as losses
 from dither.calling import output
-from dither.errors import DitherError
+from dither.errors import DitherError, check_whole, is_number
 from dither.lab.compare import method as methods_
 from dither.lab.compare.digest import digest
 from dither.lab.compare.method import Made, Method
@@ -99,9 +99,8 @@ class Settings:
             value = getattr(self, name)
             if value is None and name != "epochs":
                 continue
-            if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
-                raise DitherError(f"compare: {name} is a whole number ≥ 1: got {value!r}")
-        if not _number(self.validation) or not 0 <= self.validation < 1:
+            check_whole(f"compare: {name}", value)
+        if not is_number(self.validation) or not 0 <= self.validation < 1:
             raise DitherError(
                 f"compare: validation is a share of the training part, ≥ 0 and below 1: got "
                 f"{self.validation!r}"
@@ -111,7 +110,7 @@ class Settings:
                 "compare: patience needs a validation part, validation=0.2: the test part decides "
                 "nothing"
             )
-        if self.match is not None and not (_number(self.match) and 0 < self.match <= 1):
+        if self.match is not None and not (is_number(self.match) and 0 < self.match <= 1):
             raise DitherError(
                 "compare: match is R as a share of the loss, a number > 0 and ≤ 1, such as 0.1: "
                 f"got {self.match!r}"
@@ -121,10 +120,6 @@ class Settings:
             raise DitherError(
                 f"compare: step is a function (model, x, y, optimiser) → loss: got {self.step!r}"
             )
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _check_schedule(schedule: Any) -> None:
