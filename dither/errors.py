@@ -20,5 +20,7 @@ def check_whole(what: str, n: Any, least: int = 1, why: str = "") -> None:
 
 
 def is_number(x: Any) -> TypeGuard[float]:
-    """Whether x is a real number; True and False are none."""
+    """Whether x is a real number, or a tensor of one; True and False are none."""
+    if hasattr(x, "is_complex"):  # a tensor; errors are had without torch
+        return x.dim() == 0 and not x.is_complex() and str(x.dtype) != "torch.bool"
     return isinstance(x, Real) and not isinstance(x, bool)

@@ -45,7 +45,7 @@ COUNTS: dict[str, tuple[int, Callable[[Any], Any]]] = {  # the least, and a call
     "samples": (1, lambda n: dither.explicit(*noise(), samples=n)),
     "expected": (2, lambda n: dither.expected(*noise(), draws=n)),
     "pairs": (4, lambda n: dither.expected(*noise(), draws=n, antithetic=True)),
-    "balance": (1, lambda n: dither.balance(*noise(), draws=n)),
+    "balance": (4, lambda n: dither.balance(*noise(), draws=n)),
     "series": (2, lambda n: series(*noise(), draws=n)),
     "trace": (2, lambda n: measures.trace(*data(*parts()), probes=n)),
     "diagonal": (2, lambda n: measures.diagonal(*data(*parts()), probes=n)),
@@ -65,10 +65,20 @@ COUNTS: dict[str, tuple[int, Callable[[Any], Any]]] = {  # the least, and a call
 def test_what_counts_is_a_whole_number(call):
     least, made = COUNTS[call]
     for wrong in (least - 1, least + 0.5, True, "a", None if call == "Node" else [least]):
-        if wrong == 0 and call == "balance":  # σ by R alone
-            continue
         with pytest.raises(dither.DitherError, match=r"is a whole number ≥ \d.*: got "):
             made(wrong)
+
+
+@pytest.mark.parametrize("bounds", [(0, 1), [0.0, 1.0], np.array([0.0, 1.0]), torch.arange(2)])
+def test_bounds_are_any_two_numbers(bounds):
+    torch.manual_seed(0)
+    assert attack(*parts(), bounds=bounds, strengths=[0.1])
+
+
+@pytest.mark.parametrize("draws", [0.0, torch.tensor(0), np.array([4, 5]), torch.tensor([0, 1])])
+def test_no_draws_are_the_whole_number_0(draws):
+    with pytest.raises(dither.DitherError, match="draws is a whole number ≥ 4"):
+        dither.balance(*noise(), draws=draws)
 
 
 @pytest.mark.parametrize("n", [3, np.int64(3), torch.tensor(3).item()])
@@ -79,8 +89,9 @@ def test_whole_numbers_of_any_library_count(n):
 
 
 def test_numbers():
-    assert all(map(is_number, (0, -1.5, np.float32(2), np.int8(3), float("nan"))))
-    assert not any(map(is_number, (True, "1", None, 1j, [1])))
+    assert all(map(is_number, (0, -1.5, np.float32(2), np.int8(3), float("nan"), torch.ones(()))))
+    none = (True, "1", None, 1j, [1], torch.ones(1), torch.ones(()) > 0, torch.ones(()) * 1j)
+    assert not any(map(is_number, none))
 
 
 @pytest.mark.parametrize(
@@ -98,6 +109,6 @@ def test_numbers():
     ],
 )
 def test_numbers_that_are_none_are_told(call):
-    for wrong in ("a", True, [1]):
+    for wrong in ("a", True, [1], (None, 1), torch.ones(3)):
         with pytest.raises(dither.DitherError, match=r"got |bounds = |quantile = "):
             call(wrong)

@@ -34,7 +34,7 @@ class Attached:
         **how: Any,
     ) -> None:
         if log_every is not None:
-            check_whole("log_every", log_every, why="steps")
+            check_whole("log_every", log_every, why="in steps")
         self.what, self.how, self.log_every = what, how, log_every
         self.loss, self.batch = loss, batch  # for schedule.Balanced and log_every
         self.noise: Injection | None = None

@@ -14,6 +14,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -206,18 +207,21 @@ class Logistic:
 
 
 def _check_takes_two(loss: Any) -> None:
-    """Raises DitherError for a loss that can't be called as loss(z, y)."""
-    try:
-        takes = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
-    except (TypeError, ValueError):  # built in
+    """Raises DitherError for a function or a loss of torch that can't be called as loss(z, y)."""
+    if isinstance(loss, nn.modules.loss._Loss):
+        asked = loss.forward
+    elif inspect.isfunction(loss) or inspect.ismethod(loss):
+        asked = loss
+    else:
         return
+    takes = inspect.signature(asked, follow_wrapped=False)
     try:
         takes.bind(None, None)
     except TypeError:
         name = getattr(loss, "__name__", type(loss).__name__)
         raise DitherError(
             f"a loss is called as loss(z, y), with the model's output and the targets: {name} "
-            f"takes ({', '.join(takes.parameters)}); wrap it in a function of two arguments"
+            f"takes ({', '.join(takes.parameters)}); give a function of these two"
         ) from None
 
 
@@ -252,7 +256,7 @@ def get(loss: Any) -> Any:
     if callable(loss) and not isinstance(loss, type):
         _check_takes_two(loss)
         return AnyLoss(loss)  # pyright: ignore[reportArgumentType]
-    if isinstance(loss, Tensor | tuple | list | DataLoader):
+    if isinstance(loss, Tensor | np.ndarray | tuple | list | DataLoader):
         got = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise DitherError(
             f"a loss is a name, a loss module or a callable: got {got}; measures of a data set "

@@ -109,10 +109,12 @@ def attack(
     Costs a forward and a backward per step and image.
     """
     _check("attack", x, y)
-    pair = isinstance(bounds, Sequence | Tensor) and len(bounds) == 2
-    if not pair or not float(bounds[0]) < float(bounds[1]):
+    try:
+        low, high = map(float, bounds)
+    except (TypeError, ValueError):
+        low, high = 0.0, 0.0
+    if not low < high:
         raise DitherError(f"attack: bounds = {bounds}; give (lowest, highest) in the units of x")
-    low, high = map(float, bounds)
     if float(x.min()) < low - 1e-4 or float(x.max()) > high + 1e-4:
         raise DitherError(
             f"attack: x lies in [{x.min():.3g}, {x.max():.3g}] and not within its bounds "
@@ -264,7 +266,7 @@ def silent(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def noisy(model: nn.Module, draws: int) -> Iterator[None]:
     """Eval mode inside, with all noise on. Afterwards as before, clocks included."""
-    check_whole("attack: draws", draws, why="None for no noise")
+    check_whole("attack: draws", draws, why="or None for no noise")
     noises = injections(model)
     if not noises:
         raise DitherError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 from torch import Tensor
 
@@ -57,7 +58,7 @@ class Locked:
 
     def __post_init__(self) -> None:
         checked(self)
-        if not isinstance(self.features, int) or isinstance(self.features, bool):
+        if not isinstance(self.features, Integral) or isinstance(self.features, bool):
             raise DitherError(
                 "features of Locked is the number of a dimension, −1 for the last: got "
                 f"{self.features!r}"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -237,7 +238,7 @@ def _check(ratio: Any, draws: Any, bound: Any) -> None:
         raise DitherError(
             f"ratio must be a number > 0, the share of the loss noise shall cost: got {ratio!r}"
         )
-    if draws != 0 or isinstance(draws, bool):
+    if isinstance(draws, bool) or not isinstance(draws, Integral) or draws != 0:
         check_whole("draws", draws, 4, "in antithetic pairs; or 0 for σ by R alone")
     if not (is_number(bound) and bound > 0):
         raise DitherError(

@@ -197,4 +197,4 @@ def explicit_at_unit(
 def check_samples(samples: Any) -> None:
     """Raises DitherError unless it is None or a whole number ≥ 1."""
     if samples is not None:
-        check_whole("samples", samples, why="None: exact")
+        check_whole("samples", samples, why="or None for the exact R")

@@ -1,5 +1,7 @@
 """What a loss and its targets may be, and what a callable loss may not give."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -176,8 +178,39 @@ def test_losses_of_torch_that_take_two_are_losses(loss):
     assert hasattr(get(loss), "per_sample")
 
 
-@pytest.mark.parametrize("data", [(torch.randn(500, 4), torch.zeros(500)), [(1, 2)]])
+def weighted(z, y, w):
+    return (z - y).square().sum(1) * w
+
+
+@functools.wraps(weighted)
+def wrapped(z, y):
+    return weighted(z, y, 1.0)
+
+
+class Called(nn.Module):
+    """Called in a way of its own."""
+
+    def forward(self, z):
+        return z
+
+    def __call__(self, z, y):
+        return weighted(z, y, 1.0)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [wrapped, Called(), functools.partial(weighted, w=1.0), torch.vmap(lambda z, y: z @ y)],
+)
+def test_what_can_be_called_with_two_is_not_refused(loss):
+    assert hasattr(get(loss), "per_sample")
+
+
+@pytest.mark.parametrize(
+    "data", [(torch.randn(500, 4), torch.zeros(500)), [(1, 2)], np.zeros((90, 9))]
+)
 def test_data_in_place_of_a_loss_are_not_printed(data):
-    with pytest.raises(dither.DitherError, match=r"got (tuple|list); .*\(model, loss, data\)") as e:
+    with pytest.raises(
+        dither.DitherError, match=r"got (tuple|list|ndarray); .*\(model, loss, data\)"
+    ) as e:
         get(data)
     assert len(str(e.value)) < 200
