@@ -233,7 +233,7 @@ def test_what_terms_do_not_take():
     noise = dither.inject(net, {"0": dither.Node(1.0)})
     with pytest.raises(DitherError, match="k = 1"):
         terms(noise, x, y, order=0)
-    with pytest.raises(DitherError, match="2 draws"):
+    with pytest.raises(DitherError, match="draws is a whole number ≥ 2"):
         series(noise, x, y, draws=1)
 
 
