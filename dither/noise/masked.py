@@ -79,10 +79,12 @@ def spread(site: Here) -> Tensor:
             f"noise at {site.name!r} has a mask, which is an argument of the whole model: call the "
             "model, not a part of it"
         )
-    m = m.movedim(0, site.batch_dim) if site.batch_dim else m
-    if m.shape != h.shape[site.stack : site.stack + m.dim()]:
+    fits = site.batch_dim < m.dim()
+    m = m.movedim(0, site.batch_dim) if fits else m
+    if not fits or m.shape != h.shape[site.stack : site.stack + m.dim()]:
         raise DitherError(
-            f"noise at {site.name!r} has a mask {list(m.shape)} and gets a tensor {list(h.shape)}: "
-            "the mask must have its first dimensions"
+            f"noise at {site.name!r} has a mask {list(m.shape)} and gets a tensor {list(h.shape)}, "
+            f"whose samples are in dimension {site.batch_dim} (batch_dim): the mask must have its "
+            "first dimensions"
         )
     return (m != 0).to(h.dtype).reshape(*m.shape, *[1] * (h.dim() - m.dim()))

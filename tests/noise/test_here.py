@@ -68,3 +68,14 @@ def test_neftune_counts_the_elements_of_a_sample():
     noise = dither.inject(Long(), {"at:out": dither.Neftune(1.0)}, batch_dim=3)
     with pytest.raises(dither.DitherError, match="in dimension 3 of its tensor"):
         noise.model(torch.randn(3, 5, 2))
+
+
+@pytest.mark.parametrize("batch_dim", [1, 2, 5])
+@pytest.mark.parametrize("of", [dither.Additive(0.1), dither.Neftune(1.0)])
+def test_a_mask_without_the_dimension_of_samples_is_told(of, batch_dim):
+    noise = dither.inject(
+        Long(), {"at": dither.Masked(of, mask=lambda x: x[..., 0])}, batch_dim=batch_dim
+    )
+    says = rf"samples are in dimension {batch_dim} \(batch_dim\): the mask must have its first"
+    with pytest.raises(dither.DitherError, match=says):
+        noise.model(torch.randn(3, 5, 2))
